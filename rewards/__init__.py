@@ -1,0 +1,1 @@
+"""Stage 1: images become rewards; a failed reward is missing, never zero."""

@@ -1,0 +1,1 @@
+"""Stage 0: prompts and noise become candidate trajectories and images."""

@@ -1,0 +1,86 @@
+"""The records that travel between the stages: frozen, complete at birth, one per edge of the picture.
+
+This module stays light (numpy only), so that the driver can hold records without loading torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Handle = Any
+"""Where a large value lives: a Ray ``ObjectRef`` in the service, the value itself without Ray."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One line of a prompt file. ``index`` is its position there and identifies it; the text does not."""
+
+    index: int
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """The identity of one candidate: the seed of its initial latents and the seed of its SDE path."""
+
+    initial: int
+    path: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """Ask a rollout worker for one group: every candidate of one prompt, under one policy version."""
+
+    group_id: int
+    prompt: Prompt
+    noises: tuple[Noise, ...]
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """What the learner needs of one candidate: the states around every trained step.
+
+    ``latents`` is (S + 1, *latent shape) in the storage dtype (bfloat16 as its int16 bits), ``log_probs``
+    is (S,) float32 under the behaviour policy, ``steps`` is (S,) and names the steps of the schedule.
+    """
+
+    latents: NDArray[Any]
+    log_probs: NDArray[np.float32]
+    steps: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """The encoded prompt of a group, stored once: named arrays without a batch dimension."""
+
+    arrays: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateGroup:
+    """All candidates of one prompt: seeds, and handles of images, conditioning and trajectories."""
+
+    group_id: int
+    prompt: Prompt
+    version: int
+    noises: tuple[Noise, ...]
+    images: Handle
+    conditioning: Handle
+    trajectories: tuple[Handle, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A published policy: one flat float32 array in manifest order, with its version and checksum."""
+
+    version: int
+    checksum: str
+    flat: Handle

@@ -1,0 +1,1 @@
+"""The bundled tiny models, the synthetic world they live in, and the script that makes them."""
