@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 WORDS: Final = sorted(
     {"photo", "sign", "that", "says", "and", "the", "with"}
     | {word for relation in RELATIONS for word in relation.split()}
-    | {*SHAPES, *PLURALS.values(), *COLORS, *NUMBERS}
+    | {*SHAPES, *PLURALS.values(), *COLORS, *NUMBERS},
+    key=lambda word: (-len(word), word),  # so that no short word's merges cut a long one apart
 )
 _ALPHABET: Final = [*"abcdefghijklmnopqrstuvwxyz", *"0123456789", *"!\"'(),-.:?"]
 
