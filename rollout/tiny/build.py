@@ -1,0 +1,105 @@
+"""The architecture of the bundled models: a StableDiffusion3Pipeline, only small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from rollout.tiny.vocabulary import build_tokenizer
+
+WIDTH: Final = 96
+TEXT_WIDTH: Final = 48
+LATENT_CHANNELS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What differs between the bundled models: image size in pixels (width, height) and prompt length."""
+
+    size: tuple[int, int]
+    tokens: int
+    layers: int
+
+
+WORLDS: Final = {
+    "shapes": World(size=(32, 32), tokens=14, layers=4),
+    "words": World(size=(48, 16), tokens=12, layers=4),
+}
+
+
+def build_vae() -> AutoencoderKL:
+    """A convolutional autoencoder that shrinks images four times on a side."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """A two-layer CLIP text encoder; SD3 reads its penultimate layer and its pooled projection."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def build_transformer(world: World) -> SD3Transformer2DModel:
+    """The MMDiT: one token per 8 x 8 pixels."""
+    return SD3Transformer2DModel(
+        sample_size=max(world.size) // 4,
+        patch_size=2,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=world.layers,
+        attention_head_dim=32,
+        num_attention_heads=WIDTH // 32,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        pos_embed_max_size=max(world.size) // 8,
+        qk_norm="rms_norm",
+    )
+
+
+def build_pipeline(task: str, seed: int) -> StableDiffusion3Pipeline:
+    """An untrained pipeline for a task ("shapes" or "words"), its weights drawn from the seed."""
+    torch.manual_seed(seed)
+    world = WORLDS[task]
+    tokenizer = build_tokenizer(world.tokens)
+    return StableDiffusion3Pipeline(
+        transformer=build_transformer(world),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=build_vae(),
+        text_encoder=build_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=build_text_encoder(tokenizer),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )

@@ -1,0 +1,208 @@
+"""Make a bundled model: an autoencoder, then flow matching on captions that are partly wrong on purpose.
+
+Run as ``python -m rollout.tiny.pretrain shapes`` (or ``words``). With half of the attributes in its
+captions wrong, the model learns to draw well and to obey badly: noise then decides what it gets right,
+which is what reinforcement learning needs to work on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from rollout.tiny.build import WORLDS, build_pipeline
+from rollout.tiny.prompts import word_line
+from rollout.tiny.world import (
+    LETTERS,
+    corrupt,
+    corrupt_word,
+    draw_scene,
+    draw_word,
+    scene_for,
+    scene_prompts,
+)
+
+CORRUPTION = {"shapes": 0.5, "words": 0.35}
+EMPTY_CAPTION_SHARE = 0.1
+"""How often a caption is dropped, so that classifier-free guidance is there for who wants it."""
+
+console = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Sizes of one pretraining: images in the bank, steps of the autoencoder and of the transformer."""
+
+    task: str
+    seed: int
+    images: int
+    vae_steps: int
+    steps: int
+    batch: int = 64
+
+
+def bank(recipe: Recipe) -> tuple[list[str], NDArray[np.uint8]]:
+    """Captions and images (N, H, W, 3), of which a share of the attributes disagrees."""
+    rng = np.random.default_rng(recipe.seed)
+    chance = CORRUPTION[recipe.task]
+    make = _scene_pairs(chance, rng) if recipe.task == "shapes" else _word_pairs(chance, rng)
+    pairs = [next(make) for _ in range(recipe.images)]
+    return [caption for caption, _ in pairs], np.stack([image for _, image in pairs])
+
+
+def _scene_pairs(chance: float, rng: np.random.Generator) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    lines = list(scene_prompts())
+    by_tag: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_tag.setdefault(line["tag"], []).append(line)
+    tags = list(by_tag)
+    while True:
+        members = by_tag[tags[int(rng.integers(len(tags)))]]
+        line = members[int(rng.integers(len(members)))]
+        yield line["prompt"], draw_scene(scene_for(corrupt(line, chance, rng), rng))
+
+
+def _word_pairs(chance: float, rng: np.random.Generator) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    while True:
+        word = "".join(rng.choice(list(LETTERS), size=3))
+        yield word_line(word)["prompt"], draw_word(corrupt_word(word, chance, rng))
+
+
+def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 3, H, W) float in [-1, 1]."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def descend(
+    parameters: list[Tensor], rate: float, steps: int, loss_of: Callable[[], Tensor], name: str
+) -> None:
+    """Adam with a warm-up and a cosine decay over a loss that draws its own batches."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
+    average = 0.0
+    for step in range(steps):
+        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * decay)
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
+        if (step + 1) % max(1, steps // 20) == 0:
+            console.print(f"{name} step {step + 1}/{steps}: loss {average:.4f}")
+
+
+def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
+    """Reconstruct images; noise on the latents teaches the decoder to forgive an SDE's leftover noise."""
+
+    def loss_of() -> Tensor:
+        x = images[torch.randint(len(images), (recipe.batch,), generator=generator)]
+        posterior = vae.encode(x).latent_dist
+        z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+        level = 0.15 * torch.rand(len(z), 1, 1, 1, generator=generator) * z.detach().std()
+        noisy = z + level * torch.randn(z.shape, generator=generator)
+        return F.mse_loss(vae.decode(noisy).sample, x) + 1e-5 * posterior.kl().mean() / z[0].numel()
+
+    descend(list(vae.parameters()), 3e-3, recipe.vae_steps, loss_of, "autoencoder")
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Normalised latents of all images; writes the scale and shift it finds into the autoencoder's config."""
+    latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(256)])
+    shift, scale = latents.mean().item(), 1 / latents.std().item()
+    vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    return (latents - shift) * scale
+
+
+def train_flow(
+    pipeline: StableDiffusion3Pipeline,
+    captions: list[str],
+    latents: Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+) -> None:
+    """Flow matching: predict noise - data from a mix of both, text encoders trained along."""
+    ids = pipeline.tokenizer(
+        ["", *captions],
+        padding="max_length",
+        truncation=True,
+        max_length=pipeline.tokenizer_max_length,
+        return_tensors="pt",
+    ).input_ids
+    models = (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2)
+
+    def loss_of() -> Tensor:
+        pick = torch.randint(len(latents), (recipe.batch,), generator=generator)
+        dropped = torch.rand(recipe.batch, generator=generator) < EMPTY_CAPTION_SHARE
+        hidden, pooled = encode_ids(pipeline, ids[torch.where(dropped, 0, pick + 1)])
+        noise = torch.randn(latents[pick].shape, generator=generator)
+        sigma = torch.rand(recipe.batch, 1, 1, 1, generator=generator)
+        mixed = (1 - sigma) * latents[pick] + sigma * noise
+        velocity = pipeline.transformer(
+            hidden_states=mixed,
+            timestep=sigma.flatten() * 1000,
+            encoder_hidden_states=hidden,
+            pooled_projections=pooled,
+        ).sample
+        return F.mse_loss(velocity, noise - latents[pick])
+
+    parameters = [p for model in models for p in model.parameters()]
+    descend(parameters, 2e-3, recipe.steps, loss_of, "flow")
+
+
+def encode_ids(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states and pooled embedding as SD3's pipeline makes them (without T5), but with gradients."""
+    outputs = [
+        encoder(ids, output_hidden_states=True)
+        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)
+    ]
+    hidden = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
+    return hidden, torch.cat([out.text_embeds for out in outputs], dim=-1)
+
+
+def pretrain(recipe: Recipe) -> StableDiffusion3Pipeline:
+    """Build and train the pipeline of a recipe; the same recipe gives the same weights."""
+    pipeline = build_pipeline(recipe.task, recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    captions, images = bank(recipe)
+    pixels = to_pixels(images)
+    train_vae(pipeline.vae, pixels, recipe, generator)
+    latents = encode_images(pipeline.vae, pixels)
+    train_flow(pipeline, captions, latents, recipe, generator)
+    return pipeline
+
+
+def main() -> None:
+    """Parse the command line, pretrain, and save the pipeline in the standard diffusers format."""
+    parser = argparse.ArgumentParser(prog="python -m rollout.tiny.pretrain", description=__doc__)
+    parser.add_argument("task", choices=sorted(WORLDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=30_000)
+    parser.add_argument("--vae-steps", type=int, default=1_500)
+    parser.add_argument("--steps", type=int, default=3_000)
+    parser.add_argument("--out", type=Path, help="folder to write (default: rollout/tiny/TASK)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = Recipe(options.task, options.seed, options.images, options.vae_steps, options.steps)
+    pipeline = pretrain(recipe)
+    out = options.out or Path(__file__).parent / options.task
+    pipeline.to(torch.float16).save_pretrained(out)
+    console.print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
