@@ -1,0 +1,46 @@
+# `make train` and `make test` set everything up first; the second time the set-up costs nothing.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format clean
+
+help:  ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+train: $(READY)  ## train the bundled model on composition; ends with a table and a report
+	@$(BIN)/python -m cluster.train shapes
+
+test: lint  ## lint, type check, and run the tests with coverage
+	@echo "==> tests"
+	@$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=90
+
+lint: $(READY)  ## check style, format and types
+	@echo "==> style, format, types"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "run 'make format'" >&2; exit 1; }
+	@$(BIN)/mypy
+
+format: $(READY)  ## bring the code into shape
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+clean:  ## remove the environment and every cache; runs stay
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first Python that is new enough; uv installs in seconds, and pip takes over where uv finds no index.
+$(READY): pyproject.toml constraints.txt
+	@python=; for candidate in python3 python3.13 python3.12 python3.11 python3.14; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        python=$$candidate; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	    echo "NoiseMargin needs Python 3.11 or newer; found: $$(python3 --version 2>&1 || true)" >&2; exit 1; fi; \
+	echo "==> setting up $(VENV) with $$($$python --version) (once; about 7 GB)"; \
+	$$python -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra dev \
+	    || { echo "==> uv could not install; trying pip" >&2; \
+	         $(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt; }
+	@touch $@

@@ -1,0 +1,146 @@
+"""The rules of the house, held by reading the source rather than by running it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("rollout", "rewards", "selection", "learner", "cluster")
+SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+HOME_PATH = re.compile(rb"/(?:home/(?!ray\b)|Users/|root/)[A-Za-z0-9._-]+")
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level packages that a file imports, at any depth of nesting; relative imports stay inside."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def importers(library: str) -> set[str]:
+    return {name(path) for path in SOURCES if library in imports(path)}
+
+
+def functions(path: Path) -> Iterator[FunctionNode]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, FunctionNode):
+            yield node
+
+
+def lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def code_lines(function: FunctionNode) -> int:
+    """Lines from ``def`` to the end, without the docstring: documenting well must not cost anything."""
+    documented = ast.get_docstring(function) is not None
+    return lines(function) - (lines(function.body[0]) if documented else 0)
+
+
+def undocumented(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
+    """Public classes and functions without a docstring, down through classes but not into functions."""
+    for child in node.body:
+        if isinstance(child, FunctionNode | ast.ClassDef) and not child.name.startswith("_"):
+            if ast.get_docstring(child) is None:
+                yield f"{prefix}.{child.name}"
+            if isinstance(child, ast.ClassDef):
+                yield from undocumented(child, f"{prefix}.{child.name}")
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / entry for entry in listed.stdout.decode().split("\0") if entry]
+    return [path for path in paths if path.is_file()]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_stage_imports_only_stages_upstream(layer: str) -> None:
+    downstream = set(LAYERS[LAYERS.index(layer) + 1 :])
+    found = {name(path): imports(path) & downstream for path in (ROOT / layer).rglob("*.py")}
+    assert not {file: used for file, used in found.items() if used}
+
+
+def test_only_the_cluster_knows_ray() -> None:
+    assert not {file for file in importers("ray") if not file.startswith("cluster/")}
+
+
+@pytest.mark.parametrize("library", ["deepspeed", "paddleocr", "open_clip"])
+def test_one_file_imports_a_heavy_library(library: str) -> None:
+    assert len(importers(library)) <= 1
+
+
+def test_only_the_rollout_knows_diffusers() -> None:
+    assert not {file for file in importers("diffusers") if not file.startswith("rollout/")}
+
+
+def test_selection_is_pure() -> None:
+    heavy = {"torch", "ray", "diffusers", "transformers"}
+    assert not {name(path) for path in (ROOT / "selection").rglob("*.py") if imports(path) & heavy}
+
+
+def test_the_driver_stays_light() -> None:
+    probe = "import sys, cluster.train; sys.exit(', '.join({'torch', 'diffusers'} & set(sys.modules)) or 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_functions_are_short() -> None:
+    found = {f"{name(path)}:{node.lineno} {node.name}": node for path in SOURCES for node in functions(path)}
+    assert not {where: lines(node) for where, node in found.items() if lines(node) > 50}
+    assert statistics.median(map(code_lines, found.values())) <= 10
+
+
+def test_files_are_short() -> None:
+    counts = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES + TESTS}
+    assert not {file: count for file, count in counts.items() if count > 350}
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    missing = []
+    for path in SOURCES:
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        if ast.get_docstring(module) is None:
+            missing.append(name(path))
+        missing += undocumented(module, name(path))
+    assert not missing
+
+
+def test_no_file_shadows_the_standard_library() -> None:
+    shadows = {"select.py", "profile.py", "statistics.py"}
+    assert not [name(path) for path in SOURCES if path.name in shadows]
+
+
+def test_docker_is_no_package() -> None:
+    assert not (ROOT / "docker" / "__init__.py").exists()
+
+
+def test_tracked_files_name_no_home() -> None:
+    found = {name(path): HOME_PATH.findall(path.read_bytes()) for path in tracked()}
+    assert not {file: hits for file, hits in found.items() if hits}
+
+
+def test_tracked_files_are_small() -> None:
+    assert not {name(path): size for path in tracked() if (size := path.stat().st_size) > 10 * 2**20}
