@@ -43,4 +43,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra dev \
 	    || { echo "==> uv could not install; trying pip" >&2; \
 	         $(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt; }
+# paddleocr asks for the OpenCV that draws windows, which shares its folder; the headless one, put there last, wins.
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --reinstall --constraint constraints.txt \
+	    opencv-python-headless 2>/dev/null \
+	    || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+	        --constraint constraints.txt opencv-python-headless
 	@touch $@
