@@ -54,6 +54,10 @@ class Scorer(Protocol):
         """Score every image against its prompt; raise `RewardError` when the whole call failed."""
         ...
 
-    def check(self, prompt: Prompt) -> None:
-        """Raise ``ValueError`` when a prompt lacks what this reward needs; called before a run starts."""
+    @classmethod
+    def check(cls, prompt: Prompt) -> None:
+        """Raise ``ValueError`` when a prompt lacks what this reward needs.
+
+        The driver calls it on the class, before a run starts and without loading any weights.
+        """
         ...

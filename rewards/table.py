@@ -1,0 +1,46 @@
+"""Which class is behind the name of a reward; importing this loads none of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+from rewards.scorer import Traits
+
+REWARDS: Final[dict[str, str]] = {
+    "jpeg": "rewards.jpeg:JpegScorer",
+    "ocr": "rewards.ocr:OcrScorer",
+    "pickscore": "rewards.pickscore:PickScoreScorer",
+    "shapes": "rewards.shapes:ShapesScorer",
+}
+
+
+def resolve(name: str) -> type[Any]:
+    """The scorer class of a name of `REWARDS`, or of a user's own ``module:Class``.
+
+    Raises ``ValueError`` when the name is unknown, its module or class is missing, or the class is no scorer.
+    """
+    target = REWARDS.get(name, name)
+    module_name, separator, class_name = target.partition(":")
+    if not separator:
+        raise ValueError(f"unknown reward {name!r}: expected one of {', '.join(REWARDS)}, or module:Class")
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except ImportError as error:
+        raise ValueError(f"reward {name!r}: cannot import {module_name!r}: {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"reward {name!r}: module {module_name!r} has no {class_name!r}") from error
+    return _checked(name, found)
+
+
+def _checked(name: str, found: Any) -> type[Any]:
+    """The class itself, if it looks like a scorer; a protocol with data members has no ``issubclass``."""
+    if not isinstance(found, type):
+        raise ValueError(f"reward {name!r} must be a class, got {found!r}")
+    # dir, since getattr would find the metaclass's __call__ on every class.
+    lacking = [part for part in ("__call__", "check") if part not in dir(found)]
+    if not isinstance(getattr(found, "traits", None), Traits):
+        lacking.append("traits")
+    if lacking:
+        raise ValueError(f"reward {name!r}: {found.__qualname__} lacks {', '.join(lacking)} of a Scorer")
+    return found

@@ -1,0 +1,67 @@
+"""One shard of one reward: a plain class that knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.scorer import Judgement, RewardError
+from rewards.table import resolve
+from rollout.records import Prompt
+
+
+class RewardWorker:
+    """Holds one scorer and guards it: bad input, exceptions and non-finite scores never become a zero.
+
+    ``name`` is a name of `rewards.table` or a ``module:Class`` and ``options`` are its keyword arguments.
+    Raises `RewardError` when the scorer cannot be made.
+    """
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        self.name = name
+        try:
+            self._scorer = resolve(name)(**options)
+        except Exception as error:
+            raise self._failed("could not be made", error) from error
+
+    def ping(self) -> str:
+        """The reward's name, as a sign of life."""
+        return self.name
+
+    def score(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
+        """Score (N, H, W, 3) uint8 images; non-finite scores come back as not valid.
+
+        Raises `RewardError` naming the reward and the cause when the images do not fit, the scorer
+        raises, or what it returns is not a judgement of N images.
+        """
+        self._check_images(images, prompts)
+        try:
+            judgement = self._scorer(images, prompts)
+            return _only_finite(judgement, len(prompts))
+        except Exception as error:
+            raise self._failed("failed", error) from error
+
+    def _failed(self, what: str, error: Exception) -> RewardError:
+        return RewardError(f"reward {self.name!r} {what}: {type(error).__name__}: {error}")
+
+    def _check_images(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> None:
+        fits = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8 and images.size > 0
+        if not fits or len(images) != len(prompts):
+            raise RewardError(
+                f"reward {self.name!r} expected (N, H, W, 3) uint8 images and N prompts, "
+                f"got {images.shape} {images.dtype} and {len(prompts)} prompts"
+            )
+
+
+def _only_finite(judgement: Judgement, count: int) -> Judgement:
+    values = np.asarray(judgement.values, dtype=np.float64)
+    valid = np.asarray(judgement.valid, dtype=np.bool_)
+    lengths = {"values": values.shape, "valid": valid.shape}
+    lengths |= {name: np.shape(detail) for name, detail in judgement.details.items()}
+    for name, shape in lengths.items():
+        if shape != (count,):
+            raise ValueError(f"{name} must have shape ({count},), got {shape}")
+    return Judgement(values=values, valid=valid & np.isfinite(values), details=judgement.details)
