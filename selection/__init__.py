@@ -1,0 +1,1 @@
+"""Selection: which candidates the learner sees, and with which advantages; pure functions of rewards."""

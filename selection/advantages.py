@@ -1,0 +1,70 @@
+"""Advantages of the kept candidates, normalised after selection.
+
+Standard deviations are those of the population, in float64, as in FlowGRPO. Clipping is the learner's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selection.settings import Normalisation
+from selection.strategies import Floats, Indices
+
+EPSILON: Final = 1e-4
+"""Added to every standard deviation, as in FlowGRPO."""
+
+
+def advantages(
+    rewards: Floats,
+    valid: NDArray[np.bool_],
+    kept: Sequence[Indices],
+    *,
+    normalisation: Normalisation,
+    rms_match: bool = False,
+) -> tuple[Floats, ...]:
+    """A = (r - mean) / (std + 1e-4) of each group's kept candidates, in their order.
+
+    ``rewards`` and ``valid`` are (P, n); ``kept`` has one index array per group and names only valid ones.
+
+    - ``candidates``: mean and std of all valid candidates of the group. Does not sum to zero over a
+      lopsided subset, which pushes on the event of being selected.
+    - ``selected``: mean and std of the kept ones. A lone pair becomes +-1, however narrow its margin.
+    - ``batch``: mean of the kept ones, std of all valid candidates of all groups that can be compared
+      (two or more valid), not centred by prompt: keeps the size of margins, sums to zero. FlowGRPO's
+      global std is this with everything kept.
+
+    Selecting extremes enlarges advantages and so weakens beta. ``rms_match`` multiplies all of them by one
+    number, so that their root mean square is what it would be had every valid candidate been kept under
+    ``batch``: the one reference for every strategy and normalisation.
+    """
+    comparable = valid & (valid.sum(axis=-1, keepdims=True) >= 2)
+    spread = _std(rewards[comparable])
+    raw = []
+    for row, usable, chosen in zip(rewards, comparable, kept, strict=True):
+        subset = row[chosen]
+        pool = row[usable] if normalisation == "candidates" else subset
+        scale = spread if normalisation == "batch" else _std(pool)
+        raw.append((subset - pool.mean()) / (scale + EPSILON) if len(subset) else subset)
+    if not rms_match:
+        return tuple(raw)
+    factor = _reference_rms(rewards, comparable, spread) / (rms(raw) or 1.0)
+    return tuple(factor * row for row in raw)
+
+
+def rms(values: Sequence[Floats]) -> float:
+    """The root mean square over all groups; zero of nothing."""
+    flat = np.concatenate([np.zeros(0), *values])
+    return float(np.sqrt(np.mean(flat**2))) if len(flat) else 0.0
+
+
+def _std(values: Floats) -> float:
+    return float(np.std(values)) if len(values) else 0.0
+
+
+def _reference_rms(rewards: Floats, comparable: NDArray[np.bool_], spread: float) -> float:
+    groups = [row[usable] for row, usable in zip(rewards, comparable, strict=True) if usable.any()]
+    return rms([(group - group.mean()) / (spread + EPSILON) for group in groups])

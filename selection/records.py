@@ -1,0 +1,53 @@
+"""What leaves the selection stage: who was kept with which advantage, and the statistics of everyone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """One candidate for the learner: its group, its position there, and its (unclipped) advantage."""
+
+    group_id: int
+    candidate: int
+    advantage: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStatistics:
+    """One group in numbers, over all of its valid candidates and not only the selected ones.
+
+    ``reward_std`` is the population standard deviation. ``margin`` is the highest minus the lowest reward:
+    the widest margin there was, whatever the strategy. Without a valid candidate ``reward_mean`` is NaN
+    and the other two are zero.
+    """
+
+    group_id: int
+    candidates: int
+    valid: int
+    selected: int
+    reward_mean: float
+    reward_std: float
+    margin: float
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the group had too few valid candidates (under two) to compare any."""
+        return self.valid < 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The outcome for a batch: ``kept`` in the order of the groups and worst first within each.
+
+    ``groups`` has one entry per group of the batch; ``metrics`` are numbers for the log:
+    reward_mean (over valid candidates; NaN without any); reward_std and margin_mean (means over groups that
+    were not dropped); zero_margin_groups; dropped_groups; short_groups (valid, but fewer than ``keep``);
+    candidates; valid; selected; advantage_rms.
+    """
+
+    kept: tuple[Kept, ...]
+    groups: tuple[GroupStatistics, ...]
+    metrics: Mapping[str, float]

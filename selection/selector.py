@@ -1,0 +1,130 @@
+"""The worker of the selection stage: scores of a batch in, the kept candidates with their advantages out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.combine import Scores
+from selection.advantages import advantages, rms
+from selection.records import GroupStatistics, Kept, Selection
+from selection.settings import SelectionSettings
+from selection.strategies import STRATEGIES, Batch, Floats
+
+
+class Selector:
+    """Selects by ``settings``; ``seed`` (not negative) decides between ties and which are random.
+
+    It keeps no state: the same scores of the same groups give the same selection, whichever worker scored
+    them, in whichever order the groups arrive.
+    """
+
+    def __init__(self, settings: SelectionSettings, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+
+    def ping(self) -> str:
+        """The strategy's name, as a sign of life."""
+        return self.settings.strategy
+
+    def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
+        """Select from one batch: ``scores[i]`` are those of group ``group_ids[i]``.
+
+        Groups may differ in size. A candidate without a finite total counts as invalid. Raises
+        ``ValueError``, naming the step, when the batch is empty, its two sequences differ in length, or a
+        group appears twice.
+        """
+        _check(step, group_ids, scores)
+        batch = self._batch(group_ids, scores)
+        kept = STRATEGIES[self.settings.strategy](batch)
+        values = advantages(
+            batch.rewards,
+            batch.valid,
+            kept,
+            normalisation=self.settings.advantages,
+            rms_match=self.settings.rms_match,
+        )
+        groups = tuple(
+            _statistics(group_id, score, row[valid], len(chosen))
+            for group_id, score, row, valid, chosen in zip(
+                group_ids, scores, batch.rewards, batch.valid, kept, strict=True
+            )
+        )
+        return Selection(
+            kept=tuple(
+                Kept(group_id=group_id, candidate=int(candidate), advantage=float(value))
+                for group_id, chosen, row in zip(group_ids, kept, values, strict=True)
+                for candidate, value in zip(chosen, row, strict=True)
+            ),
+            groups=groups,
+            metrics=self._metrics(groups, batch, rms(values)),
+        )
+
+    def _batch(self, group_ids: Sequence[int], scores: Sequence[Scores]) -> Batch:
+        """Pad the groups to one length with invalid candidates and draw the keys."""
+        width = max(len(score.total) for score in scores)
+        rewards = np.full((len(scores), width), np.nan)
+        valid = np.zeros((len(scores), width), dtype=np.bool_)
+        for row, score in enumerate(scores):
+            size = len(score.total)
+            rewards[row, :size] = score.total
+            valid[row, :size] = score.valid & np.isfinite(score.total)
+        return Batch(
+            rewards=rewards,
+            valid=valid,
+            keys=np.stack([tie_keys(self.seed, group_id, width) for group_id in group_ids]),
+            keep=self.settings.keep,
+            tolerance=self.settings.tolerance,
+        )
+
+    def _metrics(
+        self, groups: Sequence[GroupStatistics], batch: Batch, advantage_rms: float
+    ) -> dict[str, float]:
+        compared = [group for group in groups if not group.dropped]
+        rewards = batch.rewards[batch.valid]
+        return {
+            "reward_mean": float(rewards.mean()) if len(rewards) else float("nan"),
+            "reward_std": _mean([group.reward_std for group in compared]),
+            "margin_mean": _mean([group.margin for group in compared]),
+            "zero_margin_groups": float(sum(group.margin <= batch.tolerance for group in compared)),
+            "dropped_groups": float(len(groups) - len(compared)),
+            "short_groups": float(sum(group.valid < batch.keep for group in compared)),
+            "candidates": float(sum(group.candidates for group in groups)),
+            "valid": float(sum(group.valid for group in groups)),
+            "selected": float(sum(group.selected for group in groups)),
+            "advantage_rms": advantage_rms,
+        }
+
+
+def tie_keys(seed: int, group_id: int, count: int) -> NDArray[np.uint64]:
+    """The keys (count,) of a group's candidates; a candidate's depends on seed, group and position alone."""
+    # A bit generator's raw stream, unlike a Generator's methods, is the same in every version of numpy.
+    return np.asarray(np.random.Philox(np.random.SeedSequence((seed, group_id))).random_raw(count))
+
+
+def _check(step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> None:
+    if not group_ids or len(group_ids) != len(scores):
+        raise ValueError(
+            f"step {step}: {len(group_ids)} groups with {len(scores)} scores cannot be selected from"
+        )
+    if len(set(group_ids)) != len(group_ids):
+        raise ValueError(f"step {step}: a group appears twice in {list(group_ids)}")
+
+
+def _statistics(group_id: int, scores: Scores, rewards: Floats, selected: int) -> GroupStatistics:
+    some = len(rewards) > 0
+    return GroupStatistics(
+        group_id=group_id,
+        candidates=len(scores.total),
+        valid=len(rewards),
+        selected=selected,
+        reward_mean=float(rewards.mean()) if some else float("nan"),
+        reward_std=float(rewards.std()) if some else 0.0,
+        margin=float(np.ptp(rewards)) if some else 0.0,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

@@ -1,0 +1,174 @@
+"""Which candidates to keep: pure, deterministic functions of a batch of rewards.
+
+Every strategy ranks the valid candidates of a group by (reward, key). The keys are random but belong to the
+candidates, so ties are broken without regard to order or worker, and permuting the candidates permutes the
+selection. Only comparisons, differences and variances of rewards are used, so that a positive affine map of
+the rewards changes nothing (as long as no margin crosses the tolerance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selection.settings import StrategyName
+
+Indices = NDArray[np.int64]
+"""Positions of candidates within their group."""
+
+Floats = NDArray[np.float64]
+"""Rewards, margins or advantages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """P groups of n candidates: ``rewards`` (P, n), ``valid`` (P, n) and ``keys`` (P, n).
+
+    Rewards of invalid candidates mean nothing (they may be NaN) and are never looked at. Keys are distinct
+    random integers. ``keep`` is per group; margins at or below ``tolerance`` count as ties.
+    """
+
+    rewards: Floats
+    valid: NDArray[np.bool_]
+    keys: NDArray[np.uint64]
+    keep: int
+    tolerance: float
+
+
+Strategy = Callable[[Batch], tuple[Indices, ...]]
+"""For each group the kept candidates, worst first."""
+
+
+def ranking(batch: Batch) -> tuple[Indices, ...]:
+    """The valid candidates of each group, worst first; none where fewer than two are valid."""
+    orders = np.lexsort((batch.keys, batch.rewards, ~batch.valid), axis=-1)
+    counts = batch.valid.sum(axis=-1)
+    return tuple(order[: count if count >= 2 else 0] for order, count in zip(orders, counts, strict=True))
+
+
+def margins(ranked: Floats) -> Floats:
+    """The nested margins r(n+1-j) - r(j), j = 1 .. n // 2, of ascending rewards (n,): never increasing."""
+    pairs = len(ranked) // 2
+    return ranked[::-1][:pairs] - ranked[:pairs]
+
+
+def keep_all(batch: Batch) -> tuple[Indices, ...]:
+    """Every valid candidate, whatever ``keep``: FlowGRPO's own choice."""
+    return ranking(batch)
+
+
+def keep_random(batch: Batch) -> tuple[Indices, ...]:
+    """``keep`` candidates at random (those with the lowest keys): the control without a choice."""
+    return tuple(
+        _sample(order, keys, batch.keep) for order, keys in zip(ranking(batch), batch.keys, strict=True)
+    )
+
+
+def noise_margin(batch: Batch) -> tuple[Indices, ...]:
+    """The ``keep // 2`` widest nested pairs of each group: its worst and its best candidates.
+
+    Pairs that tie are left out, so a group of equals contributes nothing.
+    """
+    return tuple(
+        _ends(order, int(np.sum(margins(rewards[order])[: batch.keep // 2] > batch.tolerance)))
+        for order, rewards in zip(ranking(batch), batch.rewards, strict=True)
+    )
+
+
+def max_variance(batch: Batch) -> tuple[Indices, ...]:
+    """The ``keep`` candidates of each group whose rewards have the largest variance (PODS, arXiv 2504.13818).
+
+    The best subset consists of the i highest and the ``keep`` - i lowest for some i; prefix sums try every i.
+    Of equally good splits the most balanced wins. A group of equals contributes nothing.
+    """
+    chosen = []
+    for order, rewards in zip(ranking(batch), batch.rewards, strict=True):
+        ranked = rewards[order]
+        size = min(batch.keep, len(order))
+        varied = len(order) > 0 and ranked[-1] - ranked[0] > batch.tolerance
+        chosen.append(_split(order, size, _highest_count(ranked, size)) if varied else order[:0])
+    return tuple(chosen)
+
+
+def global_margin(batch: Batch) -> tuple[Indices, ...]:
+    """The widest pairs of the whole batch, under one budget of groups * ``keep`` candidates.
+
+    A group's margins never increase, so it contributes a prefix of its nested pairs. Equal margins go first
+    to groups that have fewer pairs so far, then by key. Groups without margins leave their share to others.
+    """
+    orders = ranking(batch)
+    nested = [margins(rewards[order]) for order, rewards in zip(orders, batch.rewards, strict=True)]
+    widths = np.concatenate(nested)
+    group = np.repeat(np.arange(len(nested)), [len(row) for row in nested])
+    depth = np.concatenate([np.arange(len(row)) for row in nested])
+    widest = np.lexsort((_group_keys(batch)[group], depth, -widths))[: len(nested) * batch.keep // 2]
+    pairs = np.bincount(group[widest[widths[widest] > batch.tolerance]], minlength=len(nested))
+    return tuple(_ends(order, int(count)) for order, count in zip(orders, pairs, strict=True))
+
+
+def prompt_filter(batch: Batch) -> tuple[Indices, ...]:
+    """Choose prompts, not noise: whole groups by falling standard deviation.
+
+    The budget is groups * ``keep`` candidates, so that as many are sampled and trained as with the other
+    strategies; the last group that fits only in part gives a random part. Groups of equals are left out.
+    """
+    orders = ranking(batch)
+    ranked = [rewards[order] for order, rewards in zip(orders, batch.rewards, strict=True)]
+    spread = np.array(
+        [row.std() if len(row) and row[-1] - row[0] > batch.tolerance else 0.0 for row in ranked]
+    )
+    chosen = [order[:0] for order in orders]
+    left = len(orders) * batch.keep
+    for group in np.lexsort((_group_keys(batch), -spread)):
+        if spread[group] == 0.0 or left < 2:
+            break
+        chosen[group] = _sample(orders[group], batch.keys[group], left)
+        left -= len(chosen[group])
+    return tuple(chosen)
+
+
+STRATEGIES: Final[Mapping[StrategyName, Strategy]] = {
+    "all": keep_all,
+    "random": keep_random,
+    "noise_margin": noise_margin,
+    "max_variance": max_variance,
+    "global_margin": global_margin,
+    "prompt_filter": prompt_filter,
+}
+"""Every strategy by the name it has in the configuration."""
+
+
+def _split(order: Indices, size: int, highest: int) -> Indices:
+    return np.concatenate([order[: size - highest], order[len(order) - highest :]])
+
+
+def _ends(order: Indices, pairs: int) -> Indices:
+    return _split(order, 2 * pairs, pairs)
+
+
+def _sample(order: Indices, keys: NDArray[np.uint64], size: int) -> Indices:
+    return order[np.sort(np.argsort(keys[order])[:size])]
+
+
+def _group_keys(batch: Batch) -> NDArray[np.uint64]:
+    """One key per group, from its valid candidates in any order: neither order nor padding matters."""
+    keys: NDArray[np.uint64] = np.where(batch.valid, batch.keys, np.iinfo(np.uint64).max).min(axis=-1)
+    return keys
+
+
+def _highest_count(ranked: Floats, size: int) -> int:
+    """How many of the ``size`` kept come from the top, for the largest variance; ``ranked`` must vary."""
+    scaled = (ranked - ranked.mean()) / (ranked[-1] - ranked[0])
+    first = np.concatenate([[0.0], np.cumsum(scaled)])
+    second = np.concatenate([[0.0], np.cumsum(scaled**2)])
+    high = np.arange(size + 1)
+    low, rest = size - high, len(ranked) - high
+    mean = (first[low] + first[-1] - first[rest]) / size
+    variance = (second[low] + second[-1] - second[rest]) / size - mean**2
+    # Rounding must not decide between splits that are equally good.
+    best = np.flatnonzero(variance >= variance.max() - 1e-12)
+    return int(best[np.argmin(np.abs(2 * best - size))])

@@ -1,0 +1,120 @@
+"""The selector: what it says of a batch, and that neither order nor worker matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rewards.combine import Scores
+from selection.records import Selection
+from selection.selector import Selector, tie_keys
+from selection.settings import SelectionSettings
+from selection.strategies import STRATEGIES
+
+
+def scores_of(total: Sequence[float]) -> Scores:
+    values = np.asarray(total, dtype=np.float64)
+    return Scores(rewards={"shapes": values}, valid=np.isfinite(values), total=values, strict=None)
+
+
+def select(totals: Sequence[Sequence[float]], **settings: Any) -> Selection:
+    chosen = SelectionSettings(**({"candidates": 16, "keep": 2} | settings))
+    ids = range(10, 10 + len(totals))
+    return Selector(chosen, 0).select(5, list(ids), [scores_of(total) for total in totals])
+
+
+def test_a_batch_in_numbers() -> None:
+    nan = float("nan")
+    selection = select([[0, 1, 2, 5], [1, 1, 1, 1], [3, nan, nan, nan], [0, 1, nan, nan]], keep=4)
+    assert [(kept.group_id, kept.candidate) for kept in selection.kept] == [
+        (10, 0), (10, 1), (10, 2), (10, 3), (13, 0), (13, 1)
+    ]  # fmt: skip
+    assert [group.margin for group in selection.groups] == [5, 0, 0, 1]
+    assert [group.dropped for group in selection.groups] == [False, False, True, False]
+    metrics = dict(selection.metrics)
+    assert metrics.pop("reward_mean") == pytest.approx(16 / 11)
+    assert metrics.pop("reward_std") == pytest.approx((np.std([0, 1, 2, 5]) + 0.5) / 3)
+    advantage = np.array([kept.advantage for kept in selection.kept])
+    assert metrics.pop("advantage_rms") == pytest.approx(np.sqrt(np.mean(advantage**2)))
+    assert metrics == {
+        "margin_mean": 2.0,
+        "zero_margin_groups": 1.0,
+        "dropped_groups": 1.0,
+        "short_groups": 1.0,
+        "candidates": 16.0,
+        "valid": 11.0,
+        "selected": 6.0,
+    }
+
+
+def test_nothing_valid_is_an_empty_selection() -> None:
+    selection = select([[float("nan")] * 4])
+    assert selection.kept == ()
+    assert math.isnan(selection.metrics["reward_mean"])
+    assert selection.metrics["dropped_groups"] == 1
+    assert selection.metrics["margin_mean"] == 0
+
+
+def test_a_total_that_is_not_finite_is_not_valid() -> None:
+    total = np.array([0.0, 1.0, np.inf, np.nan])
+    scores = Scores(rewards={}, valid=np.ones(4, np.bool_), total=total, strict=None)
+    selection = Selector(SelectionSettings(keep=2), 0).select(0, [3], [scores])
+    assert [kept.candidate for kept in selection.kept] == [0, 1]
+    assert selection.metrics["valid"] == 2
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_neither_order_nor_company_of_groups_matters(strategy: Any) -> None:
+    selector = Selector(SelectionSettings(keep=4, strategy=strategy, advantages="candidates"), 7)
+    rng = np.random.default_rng(1)
+    scores = {group: scores_of(rng.integers(0, 3, size=8)) for group in range(6)}
+    forward = selector.select(0, list(scores), list(scores.values()))
+    backward = selector.select(0, list(scores)[::-1], list(scores.values())[::-1])
+    key = attrgetter("group_id", "candidate")
+    assert sorted(forward.kept, key=key) == sorted(backward.kept, key=key)
+
+
+def test_groups_of_different_sizes() -> None:
+    small, large = [0.0, 1.0], list(range(12))
+    assert [g.candidates for g in select([small, large]).groups] == [2, 12]
+    assert [kept.candidate for kept in select([small, large]).kept] == [0, 1, 0, 11]
+
+
+def test_keys_belong_to_candidates() -> None:
+    assert tie_keys(1, 2, 8).tolist() == tie_keys(1, 2, 16)[:8].tolist()
+    assert not set(tie_keys(1, 2, 8).tolist()) & set(tie_keys(1, 3, 8).tolist())
+    assert not set(tie_keys(1, 2, 8).tolist()) & set(tie_keys(2, 2, 8).tolist())
+    assert tie_keys(0, 0, 2).dtype == np.uint64
+
+
+def test_the_seed_decides_between_ties() -> None:
+    scores = [scores_of([0, 0, 0, 0, 1, 1, 1, 1])]
+    picks = {
+        tuple(
+            kept.candidate for kept in Selector(SelectionSettings(keep=2), seed).select(0, [4], scores).kept
+        )
+        for seed in range(20)
+    }
+    assert len(picks) > 5
+
+
+@pytest.mark.parametrize(
+    ("ids", "count", "message"),
+    [
+        ([], 0, "step 3: 0 groups with 0 scores"),
+        ([1], 2, "1 groups with 2 scores"),
+        ([1, 1], 2, "appears twice"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(ids: list[int], count: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Selector(SelectionSettings(), 0).select(3, ids, [scores_of([0, 1])] * count)
+
+
+def test_it_answers() -> None:
+    assert Selector(SelectionSettings(), 0).ping() == "noise_margin"
