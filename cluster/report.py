@@ -1,0 +1,161 @@
+"""The report of a run: `python -m cluster.report RUN_FOLDER` remakes `report.html` from the files alone.
+
+The page is one file that opens offline: Plotly, styles and images are all inside. Its weight is bounded:
+Plotly's 5 MB, at most 56 images of at most 48 KB each, and the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from cluster.report_charts import DARK, LIGHT, diagnostic_charts, learning_charts, time_chart
+from cluster.report_data import NotARunError, Row, Run, load_run, number
+from cluster.report_format import MISSING, duration, show
+from cluster.report_heldout import held_out_story
+from cluster.report_images import THUMBNAIL
+from cluster.report_noise import noise_story
+from cluster.report_summary import changes, headline, stage_costs, summary_table
+
+__all__ = ["main", "summary_table", "write_report"]
+
+_TEMPLATES: Final = Path(__file__).parent / "templates"
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a run folder and return its path; raises NotARunError if the folder is none."""
+    page = _render(load_run(folder))
+    path = folder / "report.html"
+    # A reader that has the page open must never meet half of it.
+    draft = folder / ".report.html.part"
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Remake a report from the command line; the exit status is 2 if the folder is no run."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.report", description="Remake report.html.")
+    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="the folder of a run")
+    folder = parser.parse_args(arguments).folder
+    try:
+        path = write_report(folder)
+    except NotARunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {folder}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
+
+
+def _render(run: Run) -> str:
+    moments, noise_notes = noise_story(run)
+    held_out, held_out_notes = held_out_story(run)
+    charts = [*learning_charts(run), time_chart(run), *diagnostic_charts(run)]
+    drawn = [chart for chart in charts if chart]
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        run=run,
+        head=headline(run),
+        notes=[*run.notes, *noise_notes, *held_out_notes],
+        moments=moments,
+        held_out=held_out,
+        learning=[chart for chart in drawn if chart.size in ("wide", "half") and chart.key != "time"],
+        time=next((chart for chart in drawn if chart.key == "time"), None),
+        diagnostics=[chart for chart in drawn if chart.size == "small"],
+        costs=stage_costs(run) if run.training else [],
+        saved=_saved(run),
+        changes=changes(run),
+        config=_config_sections(run.config),
+        last=_last_metrics(run),
+        palettes={"light": LIGHT, "dark": DARK},
+        figures=_script_json({chart.key: json.loads(chart.figure) for chart in drawn}),
+        colors=_script_json({LIGHT[name]: DARK[name] for name in LIGHT}),
+        assets=_assets(),
+        thumbnail=THUMBNAIL,
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(show=show, duration=duration)
+    return environment
+
+
+def _assets() -> dict[str, Markup]:
+    """The parts of the page that are code, not text, and so stand in it unescaped."""
+    own = {name: (_TEMPLATES / f"report.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    return {name: Markup(text) for name, text in (own | {"plotly": get_plotlyjs()}).items()}
+
+
+def _script_json(value: Any) -> Markup:
+    """JSON for a script element, which a `</script>` in the data must not end."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _saved(run: Run) -> str | None:
+    """What training on every sampled candidate would have cost, from the measured time per candidate."""
+    sampled, _, _, trained, _ = stage_costs(run)
+    if not run.training or not sampled.candidates or not trained.candidates:
+        return None
+    extra = trained.seconds / trained.candidates * (sampled.candidates - trained.candidates)
+    return duration(extra) if extra > 0 else None
+
+
+def _config_sections(config: Row) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The configuration as titled lists: the top level, then each table and each table of an array."""
+    top = [(key, _value(value)) for key, value in config.items() if not _tables(value)]
+    sections = [
+        (f"{key} {place}" if len(tables) > 1 else key, [(name, _value(item)) for name, item in table.items()])
+        for key, value in config.items()
+        for tables in [_tables(value)]
+        for place, table in enumerate(tables, start=1)
+    ]
+    return [("run", top), *sections] if top else sections
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, dict):
+        return [value]
+    return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else []
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _last_metrics(run: Run) -> list[tuple[str, str, str]]:
+    """Every metric of the first and the last training step; evaluations from wherever they were last made."""
+    if not run.metrics:
+        return []
+    first, last = (run.training or run.metrics)[0], (run.training or run.metrics)[-1]
+    keys = list(dict.fromkeys([*first, *last]))
+    return [(key, _metric(first, key), _metric(last, key)) for key in keys]
+
+
+def _metric(row: Row, key: str) -> str:
+    value = number(row, key)
+    if value is None:
+        return MISSING
+    return show(int(value)) if isinstance(row[key], int) else show(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

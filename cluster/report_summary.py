@@ -1,0 +1,238 @@
+"""The run in a few numbers: headline, tiles, what changed, and what each stage cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from statistics import fmean
+from typing import Any, Final
+
+from rich.table import Table
+
+from cluster.report_data import STAGES, Row, Run, load_run, number, series, total
+from cluster.report_format import MISSING, change, duration, show
+
+_FEW: Final = 3  # steps over which a noisy training metric is averaged at both ends
+_NAMES: Final = {
+    "eval_reward": "held-out reward",
+    "eval_strict": "held-out strict",
+    "reward_mean": "training reward",
+    "margin_mean": "reward margin",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A metric at the start and at the end of a run."""
+
+    key: str
+    start: float
+    end: float | None
+
+    @property
+    def name(self) -> str:
+        """The metric in words."""
+        return _NAMES.get(self.key) or f"held-out {self.key.removeprefix('eval_')}"
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """Start, end and difference as text."""
+        if self.end is None:
+            return show(self.start), MISSING, MISSING
+        return show(self.start), show(self.end), change(self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """What a stage did in the whole run; broadcast has no candidates."""
+
+    name: str
+    did: str
+    candidates: int | None
+    seconds: float
+    share: float
+    per_step: float
+
+    @property
+    def per_candidate(self) -> str:
+        """The time that the stage took for one candidate."""
+        return duration(self.seconds / self.candidates) if self.candidates else MISSING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One large number of the page's head."""
+
+    label: str
+    value: str
+    start: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """What the run is, and how it ended."""
+
+    task: str
+    facts: tuple[tuple[str, str], ...]
+    verdict: str
+    tiles: tuple[Tile, ...]
+
+
+def changes(run: Run) -> list[Change]:
+    """Start and end of every evaluated reward, then of the training reward and the margin."""
+    keys = list(dict.fromkeys(key for row in run.evaluations for key in row if key.startswith("eval_")))
+    keys.sort(key=lambda key: ["eval_reward", "eval_strict"].index(key) if key in _NAMES else 2)
+    evaluated = [_ends(run.metrics, key, few=1) for key in keys]
+    trained = [_ends(run.training, key, few=_FEW) for key in ("reward_mean", "margin_mean")]
+    return [item for item in (*evaluated, *trained) if item]
+
+
+def stage_costs(run: Run) -> list[StageCost]:
+    """Candidates and seconds of every stage, over the whole run."""
+    rows = run.training
+    trained = [row for row in rows if number(row, "loss") is not None]
+    counts = (
+        ("sampled", total(rows, "candidates")),
+        ("scored", total(rows, "valid")),
+        ("selected", total(rows, "selected")),
+        ("trained", total(trained, "selected")),
+        ("weights sent", None),
+    )
+    seconds = [total(rows, f"seconds_{stage}") for stage in STAGES]
+    everything = sum(seconds) or 1.0
+    return [
+        StageCost(
+            name=stage,
+            did=did,
+            candidates=None if count is None else int(count),
+            seconds=spent,
+            share=spent / everything,
+            per_step=spent / max(len(rows), 1),
+        )
+        for stage, (did, count), spent in zip(STAGES, counts, seconds, strict=True)
+    ]
+
+
+def headline(run: Run) -> Headline:
+    """The page's head."""
+    selection = run.section("selection")
+    facts = {
+        "model": _model(run.section("model")),
+        "strategy": str(selection.get("strategy", "")).replace("_", " "),
+        "candidates": _budget(selection),
+        "steps": _steps(run),
+        "rewards": ", ".join(_reward_names(run)),
+        "seed": str(run.config.get("seed", "")),
+    }
+    return Headline(
+        task=str(run.config.get("preset") or run.folder.resolve().name),
+        facts=tuple((name, value) for name, value in facts.items() if value),
+        verdict=_verdict(run),
+        tiles=tuple(_tiles(run)),
+    )
+
+
+def summary_table(folder: Path) -> Table:
+    """The closing table of a run, for the console."""
+    run = load_run(folder)
+    table = Table(title=f"{headline(run).task}: {_steps(run) or 'no'} steps", title_justify="left")
+    table.add_column("")
+    for name in ("start", "end", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for item in changes(run):
+        table.add_row(item.name, *item.cells)
+    if run.training:
+        _add_times(table, run)
+    return table
+
+
+def _add_times(table: Table, run: Run) -> None:
+    table.add_section()
+    table.add_row("time", "per step", "total", "share", style="bold")
+    for stage in stage_costs(run):
+        table.add_row(stage.name, duration(stage.per_step), duration(stage.seconds), f"{stage.share:.0%}")
+    whole = total(run.training, "seconds_step")
+    table.add_row("whole step", duration(whole / len(run.training)), duration(whole), "")
+    evaluation = total(run.metrics, "seconds_eval")
+    if evaluation:
+        table.add_row("evaluation", "", duration(evaluation), "")
+
+
+def _ends(rows: Sequence[Row], key: str, few: int) -> Change | None:
+    """The two ends never share a step, so that a short run is not compared with itself."""
+    values = series(rows, key)[1]
+    if not values:
+        return None
+    if len(values) == 1:
+        return Change(key, values[0], None)
+    width = min(few, len(values) // 2)
+    return Change(key, fmean(values[:width]), fmean(values[-width:]))
+
+
+def _model(section: Row) -> str:
+    path = section.get("path") or section.get("name") or ""
+    return PurePath(str(path)).name
+
+
+def _budget(selection: Row) -> str:
+    candidates, keep = selection.get("candidates"), selection.get("keep")
+    if candidates is None:
+        return ""
+    return f"{candidates} per prompt" if keep is None else f"{candidates} \u2192 {keep} kept"
+
+
+def _steps(run: Run) -> str:
+    if run.planned and run.last_step < run.planned:
+        return f"{run.last_step} of {run.planned}"
+    return str(run.last_step or "")
+
+
+def _reward_names(run: Run) -> list[str]:
+    rewards: Any = run.config.get("rewards", [])
+    return [str(item["name"]) for item in rewards if isinstance(item, dict) and "name" in item]
+
+
+def _verdict(run: Run) -> str:
+    reward = _ends(run.metrics, "eval_reward", few=1)
+    if reward is None or reward.end is None:
+        return "There is no pair of evaluations to compare." if run.training else "No step was finished."
+    verb = "rose" if reward.end > reward.start else "fell" if reward.end < reward.start else "stayed"
+    if verb == "stayed":
+        return f"The held-out reward stayed at {show(reward.end)}."
+    return f"The held-out reward {verb} from {show(reward.start)} to {show(reward.end)}."
+
+
+def _tiles(run: Run) -> list[Tile]:
+    tiles = [
+        Tile(label=label, value=show(item.start if item.end is None else item.end), **_from(item))
+        for key, label in (("eval_reward", "Held-out reward"), ("eval_strict", "Held-out strict"))
+        if (item := _ends(run.metrics, key, few=1))
+    ]
+    return [*tiles, *_cost_tiles(run)] if run.training else tiles
+
+
+def _from(item: Change) -> dict[str, str]:
+    if item.end is None:
+        return {"note": "one evaluation only"}
+    return {"start": show(item.start), "note": f"{change(item.start, item.end)} in this run"}
+
+
+def _cost_tiles(run: Run) -> list[Tile]:
+    seconds, evaluation = total(run.training, "seconds_step"), total(run.metrics, "seconds_eval")
+    costs = stage_costs(run)
+    sampled, scored, _, trained, _ = (cost.candidates or 0 for cost in costs)
+    steps = len(run.training)
+    valid = "all with valid rewards" if scored == sampled else f"{show(scored)} with valid rewards"
+    ratio = f"1 in {sampled / trained:.1f} sampled".replace(".0 ", " ") if trained else ""
+    return [
+        Tile(
+            label="Time in training",
+            value=duration(seconds),
+            note=f"and {duration(evaluation)} in evaluation" if evaluation else "",
+        ),
+        Tile(label="Per step", value=duration(seconds / steps), note=f"mean of {steps}"),
+        Tile(label="Images sampled", value=show(sampled), note=valid),
+        Tile(label="Images trained on", value=show(trained), note=ratio),
+    ]
