@@ -141,9 +141,7 @@ def _all_related(
 ) -> bool:
     if targets is None:
         return False
-    return all(
-        relation in relations(a.box, b.box, rules.position_threshold) for a in chosen for b in targets
-    )
+    return all(relation in relations(a.box, b.box, rules.position_threshold) for a in chosen for b in targets)
 
 
 def check_metadata(metadata: Mapping[str, Any], classes: Collection[str], colors: Collection[str]) -> None:

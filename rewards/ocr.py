@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.ocr_weights import DETECTION, RECOGNITION, model_folders
-from rewards.scorer import Judgement, RewardError, Traits
+from rewards.scorer import Judgement, Traits
 from rollout.records import Prompt
 
 LINE_HEIGHT: Final = 48

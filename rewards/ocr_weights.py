@@ -1,4 +1,4 @@
-"""Model folders for PaddleOCR from the PP-OCRv6 weights that come with the rapidocr wheel; nothing is downloaded."""
+"""Model folders for PaddleOCR, from the PP-OCRv6 weights in the rapidocr wheel; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -64,7 +64,12 @@ def _wheel_weights(name: str) -> Path:
 
 
 def _detection() -> dict[str, Any]:
-    normalize = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": "1./255.", "order": "hwc"}
+    normalize = {
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "scale": "1./255.",
+        "order": "hwc",
+    }
     return {
         "PreProcess": {
             "transform_ops": [

@@ -1,0 +1,84 @@
+"""Human preference as a reward: PickScore's formula on a CLIP model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.scorer import Judgement, Traits
+from rollout.records import Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE: Final = 26.0
+"""FlowGRPO divides PickScore's logits by this, so that good images score about 0.85 to 0.95."""
+_LARGEST_LOGIT: Final = 100.0
+
+
+class PickScoreScorer:
+    """Scores (N, H, W, 3) images by exp(logit scale) * cosine(image, prompt) / 26.
+
+    Source: PickScore (Kirstain et al. 2023, arXiv 2305.01569). ``model`` and ``processor`` are names on
+    the Hugging Face hub or local folders in its format. bfloat16 on a GPU, float32 on a CPU. Not
+    thread-safe, as its tokenizer is not.
+    """
+
+    traits: ClassVar[Traits] = Traits(low=-_LARGEST_LOGIT / SCALE, high=_LARGEST_LOGIT / SCALE)
+
+    def __init__(
+        self,
+        model: str = "yuvalkirstain/PickScore_v1",
+        processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        device: str = "auto",
+    ) -> None:
+        import torch
+        from transformers import CLIPModel, CLIPProcessor
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        self._model: Any = CLIPModel.from_pretrained(model, dtype=dtype).eval().to(self._device)
+        self._processor: Any = CLIPProcessor.from_pretrained(processor)
+
+    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
+        """Score each image with its own prompt only; a repeated prompt is encoded once."""
+        import torch
+
+        texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+        rows = [texts.index(prompt.text) for prompt in prompts]
+        with torch.inference_mode():
+            cosines = (self._encode_images(images) * self._encode_texts(texts)[rows]).sum(-1)
+            values = self._model.logit_scale.float().exp() * cosines / SCALE
+        scores = values.cpu().numpy().astype(np.float64)
+        return Judgement(values=scores, valid=np.isfinite(scores))
+
+    @classmethod
+    def check(cls, prompt: Prompt) -> None:
+        """Raise ``ValueError`` when the prompt has no text."""
+        if not prompt.text.strip():
+            raise ValueError(f"prompt {prompt.index}: expected a text, got {prompt.text!r}")
+
+    def _encode_images(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        inputs = self._processor.image_processor(
+            list(images), return_tensors="pt", input_data_format="channels_last"
+        )
+        pixels = inputs["pixel_values"].to(self._device, self._model.dtype)
+        return _unit(self._model.get_image_features(pixel_values=pixels).pooler_output)
+
+    def _encode_texts(self, texts: list[str]) -> torch.Tensor:
+        longest = self._model.config.text_config.max_position_embeddings
+        inputs = self._processor.tokenizer(
+            texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+        return _unit(self._model.get_text_features(**inputs.to(self._device)).pooler_output)
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    from torch.nn.functional import normalize
+
+    return normalize(features.float(), dim=-1)

@@ -1,0 +1,1 @@
+"""The bundled world's own reward model, and how it is made."""

@@ -1,0 +1,138 @@
+"""Synthetic preferences in the bundled world: what a caption's images are worth, and pairs to choose from.
+
+An image is worth most when it shows what the caption asks for; where two do so equally, the one with
+larger and more vivid shapes on a darker, cleaner background is preferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from rewards.geneval import Detection, Rules, judge
+from rollout.tiny.prompts import split_scenes
+from rollout.tiny.world import COLORS, SHAPES, Scene, corrupt, draw_scene, place, scene_for, scene_prompts
+
+RIGHT_WORTH: Final = 12.0
+LOOKS_WORTH: Final = 2.5
+"""Less than a quarter of `RIGHT_WORTH`, which any mistake costs at least: looks never outweigh one."""
+MOST_NOISE: Final = 14.0
+MOST_BLUR: Final = 0.7
+IMAGES_PER_CAPTION: Final = 4
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A caption, images (G, 32, 32, 3) uint8, how right (G,) each is and how good it looks (G,), in 0..1."""
+
+    caption: str
+    tag: str
+    images: NDArray[np.uint8]
+    right: NDArray[np.float64]
+    looks: NDArray[np.float64]
+
+    @property
+    def worth(self) -> NDArray[np.float64]:
+        """The utility whose differences are the log-odds of preferring one image over another."""
+        return RIGHT_WORTH * self.right + LOOKS_WORTH * self.looks
+
+
+def lines(held_out: bool) -> list[Line]:
+    """The held-out scene prompts, or every other prompt of the world."""
+    held = split_scenes()[1]
+    texts = {line["prompt"] for line in held}
+    return held if held_out else [line for line in scene_prompts() if line["prompt"] not in texts]
+
+
+def choices(pool: Sequence[Line], rng: np.random.Generator) -> Iterator[Choice]:
+    """Captions, every category equally often, each with two right images and two that have a mistake."""
+    by_tag: dict[str, list[Line]] = {}
+    for line in pool:
+        by_tag.setdefault(line["tag"], []).append(line)
+    tags = list(by_tag)
+    while True:
+        members = by_tag[tags[int(rng.integers(len(tags)))]]
+        line = members[int(rng.integers(len(members)))]
+        scenes = [scene_for(line, rng), scene_for(line, rng), spoiled(line, rng), spoiled(line, rng)]
+        yield _choice(line, scenes, rng)
+
+
+def _choice(line: Line, scenes: Sequence[Scene], rng: np.random.Generator) -> Choice:
+    noises = rng.uniform(0.0, MOST_NOISE, len(scenes))
+    return Choice(
+        caption=line["prompt"],
+        tag=line["tag"],
+        images=np.stack([photograph(s, noise, rng) for s, noise in zip(scenes, noises, strict=True)]),
+        right=np.array([rightness(scene, line) for scene in scenes]),
+        looks=np.array([looks(s, noise) for s, noise in zip(scenes, noises, strict=True)]),
+    )
+
+
+def spoiled(line: Line, rng: np.random.Generator) -> Scene:
+    """A scene that is not what the line asks for: a wrong attribute, or a shape missing or too many."""
+    while True:
+        scene = _spoil(line, rng)
+        if rightness(scene, line) < 1.0:
+            return scene
+
+
+def _spoil(line: Line, rng: np.random.Generator) -> Scene:
+    how = rng.random()
+    if how < 0.7:
+        return scene_for(corrupt(line, 0.5, rng), rng)
+    scene = scene_for(line, rng)
+    if how < 0.8:
+        return replace(scene, shapes=scene.shapes[:-1])
+    free = {0, 1, 2, 3} - {2 * int(shape.y // 16) + int(shape.x // 16) for shape in scene.shapes}
+    if not free:
+        return scene
+    kind, color = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS)))
+    extra = place([kind], [color], [int(rng.choice(sorted(free)))], rng)
+    return replace(scene, shapes=(*scene.shapes, *extra.shapes))
+
+
+def rightness(scene: Scene, line: Line) -> float:
+    """The soft score by `rewards.geneval` of the scene itself; a shape nobody asked for costs a quarter."""
+    found = [
+        Detection(
+            kind=shape.kind,
+            confidence=1.0,
+            box=(
+                shape.x - shape.radius,
+                shape.y - shape.radius,
+                shape.x + shape.radius,
+                shape.y + shape.radius,
+            ),
+            color=shape.color,
+        )
+        for shape in scene.shapes
+    ]
+    wanted = sum(item["count"] for item in line["include"])
+    surplus = max(0, len(scene.shapes) - int(wanted))
+    return max(0.0, judge(found, line, Rules()).soft - 0.25 * surplus)
+
+
+def looks(scene: Scene, noise: float) -> float:
+    """How good a scene looks, in 0..1: the mean of size, brightness, darkness behind it and cleanness."""
+    if not scene.shapes:
+        return 0.0
+    size = (float(np.mean([shape.radius for shape in scene.shapes])) - 4.4) / 2.2
+    brightness = (float(np.mean([shape.brightness for shape in scene.shapes])) - 0.65) / 0.35
+    darkness = (72 - scene.background) / 64
+    return float(np.mean(np.clip([size, brightness, darkness, 1 - noise / MOST_NOISE], 0.0, 1.0)))
+
+
+def photograph(scene: Scene, noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Render with some blur and with Gaussian noise of the given deviation, as a diffusion model might."""
+    blur = rng.uniform(0.0, MOST_BLUR)
+    pixels: NDArray[np.float32] = ndimage.gaussian_filter(
+        draw_scene(scene).astype(np.float32), (blur, blur, 0.0)
+    )
+    return np.clip(np.rint(pixels + rng.normal(0.0, noise, pixels.shape)), 0, 255).astype(np.uint8)
