@@ -1,0 +1,5 @@
+"""What a user did wrong: shown as one line, exit status 2, no stack trace."""
+
+
+class UserError(Exception):
+    """Bad input; the message names what and where, the value, and what was expected."""

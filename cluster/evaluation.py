@@ -1,0 +1,82 @@
+"""Evaluation: held-out prompts with fixed noise, sampled by the ODE with the averaged weights."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster.run_folder import RunFolder
+from cluster.settings import RunSettings
+from cluster.stages import Stages
+from rewards.combine import Scores
+from rollout.noise import derive_seed
+from rollout.records import Handle, Noise, Prompt, Weights
+
+Drawn = tuple[Prompt, int, Noise]
+
+SHOWN: Final = 48
+"""Held-out images that are kept as files; all of them are scored."""
+
+
+def held_out(prompts: Sequence[Prompt], settings: RunSettings) -> list[Drawn]:
+    """Every held-out prompt with its fixed noises: the same at every step of every run of this seed."""
+    return [
+        (prompt, sample, Noise(initial=derive_seed("eval", settings.seed, prompt.index, sample), path=0))
+        for prompt in prompts
+        for sample in range(settings.eval_samples)
+    ]
+
+
+async def evaluate(
+    stages: Stages, folder: RunFolder, step: int, drawn: Sequence[Drawn], weights: Weights, batch: int
+) -> dict[str, float]:
+    """Sample and score the held-out images, keep the record, return the eval_* metrics."""
+    started = time.perf_counter()
+    chunks = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
+    done = await asyncio.gather(*(_evaluate_chunk(stages, chunk, weights) for chunk in chunks))
+    scores = _joined([scores for _, scores in done])
+    shown = -(-SHOWN // batch)
+    images: NDArray[np.uint8] = np.concatenate([await handle for handle, _ in done[:shown]])
+    await asyncio.to_thread(folder.save_evaluation, step, drawn, scores, images[:SHOWN])
+    return {**_metrics(folder, scores), "seconds_eval": time.perf_counter() - started}
+
+
+async def _evaluate_chunk(
+    stages: Stages, chunk: Sequence[Drawn], weights: Weights
+) -> tuple[Handle, Scores]:
+    prompts = [prompt for prompt, _, _ in chunk]
+    handle = await stages.rollouts.evaluate(prompts, [noise for _, _, noise in chunk], weights)
+    return handle, await stages.rewards.judge(handle, prompts)
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    stricts = [part.strict for part in parts if part.strict is not None]
+    return Scores(
+        rewards={k: np.concatenate([part.rewards[k] for part in parts]) for k in parts[0].rewards},
+        valid=np.concatenate([part.valid for part in parts]),
+        total=np.concatenate([part.total for part in parts]),
+        strict=np.concatenate(stricts) if len(stricts) == len(parts) else None,
+    )
+
+
+def _metrics(folder: RunFolder, scores: Scores) -> dict[str, float]:
+    found: dict[str, Any] = {"eval_reward": _mean(scores.total)}
+    if scores.strict is not None:
+        found["eval_strict"] = _mean(scores.strict)
+    found |= {f"eval_{name}": _mean(values) for name, values in scores.rewards.items()}
+    before = np.array(
+        pq.read_table(folder.eval / "step-000000.parquet")["reward"].to_pylist(), dtype=np.float64
+    )
+    found["eval_win_rate"] = float(np.mean(scores.total > before))
+    return found
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    valid = values[np.isfinite(values)]
+    return float(valid.mean()) if len(valid) else float("nan")

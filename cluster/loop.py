@@ -1,0 +1,189 @@
+"""The training loop: oversample the noise, score, keep the widest margins, update, broadcast."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+from cluster.checkpoints import Checkpoints
+from cluster.evaluation import Drawn, evaluate
+from cluster.run_folder import RunFolder
+from cluster.settings import RunSettings
+from cluster.stages import Stages
+from rewards.combine import Scores
+from rollout.prompts import prompt_at
+from rollout.records import CandidateGroup, Prompt
+from selection.records import Selection
+
+PAIRS_SHOWN: Final = 4
+RATIO_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 2e-2}
+"""How far an on-policy ratio may be from one before the sampler and the learner count as different."""
+LEARNER_METRICS: Final = (
+    "loss", "ratio_mean", "ratio_max_deviation", "clip_fraction", "kl", "grad_norm", "learning_rate",
+    "seconds_learn",
+)  # fmt: skip
+
+
+class RunStopped(RuntimeError):
+    """The run cannot go on usefully; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """A scored group, and when its sampling and its scoring were done (`time.perf_counter`)."""
+
+    group: CandidateGroup
+    scores: Scores
+    sampled: float
+    scored: float
+
+
+@dataclass(slots=True)
+class Run:
+    """What the loop works with; setting ``stop`` ends it after the current step."""
+
+    settings: RunSettings
+    folder: RunFolder
+    prompts: tuple[Prompt, ...]
+    drawn: list[Drawn]
+    stages: Stages
+    checkpoints: Checkpoints
+    report: Callable[[dict[str, Any]], None]
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    empty_batches: int = 0
+
+
+async def train(run: Run, start: int) -> int:
+    """Train from a step to the last one; returns the number of steps done when it ends or is stopped."""
+    settings, stages = run.settings, run.stages
+    inflight: deque[asyncio.Task[Produced]] = deque()
+    admitted = iter(range(start * settings.groups_per_step, settings.steps * settings.groups_per_step))
+    await stages.rollouts.load(await stages.learner.publish(start))
+    if start == 0:
+        run.folder.log({"step": 0, **await _evaluation(run, 0)})
+    step = start
+    async with asyncio.TaskGroup() as producers:
+        while step < settings.steps and not run.stop.is_set():
+            began = time.perf_counter()
+            for group_id in islice(admitted, settings.window - len(inflight)):
+                inflight.append(producers.create_task(produce(run, group_id, version=step)))
+            batch = [await inflight.popleft() for _ in range(settings.groups_per_step)]
+            metrics = await _learn(run, step, batch, began)
+            step += 1
+            await _conclude(run, step, metrics)
+        for task in inflight:
+            task.cancel()
+    return step
+
+
+async def produce(run: Run, group_id: int, *, version: int) -> Produced:
+    """One group: oversample its noise, then score every candidate with every reward."""
+    prompt = prompt_at(run.prompts, run.settings.seed, group_id)
+    group = await run.stages.rollouts.sample(prompt, group_id, version=version)
+    sampled = time.perf_counter()
+    scores = await run.stages.rewards.score(group)
+    return Produced(group, scores, sampled, time.perf_counter())
+
+
+async def _learn(run: Run, step: int, batch: Sequence[Produced], began: float) -> dict[str, Any]:
+    """Select, update, broadcast; the metrics of all three. The step is counted from one in the record."""
+    groups, scores = [one.group for one in batch], [one.scores for one in batch]
+    sampled, scored = max(one.sampled for one in batch), max(one.scored for one in batch)
+    ready = time.perf_counter()
+    selection = await run.stages.selector.select(step, [g.group_id for g in groups], scores)
+    selected = time.perf_counter()
+    update = await _update(run, step, selection, groups)
+    updated = time.perf_counter()
+    await run.stages.rollouts.load(await run.stages.learner.publish(step + 1))
+    done = time.perf_counter()
+    await asyncio.to_thread(run.folder.record, step + 1, groups, scores, selection)
+    await _save_pairs(run, step + 1, groups, selection)
+    return {
+        "step": step + 1,
+        "policy_version": step,
+        "staleness": step - min(group.version for group in groups),
+        **selection.metrics,
+        **update,
+        # What of sampling and scoring the step had to wait for: the rest hid behind the last update.
+        "seconds_sample": max(0.0, sampled - began),
+        "seconds_score": max(0.0, scored - max(sampled, began)),
+        "seconds_select": selected - ready,
+        "seconds_learn": updated - selected,
+        "seconds_broadcast": done - updated,
+        "seconds_step": time.perf_counter() - began,
+        "restarts": run.stages.restarts,
+    }
+
+
+async def _update(
+    run: Run, step: int, selection: Selection, groups: Sequence[CandidateGroup]
+) -> dict[str, Any]:
+    _check_rewards(run, selection)
+    if not selection.kept:
+        run.empty_batches += 1
+        if run.empty_batches >= run.settings.max_empty_batches:
+            raise RunStopped(f"{run.empty_batches} steps in a row had no group with a reward margin")
+        return dict.fromkeys(LEARNER_METRICS)
+    run.empty_batches = 0
+    update = await run.stages.learner.update(step, selection, groups)
+    _check_on_policy(run, step, groups, update)
+    return update
+
+
+def _check_rewards(run: Run, selection: Selection) -> None:
+    if selection.metrics["valid"] == 0 and run.stages.rewards.failures:
+        raise RunStopped("; ".join(run.stages.rewards.failures.values()))
+
+
+def _check_on_policy(
+    run: Run, step: int, groups: Sequence[CandidateGroup], update: dict[str, float]
+) -> None:
+    """Right after the start nothing is stale, so a ratio other than one is a defect and not a fact."""
+    fresh = step == min(group.version for group in groups)
+    tolerance = RATIO_TOLERANCE[run.settings.model.dtype]
+    if fresh and update["ratio_max_deviation"] > tolerance:
+        raise RunStopped(
+            f"sampler and learner disagree: on-policy ratios are off by {update['ratio_max_deviation']:.2g}, "
+            f"more than {tolerance:g} in {run.settings.model.dtype}"
+        )
+
+
+async def _save_pairs(
+    run: Run, step: int, groups: Sequence[CandidateGroup], selection: Selection
+) -> None:
+    """Keep the widest pairs of some steps as images: of the first, the last and every few between."""
+    settings = run.settings
+    if step not in (1, settings.steps) and step % settings.image_every:
+        return
+    by_id = {group.group_id: group for group in groups}
+    widest = sorted(selection.groups, key=lambda g: -g.margin)[:PAIRS_SHOWN]
+    for statistics in widest:
+        kept = [k.candidate for k in selection.kept if k.group_id == statistics.group_id]
+        if len(kept) >= 2:
+            images = await by_id[statistics.group_id].images
+            pair = (kept[0], kept[-1])
+            await asyncio.to_thread(run.folder.save_pair, step, statistics.group_id, images, pair)
+
+
+async def _conclude(run: Run, step: int, metrics: dict[str, Any]) -> None:
+    """Evaluate, checkpoint and log, where they are due; the last step and a stop get all of them."""
+    settings = run.settings
+    last = step == settings.steps
+    if last or step % settings.eval_every == 0:
+        metrics |= await _evaluation(run, step)
+    run.folder.log(metrics)
+    run.report(metrics)
+    if last or run.stop.is_set() or step % settings.checkpoint_every == 0:
+        await run.checkpoints.commit(step, run.stages.learner)
+
+
+async def _evaluation(run: Run, step: int) -> dict[str, float]:
+    weights = await run.stages.learner.publish(step, averaged=True)
+    return await evaluate(
+        run.stages, run.folder, step, run.drawn, weights, run.settings.rollout.batch
+    )

@@ -1,0 +1,119 @@
+"""Wrap plain workers as Ray actors, from outside, and start or join the Ray cluster."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import ray
+from ray.actor import ActorHandle
+
+from cluster.errors import UserError
+from cluster.settings import ClusterSettings
+
+JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the driver of a submitted job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What an actor is: the worker class as "module:Class", its arguments and its resources."""
+
+    name: str
+    target: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    gpus: float = 0
+    threads: int = 1
+
+
+class Host:
+    """The actor around a worker. It imports the worker's class itself, so the driver need not."""
+
+    def __init__(self, name: str, target: str, arguments: dict[str, Any]) -> None:
+        """Import and build the worker."""
+        self.name = name
+        module, _, attribute = target.partition(":")
+        self.worker = getattr(importlib.import_module(module), attribute)(**arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the worker; object references among the arguments arrive as their values."""
+        return getattr(self.worker, method)(*arguments)
+
+    def address(self) -> tuple[str, int]:
+        """This node's address as its peers see it, and a free port on it."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return host, int(probe.getsockname()[1])
+
+    def __repr__(self) -> str:
+        """The name in Ray's log lines."""
+        return self.name
+
+
+def spawn(role: Role, number: int) -> ActorHandle:
+    """Start one actor of a role; it is gone when the driver is."""
+    environment = {"OMP_NUM_THREADS": str(role.threads), "TOKENIZERS_PARALLELISM": "false"}
+    if role.gpus == 0:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # without a GPU of its own, an actor would see all of them
+    actor: Any = ray.remote(Host).options(
+        num_cpus=0 if role.gpus else 0.01,
+        num_gpus=role.gpus,
+        max_restarts=0,
+        runtime_env={"env_vars": environment},
+    )
+    return actor.remote(f"{role.name}-{number}", role.target, role.arguments)
+
+
+def connect(settings: ClusterSettings) -> None:
+    """Join the cluster that was named or that this job runs on; else start a node on this machine.
+
+    Raises:
+        UserError: if the cluster cannot be reached or the dashboard's port is taken.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A failed call fails all of its results; the pool looks at the first and that is enough.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    address = settings.address or _surrounding_cluster()
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False)
+        else:
+            _start_local(settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"cluster.address: cannot reach Ray at {address or 'a local node'}: {error}") from None
+
+
+def _surrounding_cluster() -> str | None:
+    submitted = JOB_VARIABLE in os.environ or "RAY_ADDRESS" in os.environ
+    return os.environ.get("RAY_ADDRESS", "auto") if submitted else None
+
+
+def _start_local(settings: ClusterSettings) -> None:
+    ray.init(
+        address="local",
+        include_dashboard=settings.dashboard_port is not None,
+        dashboard_host="127.0.0.1",
+        dashboard_port=settings.dashboard_port,
+        object_store_memory=int(settings.object_store_gb * 1e9),
+        log_to_driver=False,
+        logging_level="warning",
+    )
+
+
+def check_port(port: int | None) -> None:
+    """Refuse a dashboard port that something else listens on.
+
+    Raises:
+        UserError: if it is taken.
+    """
+    if port is None:
+        return
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"cluster.dashboard_port: port {port} is not free: {error.strerror}") from None

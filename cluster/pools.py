@@ -1,0 +1,102 @@
+"""Pools of actors: deadlines, retries and replacement live here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+
+from cluster.placement import Role, spawn
+
+ATTEMPTS: Final = 3
+LOST: Final = (ActorDiedError, ActorUnavailableError, TimeoutError)
+
+
+class PoolError(RuntimeError):
+    """A call failed on every attempt; the message holds the last cause."""
+
+
+class Slot:
+    """One place of a pool: its current actor, and a first-in-first-out lock that serialises its calls."""
+
+    def __init__(self, role: Role, number: int) -> None:
+        """Start the first actor."""
+        self.role, self.number = role, number
+        self.lock = asyncio.Lock()
+        self.waiting = 0
+        self.holds = ""
+        self.actor = spawn(role, number)
+
+    def replace(self) -> None:
+        """Kill the actor, hung or dead, and start another one that holds nothing yet."""
+        ray.kill(self.actor, no_restart=True)
+        self.holds = ""
+        self.actor = spawn(self.role, self.number)
+
+
+async def call(slot: Slot, method: str, *arguments: Any, returns: int = 1, deadline: float) -> list[Any]:
+    """Call a worker's method; wait for its first result, leave the others where they are.
+
+    Returns:
+        The first result's value, then the references of the others.
+
+    Raises:
+        TimeoutError: if the deadline passes.
+    """
+    refs = slot.actor.call.options(num_returns=returns).remote(method, *arguments)
+    refs = refs if returns > 1 else [refs]
+    value = await asyncio.wait_for(asyncio.wrap_future(refs[0].future()), deadline)
+    return [value, *refs[1:]]
+
+
+class Pool:
+    """Equal actors that take turns; a lost or hung one is replaced and its work is done again elsewhere."""
+
+    def __init__(self, role: Role, count: int, deadline: float) -> None:
+        """Start ``count`` actors; each call gets ``deadline`` seconds once it has its actor."""
+        self.role, self.deadline = role, deadline
+        self.slots = [Slot(role, number) for number in range(count)]
+        self.restarts = 0
+
+    async def ready(self) -> None:
+        """Wait until every actor answers; a worker that cannot be built raises its own error here."""
+        await asyncio.gather(*(call(slot, "ping", deadline=600) for slot in self.slots))
+
+    async def run(self, work: Callable[[Slot], Awaitable[Any]], *, on: Slot | None = None) -> Any:
+        """Do some work on the least busy actor (or at one slot), again if it is lost or the call fails.
+
+        Work at a slot runs in the order in which it was asked for.
+
+        Raises:
+            PoolError: after the last attempt.
+        """
+        cause: Exception | None = None
+        for _ in range(ATTEMPTS):
+            slot = on or min(self.slots, key=lambda s: s.waiting)
+            try:
+                return await self._at(slot, work)
+            except (*LOST, RayTaskError) as error:
+                cause = error
+        raise PoolError(f"{self.role.name}: failed {ATTEMPTS} times: {_reason(cause)}") from cause
+
+    async def _at(self, slot: Slot, work: Callable[[Slot], Awaitable[Any]]) -> Any:
+        slot.waiting += 1
+        try:
+            async with slot.lock:
+                return await work(slot)
+        except LOST:
+            self.restarts += 1
+            slot.replace()
+            raise
+        finally:
+            slot.waiting -= 1
+
+
+def _reason(error: Exception | None) -> str:
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return f"{type(cause).__name__}: {cause}"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,113 @@
+"""What is checked before any actor starts, and the plan that ``--dry-run`` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+from rich.table import Table
+
+from cluster.errors import UserError
+from cluster.placement import check_port
+from cluster.settings import RunSettings
+from rewards.table import resolve
+from rollout.families import ModelFolderError, family_of
+from rollout.prompts import PromptFileError, load_prompts
+from rollout.records import Prompt
+
+PROCESS_GB: Final = {"ray": 0.9, "rollout": 0.75, "reward": 0.5, "selector": 0.2, "learner": 0.9}
+"""Resident memory of each process with a small model, as measured on Linux; models come on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was read while checking."""
+
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+
+
+def check(settings: RunSettings) -> Inputs:
+    """Read and check everything that can be wrong before resources are held.
+
+    Raises:
+        UserError: naming file, line or key, the value and what was expected.
+    """
+    try:
+        family_of(settings.model.path)
+        inputs = Inputs(load_prompts(settings.prompts.train), load_prompts(settings.prompts.eval))
+    except (ModelFolderError, PromptFileError) as error:
+        raise UserError(str(error)) from None
+    rewards = {reward.name for reward in (*settings.rewards, *settings.judges)}
+    for name in sorted(rewards):
+        _check_reward(name, settings.prompts.train, inputs.train)
+        _check_reward(name, settings.prompts.eval, inputs.held_out)
+    if settings.cluster.address is None:
+        check_port(settings.cluster.dashboard_port)
+        _check_memory(settings)
+    return inputs
+
+
+def _check_reward(name: str, path: Path, prompts: tuple[Prompt, ...]) -> None:
+    try:
+        scorer = resolve(name)
+    except ValueError as error:
+        raise UserError(f"rewards: {error}") from None
+    for prompt in prompts:
+        try:
+            scorer.check(prompt)
+        except ValueError as error:
+            raise UserError(f"{path}: prompt {prompt.index + 1} does not suit reward {name}: {error}") from None
+
+
+def processes(settings: RunSettings) -> dict[str, int]:
+    """How many processes of each kind a run starts."""
+    pools = {reward.name: reward.workers for reward in (*settings.judges, *settings.rewards)}
+    return {
+        "ray": 1,
+        "rollout": settings.rollout.workers,
+        "reward": sum(pools.values()),
+        "selector": 1,
+        "learner": settings.learner.ranks,
+    }
+
+
+def memory_gb(settings: RunSettings) -> float:
+    """An estimate of the memory of all processes together, in GB."""
+    counts = processes(settings)
+    size = sum(p.stat().st_size for p in Path(settings.model.path).glob("**/*.safetensors")) / 1e9
+    copies = counts["rollout"] + 4 * counts["learner"]  # parameters, gradient, two moments; average is small
+    base = sum(PROCESS_GB[kind] * count for kind, count in counts.items())
+    return base + copies * size + settings.cluster.object_store_gb
+
+
+def _check_memory(settings: RunSettings) -> None:
+    needed, free = memory_gb(settings), psutil.virtual_memory().available / 1e9
+    if needed > free and settings.rollout.gpus == 0:
+        counts = ", ".join(f"{count} {kind}" for kind, count in processes(settings).items())
+        raise UserError(
+            f"the run needs about {needed:.1f} GB of memory ({counts}), but {free:.1f} GB are free; "
+            "lower rollout.workers, learner.ranks or cluster.object_store_gb"
+        )
+
+
+def plan(settings: RunSettings, inputs: Inputs) -> Table:
+    """What a step does and costs, in numbers."""
+    selection, rollout, learner = settings.selection, settings.rollout, settings.learner
+    sampled = settings.groups_per_step * selection.candidates
+    kept = settings.groups_per_step * selection.keep
+    branches = 2 if rollout.guidance > 1 else 1
+    table = Table("", "per step", title="plan", title_justify="left")
+    table.add_row("prompts", f"{settings.groups_per_step} of {len(inputs.train)}")
+    table.add_row("candidates sampled", f"{sampled} ({selection.candidates} per prompt)")
+    table.add_row("candidates trained, at most", f"{kept} ({selection.keep} per prompt)")
+    table.add_row("transformer passes, sampling", f"{sampled * rollout.steps * branches}")
+    table.add_row("transformer passes, training", f"{kept * rollout.trained_steps * branches}")
+    table.add_row("optimizer steps", f"{learner.updates}")
+    table.add_row("images scored", f"{sampled} by {', '.join(r.name for r in settings.rewards)}")
+    table.add_row("held-out images", f"{len(inputs.held_out) * settings.eval_samples}")
+    table.add_row("processes", ", ".join(f"{n} {kind}" for kind, n in processes(settings).items()))
+    table.add_row("memory, estimated", f"{memory_gb(settings):.1f} GB")
+    return table

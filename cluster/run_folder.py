@@ -1,0 +1,126 @@
+"""The run folder: everything a run leaves behind, written so that a kill leaves no half file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from cluster.errors import UserError
+from cluster.settings import RunSettings, to_toml
+from rewards.combine import Scores
+from rollout.records import CandidateGroup, Noise, Prompt
+from selection.ledger import ledger_table, write_ledger
+from selection.records import Selection
+
+
+class RunFolder:
+    """Paths and writers of one run."""
+
+    def __init__(self, path: Path) -> None:
+        """Name a run folder; nothing is touched yet."""
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.ledger = path / "ledger"
+        self.images = path / "images"
+        self.eval = path / "eval"
+        self.checkpoints = path / "checkpoints"
+
+    def create(self, settings: RunSettings) -> None:
+        """Make the folder and write the resolved configuration.
+
+        Raises:
+            UserError: if the folder is in use already or cannot be written.
+        """
+        if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
+            raise UserError(
+                f"folder: {self.path} is already used; choose another, or continue with --resume {self.path}"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.toml").write_text(to_toml(settings), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"folder: cannot write {self.path}: {error.strerror}") from None
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line of metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics, default=float) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All metrics so far; a last line that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        whole = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in whole]
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after a step, before a resumed run does it again."""
+        kept = [line for line in self.history() if line["step"] <= step]
+        _replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for folder in (self.ledger, self.eval):
+            for path in folder.glob("step-*.parquet"):
+                if int(path.stem.removeprefix("step-")) > step:
+                    path.unlink()
+
+    def record(
+        self, step: int, groups: Sequence[CandidateGroup], scores: Sequence[Scores], selection: Selection
+    ) -> None:
+        """Write the step's rows of the ledger."""
+        write_ledger(self.ledger, step, ledger_table(step, groups, scores, selection))
+
+    def save_pair(self, step: int, group_id: int, images: NDArray[np.uint8], pair: Sequence[int]) -> None:
+        """Save candidates of a group, named so that they join to the ledger."""
+        folder = self.images / f"step-{step:06d}"
+        for candidate in pair:
+            _save_png(folder / f"g{group_id:06d}-c{candidate:02d}.png", images[candidate])
+
+    def save_evaluation(
+        self,
+        step: int,
+        drawn: Sequence[tuple[Prompt, int, Noise]],
+        scores: Scores,
+        images: NDArray[np.uint8],
+    ) -> None:
+        """Write held-out scores as Parquet and the images beside."""
+        table = pa.table(
+            {
+                "prompt_index": [prompt.index for prompt, _, _ in drawn],
+                "sample": [sample for _, sample, _ in drawn],
+                "prompt": [prompt.text for prompt, _, _ in drawn],
+                "noise_seed": pa.array([noise.initial for _, _, noise in drawn], pa.uint64()),
+                "reward": pa.array(scores.total, from_pandas=True),
+                "strict": pa.array(_strict(scores, len(drawn)), pa.float64(), from_pandas=True),
+                **{f"reward_{k}": pa.array(v, from_pandas=True) for k, v in scores.rewards.items()},
+            }
+        )
+        self.eval.mkdir(exist_ok=True)
+        path = self.eval / f"step-{step:06d}.parquet"
+        pq.write_table(table, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+        folder = self.images / f"eval-{step:06d}"
+        for (prompt, sample, _), image in zip(drawn, images, strict=False):  # only the first are shown
+            _save_png(folder / f"p{prompt.index:03d}-s{sample}.png", image)
+
+
+def _strict(scores: Scores, count: int) -> NDArray[np.float64]:
+    return np.full(count, np.nan) if scores.strict is None else scores.strict
+
+
+def _save_png(path: Path, image: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)

@@ -1,0 +1,165 @@
+"""Train: ``python -m cluster.train PRESET_OR_TOML [--key value ...]``.
+
+The first argument is a preset (shapes, words, preference, sd35-geneval, sd35-ocr, sd35-pickscore) or a TOML
+file; every key of the configuration can be overridden, for instance ``--selection.keep 8 --steps 40``.
+``--dry-run`` prints the resolved configuration and the plan. ``--resume RUN_FOLDER`` continues a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from cluster.checkpoints import Checkpoints
+from cluster.display import Display
+from cluster.errors import UserError
+from cluster.evaluation import held_out
+from cluster.loop import Run, RunStopped, train
+from cluster.placement import connect
+from cluster.pools import PoolError
+from cluster.preflight import Inputs, check, plan
+from cluster.report import summary_table, write_report
+from cluster.run_folder import RunFolder
+from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
+from cluster.stages import LearnerError, start_stages
+
+PROG = "python -m cluster.train"
+INTERRUPTED = 130
+FAILURES = (PoolError, LearnerError, RunStopped)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; returns the exit status."""
+    console = Console()
+    try:
+        return _main(arguments, console)
+    except UserError as error:
+        _complain("error", error)
+        return 2
+    except FAILURES as error:
+        _complain("failed", error)
+    except ExceptionGroup as group:
+        known, rest = group.split(FAILURES)
+        if known is None or rest is not None:
+            raise
+        for failure in known.exceptions:
+            _complain("failed", failure)
+    return 1
+
+
+def _complain(what: str, error: Exception) -> None:
+    Console(stderr=True).print(f"{what}: {error}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _main(arguments: list[str], console: Console) -> int:
+    options, settings = _configure(arguments)
+    inputs = check(settings)
+    if options.dry_run:
+        console.print(to_toml(settings), markup=False, highlight=False, soft_wrap=True)
+        console.print(plan(settings, inputs))
+        return 0
+    return _run(settings, inputs, options.resume, console)
+
+
+def _configure(arguments: list[str]) -> tuple[argparse.Namespace, RunSettings]:
+    parser = argparse.ArgumentParser(prog=PROG, add_help=False)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--resume", type=Path)
+    options, rest = parser.parse_known_args(arguments)
+    source = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if source is None and {"-h", "--help"} & set(rest):
+        Console().print(__doc__)
+    overrides = parse_overrides(rest, PROG)
+    if options.resume:
+        if source is not None:
+            raise UserError("--resume takes its configuration from the run folder; leave the preset out")
+        source, overrides["folder"] = str(options.resume / "config.toml"), str(options.resume)
+    if source is None:
+        raise UserError(f"which preset or TOML file? Presets are {', '.join(preset_names())}")
+    settings = resolve(source, overrides)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = settings.folder or Path("runs") / f"{settings.preset}-{stamp}"
+    return options, settings.model_copy(update={"folder": folder})
+
+
+def _run(settings: RunSettings, inputs: Inputs, resume: Path | None, console: Console) -> int:
+    assert settings.folder is not None
+    folder = RunFolder(settings.folder)
+    checkpoints = Checkpoints(folder.checkpoints, settings.keep_checkpoints)
+    start = _resumed_step(folder, checkpoints) if resume else 0
+    if not resume:
+        folder.create(settings)
+    console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
+    started = time.perf_counter()
+    connect(settings.cluster)
+    try:
+        done = asyncio.run(_train(settings, inputs, folder, checkpoints, start, console))
+    finally:
+        ray.shutdown()
+    return _farewell(settings, folder, done, time.perf_counter() - started, console)
+
+
+def _resumed_step(folder: RunFolder, checkpoints: Checkpoints) -> int:
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"--resume: {folder.checkpoints} holds no committed checkpoint")
+    folder.rewind(steps[-1])
+    return steps[-1]
+
+
+async def _train(
+    settings: RunSettings,
+    inputs: Inputs,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    start: int,
+    console: Console,
+) -> int:
+    with console.status("starting the actors"):
+        stages = start_stages(settings)
+        await stages.ready()
+        if start:
+            await checkpoints.restore(start, stages.learner)
+    with Display(console, settings.steps, start) as display:
+        drawn = held_out(inputs.held_out, settings)
+        run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, display.step)
+        _stop_on_signals(run, console)
+        return await train(run, start)
+
+
+def _stop_on_signals(run: Run, console: Console) -> None:
+    """The first Ctrl-C ends the run after the current step; a second one ends it at once."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if run.stop.is_set():
+            raise KeyboardInterrupt
+        run.stop.set()
+        console.print("stopping after this step and its checkpoint (Ctrl-C again: at once)")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+
+
+def _farewell(settings: RunSettings, folder: RunFolder, done: int, seconds: float, console: Console) -> int:
+    report: Any = write_report(folder.path)
+    console.print(summary_table(folder.path))
+    console.print(f"{done} of {settings.steps} steps, {seconds / 60:.1f} minutes", highlight=False)
+    console.print(f"report {report}", highlight=False, soft_wrap=True)
+    if done == settings.steps:
+        return 0
+    resume = f"{PROG} --resume {folder.path}"
+    console.print(f"stopped; continue with: {resume}", highlight=False, soft_wrap=True)
+    return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

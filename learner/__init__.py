@@ -1,0 +1,1 @@
+"""Stage 3: selected trajectories become a better policy."""

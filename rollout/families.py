@@ -1,0 +1,98 @@
+"""Which adapter drives which diffusers pipeline, and what an adapter must offer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rollout.settings import ModelSettings, RolloutSettings
+
+FAMILIES: Final = {"StableDiffusion3Pipeline": "rollout.sd3:SD3"}
+"""Pipeline class in ``model_index.json`` -> adapter. A new family is one file and one line here."""
+
+Tensors = dict[str, "Tensor"]
+Velocity = Callable[..., "Tensor"]
+
+
+class ModelFolderError(ValueError):
+    """A model path does not hold a pipeline that we can train."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Noise levels (T + 1,) from 1 to 0 and the T timesteps that the transformer is told, both float32."""
+
+    sigmas: Tensor
+    timesteps: Tensor
+
+
+class Policy(Protocol):
+    """A model family's adapter: how prompts are encoded, velocities predicted and images decoded."""
+
+    transformer: nn.Module
+    lora_targets: Sequence[str]
+
+    def schedule(self, steps: int) -> Schedule:
+        """The family's own noise schedule for a number of steps."""
+        ...
+
+    def encode(self, text: str) -> Tensors:
+        """Named conditioning tensors of one prompt, without a batch dimension."""
+        ...
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of one latent for the configured image size."""
+        ...
+
+    def velocity(self, model: Velocity, x: Tensor, timestep: Tensor, conditioning: Tensors) -> Tensor:
+        """Guided velocity (N, ...) in float32; ``model`` is the transformer or an engine around it."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (N, H, W, 3) uint8 of clean latents."""
+        ...
+
+
+def family_of(path: str) -> str:
+    """The adapter's "module:Class" for a pipeline folder, or for a hub name already in the local cache.
+
+    Raises:
+        ModelFolderError: if the folder is no pipeline or its family is unknown.
+    """
+    index = Path(path) / "model_index.json"
+    if not Path(path).is_dir():
+        index = _hub_index(path)
+    try:
+        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelFolderError(f"model.path: {path} is not a diffusers pipeline ({index}: {error})") from error
+    if name not in FAMILIES:
+        raise ModelFolderError(f"model.path: {path} is a {name}; supported are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _hub_index(path: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(hf_hub_download(path, "model_index.json"))
+    except (OSError, HFValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFolderError(f"model.path: {path} is neither a folder nor a reachable model: {reason}") from error
+
+
+def load_policy(
+    model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool = True
+) -> Any:
+    """Load the adapter of a pipeline, its LoRA layers added; without ``whole`` only the transformer."""
+    module, _, name = family_of(model.path).partition(":")
+    family = getattr(importlib.import_module(module), name)
+    return family(model, rollout, device=device, seed=seed, whole=whole)

@@ -1,0 +1,95 @@
+"""Denoise candidates: stochastic and recorded inside the trained window, the ODE outside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rollout.families import Policy, Schedule, Tensors
+from rollout.noise import derive_seed, initial_latents, path_noise
+from rollout.records import Noise
+from rollout.sde import DYNAMICS, Transition, euler, log_prob
+from rollout.settings import RolloutSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Clean latents (N, ...), and per trained step the states (N, S + 1, ...) and log-probs (N, S)."""
+
+    clean: Tensor
+    states: Tensor
+    log_probs: Tensor
+
+
+def trained_window(settings: RolloutSettings, seed: int, group_id: int) -> range:
+    """The steps of a group that are stochastic and trained; a window smaller than its range is drawn."""
+    start, stop = settings.window_range
+    room = stop - start - settings.trained_steps
+    first = start + derive_seed("window", seed, group_id) % (room + 1)
+    return range(first, first + settings.trained_steps)
+
+
+def transition(
+    policy: Policy,
+    settings: RolloutSettings,
+    model: object,
+    x: Tensor,
+    conditioning: Tensors,
+    sigmas: tuple[Tensor, Tensor],
+    timestep: Tensor,
+) -> Transition:
+    """The policy's distribution over the next state; the one function that rollout and learner share.
+
+    ``x`` is (N, ...), ``sigmas`` the current and next noise level and ``timestep`` what the transformer
+    is told, each (N,). Gradients flow through ``model``.
+    """
+    v = policy.velocity(model, x, timestep, conditioning)  # type: ignore[arg-type]
+    sigma, sigma_next = (s.view(-1, *[1] * (x.ndim - 1)) for s in sigmas)
+    return DYNAMICS[settings.dynamics](x, v, sigma, sigma_next, settings.noise_level)
+
+
+@torch.no_grad()
+def denoise(
+    policy: Policy,
+    settings: RolloutSettings,
+    conditioning: Tensors,
+    noises: Sequence[Noise],
+    schedule: Schedule,
+    window: range,
+) -> Rollout:
+    """Sample a batch of candidates; every conditioning tensor is (N, ...).
+
+    States in the window pass through the storage precision as they are made, so that what the learner
+    reads is exactly what the sampler continued from.
+    """
+    device = schedule.sigmas.device
+    shape = policy.latent_shape()
+    x = initial_latents(noises, shape).to(device)
+    storage = getattr(torch, settings.storage)
+    states: list[Tensor] = []
+    log_probs: list[Tensor] = []
+    for step in range(len(schedule.timesteps)):
+        sigma, sigma_next = (schedule.sigmas[i].expand(len(noises)) for i in (step, step + 1))
+        timestep = schedule.timesteps[step].expand(len(noises))
+        if step not in window:
+            v = policy.velocity(policy.transformer, x, timestep, conditioning)
+            x = euler(x, v, schedule.sigmas[step], schedule.sigmas[step + 1])
+            continue
+        x = x.to(storage).float()
+        states += [x] if not states else []
+        move = transition(
+            policy, settings, policy.transformer, x, conditioning, (sigma, sigma_next), timestep
+        )
+        x = (move.mean + move.std * path_noise(noises, step, shape).to(device)).to(storage).float()
+        states.append(x)
+        log_probs.append(log_prob(x, move))
+    return Rollout(x, *_stacked(states, log_probs, storage))
+
+
+def _stacked(states: list[Tensor], log_probs: list[Tensor], storage: torch.dtype) -> tuple[Tensor, Tensor]:
+    if not states:
+        return torch.empty(0), torch.empty(0)
+    return torch.stack(states, 1).to(storage), torch.stack(log_probs, 1)

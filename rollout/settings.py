@@ -1,0 +1,70 @@
+"""What a user sets about the model and the sampler; light enough for the driver to import."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every settings section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Settings):
+    """The pipeline to train and how."""
+
+    path: str = Field(description="diffusers pipeline: a folder, or a hub name")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute precision of the transformer")
+    lora_rank: int = Field(0, ge=0, description="rank of the LoRA adapter; 0 trains every parameter")
+    lora_alpha: int = Field(64, gt=0, description="scale of the LoRA adapter")
+    lora_targets: tuple[str, ...] = Field((), description="modules LoRA adapts; empty takes the family's own")
+
+
+class RolloutSettings(Settings):
+    """How candidates are sampled."""
+
+    width: int = Field(512, gt=0, description="image width in pixels")
+    height: int = Field(512, gt=0, description="image height in pixels")
+    steps: int = Field(10, ge=2, description="denoising steps when sampling candidates")
+    eval_steps: int = Field(40, ge=1, description="denoising steps of the ODE when evaluating")
+    guidance: float = Field(4.5, ge=1, description="classifier-free guidance; 1 turns it off")
+    text_tokens: int = Field(128, ge=0, description="length of the T5 prompt (SD3)")
+    dynamics: Literal["sde", "cps"] = Field("sde", description="Flow-GRPO's SDE, or CPS")
+    noise_level: float = Field(0.7, gt=0, le=1.5, description="a: how stochastic a step is")
+    window_start: int = Field(0, ge=0, description="first step that may be stochastic and trained")
+    window_stop: int | None = Field(None, description="one past the last such step; default steps - 1")
+    window_size: int | None = Field(None, ge=1, description="steps trained per group, drawn from the range")
+    storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
+    batch: int = Field(16, ge=1, description="images per forward pass")
+    workers: int = Field(1, ge=1, description="rollout actors")
+    gpus: float = Field(1, ge=0, description="GPUs per rollout actor; 0 samples on the CPU")
+    threads: int = Field(1, ge=1, description="CPU threads per rollout actor")
+
+    @property
+    def window_range(self) -> tuple[int, int]:
+        """The steps [start, stop) a trained window may lie in."""
+        return self.window_start, self.steps - 1 if self.window_stop is None else self.window_stop
+
+    @property
+    def trained_steps(self) -> int:
+        """How many steps of each trajectory are stochastic, stored and trained."""
+        start, stop = self.window_range
+        return self.window_size or stop - start
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> RolloutSettings:
+        start, stop = self.window_range
+        last = self.steps - 1
+        if not 0 <= start < stop <= last:
+            raise ValueError(
+                f"the window [{start}, {stop}) must be non-empty and end by step {last}: "
+                "the last step removes the last noise and is never trained"
+            )
+        if self.trained_steps > stop - start:
+            raise ValueError(f"window_size {self.window_size} does not fit into the window [{start}, {stop})")
+        if self.dynamics == "cps" and self.noise_level > 1:
+            raise ValueError(f"noise_level must be at most 1 with cps, got {self.noise_level}")
+        return self

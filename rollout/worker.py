@@ -1,0 +1,104 @@
+"""The rollout worker: oversamples the noise of one prompt at a time. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rollout.families import Schedule, Tensors, load_policy
+from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, Weights
+from rollout.sampler import Rollout, denoise, trained_window
+from rollout.settings import ModelSettings, RolloutSettings
+from rollout.tensors import load_flat, pack, trainable
+
+
+class StaleWeights(RuntimeError):
+    """A group asks for a policy version that this worker does not hold."""
+
+
+class RolloutWorker:
+    """Holds one copy of the policy; samples groups under the version it was asked for, or refuses."""
+
+    def __init__(self, model: ModelSettings, rollout: RolloutSettings, seed: int) -> None:
+        """Load the pipeline onto the GPU where one is assigned, else onto the CPU."""
+        torch.set_num_threads(rollout.threads)
+        self.device = "cuda" if rollout.gpus > 0 and torch.cuda.is_available() else "cpu"
+        self.settings = rollout
+        self.seed = seed
+        self.policy = load_policy(model, rollout, device=self.device, seed=seed)
+        self.parameters = trainable(self.policy.transformer)
+        self.policy.transformer.eval().requires_grad_(False)
+        self.version = -1
+
+    def load(self, weights: Weights, flat: NDArray[np.float32]) -> int:
+        """Take over published weights and acknowledge with their version.
+
+        Raises:
+            WeightsMismatch: if the array is not what its checksum says.
+        """
+        load_flat(flat, self.parameters, weights.checksum)
+        self.version = weights.version
+        return self.version
+
+    def sample(self, request: SampleRequest) -> tuple[Any, ...]:
+        """Sample a group.
+
+        Returns:
+            The seconds it took, the images (n, H, W, 3) uint8, the conditioning, and n trajectories: each
+            its own return value, so that the unselected ones can be freed where they were made.
+
+        Raises:
+            StaleWeights: if the worker holds another policy version.
+        """
+        if request.version != self.version:
+            raise StaleWeights(f"group {request.group_id} wants policy v{request.version}, not v{self.version}")
+        started = time.perf_counter()
+        window = trained_window(self.settings, self.seed, request.group_id)
+        conditioning = self.policy.encode(request.prompt.text)
+        repeated = {k: v.expand(len(request.noises), *v.shape) for k, v in conditioning.items()}
+        parts = self._denoise(repeated, request.noises, self._schedule(self.settings.steps), window)
+        images = np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
+        trajectories = [t for part in parts for t in _trajectories(part, window)]
+        arrays = {name: pack(value) for name, value in conditioning.items()}
+        return time.perf_counter() - started, images, Conditioning(arrays=arrays), *trajectories
+
+    def evaluate(
+        self, prompts: Sequence[Prompt], noises: Sequence[Noise]
+    ) -> tuple[int, NDArray[np.uint8]]:
+        """N, and images (N, H, W, 3) of N prompts by the ODE, one fixed initial noise each."""
+        encoded = [self.policy.encode(prompt.text) for prompt in prompts]
+        conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}
+        schedule = self._schedule(self.settings.eval_steps)
+        parts = self._denoise(conditioning, noises, schedule, range(0))
+        return len(prompts), np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
+
+    def ping(self) -> int:
+        """The policy version held, as a sign of life."""
+        return self.version
+
+    def _schedule(self, steps: int) -> Schedule:
+        schedule = self.policy.schedule(steps)
+        return Schedule(schedule.sigmas.to(self.device), schedule.timesteps.to(self.device))
+
+    def _denoise(
+        self, conditioning: Tensors, noises: Sequence[Noise], schedule: Schedule, window: range
+    ) -> list[Rollout]:
+        size = self.settings.batch
+        parts = []
+        for i in range(0, len(noises), size):
+            chunk = {name: value[i : i + size] for name, value in conditioning.items()}
+            parts.append(denoise(self.policy, self.settings, chunk, noises[i : i + size], schedule, window))
+        return parts
+
+
+def _trajectories(part: Rollout, window: range) -> list[Trajectory]:
+    steps = np.asarray(window, dtype=np.int64)
+    return [
+        Trajectory(latents=pack(states), log_probs=log_probs.cpu().numpy(), steps=steps)
+        for states, log_probs in zip(part.states, part.log_probs, strict=True)
+    ]
