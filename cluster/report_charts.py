@@ -175,26 +175,27 @@ def moving_average(values: Sequence[float], width: int) -> list[float]:
 
 
 def _reward_traces(run: Run) -> list[go.Scatter]:
-    """Training below, evaluation above; single rewards only where they differ from the whole."""
-    whole = series(run.metrics, "eval_reward")
-    singles = [key for key in _evaluated(run) if series(run.metrics, key) != whole]
+    """Training below, evaluation above; single rewards, whose scales differ, wait in the legend."""
     traces = _trend(run.training, "reward_mean", "training", "soft")
-    for key in singles:
-        name = f"held-out {key.removeprefix('eval_')}"
-        color = "high" if key == "eval_strict" else "learn"
-        traces += _line(run.metrics, key, name, color, dash="dash" if key == "eval_strict" else "dot")
+    for key in _single_rewards(run):
+        single = _line(run.metrics, key, f"held-out {key.removeprefix('eval_')}", "learn", dash="dot")
+        traces += [trace.update(visible="legendonly") for trace in single]
+    traces += _line(run.metrics, "eval_strict", "held-out strict", "high", dash="dash")
     traces += _line(run.metrics, "eval_reward", "held-out reward", "accent", width=3)
     return traces
 
 
-def _evaluated(run: Run) -> list[str]:
-    keys = (key for row in run.evaluations for key in row if key.startswith("eval_"))
-    return [key for key in dict.fromkeys(keys) if key != "eval_reward"]
+def _single_rewards(run: Run) -> list[str]:
+    """The evaluated rewards that are not the whole under another name."""
+    whole = series(run.metrics, "eval_reward")
+    keys = dict.fromkeys(key for row in run.evaluations for key in row if key.startswith("eval_"))
+    others = keys.keys() - {"eval_reward", "eval_strict", "eval_win_rate"}
+    return sorted(key for key in others if series(run.metrics, key) != whole)
 
 
 def _unit_range(run: Run) -> dict[str, Any]:
     """Rewards that stay in [0, 1] are shown on all of it, so that a small gain looks small."""
-    keys = ("reward_mean", "eval_reward", *_evaluated(run))
+    keys = ("reward_mean", "eval_reward", "eval_strict")
     values = [value for key in keys for value in series(run.metrics, key)[1]]
     return {"yaxis_range": [0, 1.03]} if values and min(values) >= 0 and max(values) <= 1 else {}
 

@@ -19,11 +19,13 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.errors import UserError
+
 Row = Mapping[str, Any]
 STAGES: Final = ("sample", "score", "select", "learn", "broadcast")
 
 
-class NotARunError(ValueError):
+class NotARunError(UserError):
     """The folder holds no run."""
 
 

@@ -17,6 +17,7 @@ _FEW: Final = 3  # steps over which a noisy training metric is averaged at both 
 _NAMES: Final = {
     "eval_reward": "held-out reward",
     "eval_strict": "held-out strict",
+    "eval_win_rate": "preferred to the start",
     "reward_mean": "training reward",
     "margin_mean": "reward margin",
 }
@@ -83,7 +84,7 @@ class Headline:
 def changes(run: Run) -> list[Change]:
     """Start and end of every evaluated reward, then of the training reward and the margin."""
     keys = list(dict.fromkeys(key for row in run.evaluations for key in row if key.startswith("eval_")))
-    keys.sort(key=lambda key: ["eval_reward", "eval_strict"].index(key) if key in _NAMES else 2)
+    keys.sort(key=lambda key: (key not in _NAMES, list(_NAMES).index(key) if key in _NAMES else 0))
     evaluated = [_ends(run.metrics, key, few=1) for key in keys]
     trained = [_ends(run.training, key, few=_FEW) for key in ("reward_mean", "margin_mean")]
     return [item for item in (*evaluated, *trained) if item]
@@ -210,6 +211,12 @@ def _tiles(run: Run) -> list[Tile]:
         for key, label in (("eval_reward", "Held-out reward"), ("eval_strict", "Held-out strict"))
         if (item := _ends(run.metrics, key, few=1))
     ]
+    won = _ends(run.metrics, "eval_win_rate", few=1)
+    # A reward without a strict score has no natural scale, so there the share of wins says more.
+    if won and won.end is not None and len(tiles) == 1:
+        tiles.append(
+            Tile(label="Preferred to the start", value=f"{won.end:.0%}", note="same prompts and noise")
+        )
     return [*tiles, *_cost_tiles(run)] if run.training else tiles
 
 

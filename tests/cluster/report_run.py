@@ -68,7 +68,9 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 def table(rows: list[dict[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    kinds = {key: pa.uint64() if key.endswith("_seed") else None for key in columns}
+    pq.write_table(pa.table({key: pa.array(column, kinds[key]) for key, column in columns.items()}), path)
 
 
 def make_step(folder: Path, step: int, pictured: bool) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def make_step(folder: Path, step: int, pictured: bool) -> dict[str, Any]:
     margins = []
     for group in range(GROUPS):
         line = PROMPTS[int(rng.integers(len(PROMPTS)))]
-        seeds = [int(seed) for seed in rng.integers(2**62, size=CANDIDATES)]
+        seeds = [int(seed) for seed in rng.integers(2**63, 2**64, size=CANDIDATES, dtype=np.uint64)]
         painted = [paint(line, wrongness(step), seed) for seed in seeds]
         order = sorted(range(CANDIDATES), key=lambda c: painted[c][1])
         kept = {*order[: KEEP // 2], *order[-KEEP // 2 :]}

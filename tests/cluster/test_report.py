@@ -214,6 +214,15 @@ def test_summary_table_names_start_end_and_change(run: Path) -> None:
     assert {"sample", "learn", "whole step", "evaluation"} <= set(names)
 
 
+def test_a_reward_without_a_strict_score_shows_its_wins(tmp_path: Path) -> None:
+    rows = [{"step": s, "eval_reward": 20.0 + s, "eval_other": 0.5, "eval_win_rate": s * 0.9} for s in (0, 1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    body = body_of(tmp_path)
+    assert "Preferred to the start" in body
+    assert "90%" in body
+    assert "legendonly" in body
+
+
 def test_palettes_can_be_swapped_by_text() -> None:
     assert LIGHT.keys() == DARK.keys()
     assert len(set(LIGHT.values())) == len(LIGHT)
