@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -92,7 +93,12 @@ class _LineReader:
     """Recognition alone. PaddleX pads every line to 320 columns; here the width follows the images."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        from paddleocr import TextRecognition
+
+        folder = model_folders()[RECOGNITION]
+        self._make = partial(
+            TextRecognition, model_name=RECOGNITION, model_dir=str(folder), **_engine(threads)
+        )
         self._models: dict[int, Any] = {}
 
     def read(self, images: NDArray[np.uint8]) -> list[str]:
@@ -101,19 +107,9 @@ class _LineReader:
         fitting = min(max(math.ceil(LINE_HEIGHT * width / height), LINE_HEIGHT), _WIDEST)
         if fitting not in self._models:
             # The input size is fixed when a model is made; a run has one image size, so one model is held.
-            self._models = {fitting: self._load(fitting)}
+            self._models = {fitting: self._make(input_shape=(3, LINE_HEIGHT, fitting))}
         results = self._models[fitting].predict(list(images), batch_size=len(images))
         return [str(result["rec_text"]) for result in results]
-
-    def _load(self, width: int) -> Any:
-        from paddleocr import TextRecognition
-
-        return TextRecognition(
-            model_name=RECOGNITION,
-            model_dir=str(model_folders()[RECOGNITION]),
-            input_shape=(3, LINE_HEIGHT, width),
-            **_engine(self._threads),
-        )
 
 
 class _PageReader:
