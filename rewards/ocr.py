@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -139,6 +140,8 @@ class _PageReader:
 
 
 def _engine(threads: int) -> dict[str, Any]:
+    """Keyword arguments that every model of PaddleOCR takes."""
+    logging.getLogger("paddlex").setLevel(logging.WARNING)  # it would announce every model that it makes
     config = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
     return {"engine": "onnxruntime", "device": "cpu", "engine_config": config}
 
