@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Final
 
 import numpy as np
@@ -16,10 +17,21 @@ from scipy import ndimage
 
 from rewards.geneval import Detection, Rules, judge
 from rollout.tiny.prompts import split_scenes
-from rollout.tiny.world import COLORS, SHAPES, Scene, corrupt, draw_scene, place, scene_for, scene_prompts
+from rollout.tiny.world import (
+    COLORS,
+    NUMBERS,
+    PLURALS,
+    SHAPES,
+    Scene,
+    corrupt,
+    draw_scene,
+    place,
+    scene_for,
+    scene_prompts,
+)
 
-RIGHT_WORTH: Final = 12.0
-LOOKS_WORTH: Final = 2.5
+RIGHT_WORTH: Final = 16.0
+LOOKS_WORTH: Final = 3.8
 """Less than a quarter of `RIGHT_WORTH`, which any mistake costs at least: looks never outweigh one."""
 MOST_NOISE: Final = 14.0
 MOST_BLUR: Final = 0.7
@@ -45,10 +57,25 @@ class Choice:
 
 
 def lines(held_out: bool) -> list[Line]:
-    """The held-out scene prompts, or every other prompt of the world."""
+    """The held-out scene prompts, or every other prompt of the world and coloured counts besides.
+
+    With twelve counting prompts in all, three of them held out, a model learns counts by heart;
+    "three red crosses" and the like make it see what they are made of.
+    """
     held = split_scenes()[1]
+    if held_out:
+        return held
     texts = {line["prompt"] for line in held}
-    return held if held_out else [line for line in scene_prompts() if line["prompt"] not in texts]
+    return [line for line in (*scene_prompts(), *_colored_counts()) if line["prompt"] not in texts]
+
+
+def _colored_counts() -> Iterator[Line]:
+    for kind, color, count in product(SHAPES, COLORS, (2, 3, 4)):
+        yield {
+            "tag": "counting",
+            "include": [{"class": kind, "count": count, "color": color}],
+            "prompt": f"a photo of {NUMBERS[count]} {color} {PLURALS[kind]}",
+        }
 
 
 def choices(pool: Sequence[Line], rng: np.random.Generator) -> Iterator[Choice]:
