@@ -37,11 +37,16 @@ class Display:
         self.progress.stop()
 
     def step(self, metrics: dict[str, Any]) -> None:
-        """Show a step's metrics."""
+        """Show a step's metrics; step 0 is the evaluation before training."""
+        if metrics["step"] == 0:
+            self.console.print(f"start: held-out {describe_evaluation(metrics)}", highlight=False)
+            return
         note = describe(metrics)
         self.progress.update(self.task, completed=metrics["step"], note=note)
         if not self.console.is_terminal:
-            self.console.print(f"step {metrics['step']}/{self.steps}  {note}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"step {metrics['step']}/{self.steps}  {note}", highlight=False, soft_wrap=True
+            )
         elif "eval_reward" in metrics:
             self.console.print(f"step {metrics['step']}: held-out {describe_evaluation(metrics)}")
 

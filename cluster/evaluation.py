@@ -28,8 +28,8 @@ def held_out(prompts: Sequence[Prompt], settings: RunSettings) -> list[Drawn]:
     """Every held-out prompt with its fixed noises: the same at every step of every run of this seed."""
     return [
         (prompt, sample, Noise(initial=derive_seed("eval", settings.seed, prompt.index, sample), path=0))
-        for prompt in prompts
         for sample in range(settings.eval_samples)
+        for prompt in prompts
     ]
 
 
@@ -47,9 +47,7 @@ async def evaluate(
     return {**_metrics(folder, scores), "seconds_eval": time.perf_counter() - started}
 
 
-async def _evaluate_chunk(
-    stages: Stages, chunk: Sequence[Drawn], weights: Weights
-) -> tuple[Handle, Scores]:
+async def _evaluate_chunk(stages: Stages, chunk: Sequence[Drawn], weights: Weights) -> tuple[Handle, Scores]:
     prompts = [prompt for prompt, _, _ in chunk]
     handle = await stages.rollouts.evaluate(prompts, [noise for _, _, noise in chunk], weights)
     return handle, await stages.rewards.judge(handle, prompts)

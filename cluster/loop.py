@@ -53,9 +53,14 @@ class Run:
     drawn: list[Drawn]
     stages: Stages
     checkpoints: Checkpoints
-    report: Callable[[dict[str, Any]], None]
+    trackers: Sequence[Callable[[dict[str, Any]], None]]
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     empty_batches: int = 0
+
+    def track(self, metrics: dict[str, Any]) -> None:
+        """Hand a line of metrics to everyone who keeps or shows it."""
+        for tracker in self.trackers:
+            tracker(metrics)
 
 
 async def train(run: Run, start: int) -> int:
@@ -65,7 +70,7 @@ async def train(run: Run, start: int) -> int:
     admitted = iter(range(start * settings.groups_per_step, settings.steps * settings.groups_per_step))
     await stages.rollouts.load(await stages.learner.publish(start))
     if start == 0:
-        run.folder.log({"step": 0, **await _evaluation(run, 0)})
+        run.track({"step": 0, **await _evaluation(run, 0)})
     step = start
     async with asyncio.TaskGroup() as producers:
         while step < settings.steps and not run.stop.is_set():
@@ -73,7 +78,7 @@ async def train(run: Run, start: int) -> int:
             for group_id in islice(admitted, settings.window - len(inflight)):
                 inflight.append(producers.create_task(produce(run, group_id, version=step)))
             batch = [await inflight.popleft() for _ in range(settings.groups_per_step)]
-            metrics = await _learn(run, step, batch, began)
+            metrics = await train_step(run, step, batch, began)
             step += 1
             await _conclude(run, step, metrics)
         for task in inflight:
@@ -90,7 +95,7 @@ async def produce(run: Run, group_id: int, *, version: int) -> Produced:
     return Produced(group, scores, sampled, time.perf_counter())
 
 
-async def _learn(run: Run, step: int, batch: Sequence[Produced], began: float) -> dict[str, Any]:
+async def train_step(run: Run, step: int, batch: Sequence[Produced], began: float) -> dict[str, Any]:
     """Select, update, broadcast; the metrics of all three. The step is counted from one in the record."""
     groups, scores = [one.group for one in batch], [one.scores for one in batch]
     sampled, scored = max(one.sampled for one in batch), max(one.scored for one in batch)
@@ -140,9 +145,7 @@ def _check_rewards(run: Run, selection: Selection) -> None:
         raise RunStopped("; ".join(run.stages.rewards.failures.values()))
 
 
-def _check_on_policy(
-    run: Run, step: int, groups: Sequence[CandidateGroup], update: dict[str, float]
-) -> None:
+def _check_on_policy(run: Run, step: int, groups: Sequence[CandidateGroup], update: dict[str, float]) -> None:
     """Right after the start nothing is stale, so a ratio other than one is a defect and not a fact."""
     fresh = step == min(group.version for group in groups)
     tolerance = RATIO_TOLERANCE[run.settings.model.dtype]
@@ -153,9 +156,7 @@ def _check_on_policy(
         )
 
 
-async def _save_pairs(
-    run: Run, step: int, groups: Sequence[CandidateGroup], selection: Selection
-) -> None:
+async def _save_pairs(run: Run, step: int, groups: Sequence[CandidateGroup], selection: Selection) -> None:
     """Keep the widest pairs of some steps as images: of the first, the last and every few between."""
     settings = run.settings
     if step not in (1, settings.steps) and step % settings.image_every:
@@ -176,14 +177,11 @@ async def _conclude(run: Run, step: int, metrics: dict[str, Any]) -> None:
     last = step == settings.steps
     if last or step % settings.eval_every == 0:
         metrics |= await _evaluation(run, step)
-    run.folder.log(metrics)
-    run.report(metrics)
+    run.track(metrics)
     if last or run.stop.is_set() or step % settings.checkpoint_every == 0:
         await run.checkpoints.commit(step, run.stages.learner)
 
 
 async def _evaluation(run: Run, step: int) -> dict[str, float]:
     weights = await run.stages.learner.publish(step, averaged=True)
-    return await evaluate(
-        run.stages, run.folder, step, run.drawn, weights, run.settings.rollout.batch
-    )
+    return await evaluate(run.stages, run.folder, step, run.drawn, weights, run.settings.rollout.batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import socket
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Host:
 
     def address(self) -> tuple[str, int]:
         """This node's address as its peers see it, and a free port on it."""
-        host = ray.util.get_node_ip_address()
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         with socket.socket() as probe:
             probe.bind(("", 0))
             return host, int(probe.getsockname()[1])
@@ -54,7 +55,7 @@ class Host:
         return self.name
 
 
-def spawn(role: Role, number: int) -> ActorHandle:
+def spawn(role: Role, number: int) -> ActorHandle[Any]:
     """Start one actor of a role; it is gone when the driver is."""
     environment = {"OMP_NUM_THREADS": str(role.threads), "TOKENIZERS_PARALLELISM": "false"}
     if role.gpus == 0:
@@ -65,7 +66,8 @@ def spawn(role: Role, number: int) -> ActorHandle:
         max_restarts=0,
         runtime_env={"env_vars": environment},
     )
-    return actor.remote(f"{role.name}-{number}", role.target, role.arguments)
+    handle: ActorHandle[Any] = actor.remote(f"{role.name}-{number}", role.target, role.arguments)
+    return handle
 
 
 def connect(settings: ClusterSettings) -> None:
@@ -84,7 +86,9 @@ def connect(settings: ClusterSettings) -> None:
         else:
             _start_local(settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"cluster.address: cannot reach Ray at {address or 'a local node'}: {error}") from None
+        raise UserError(
+            f"cluster.address: cannot reach Ray at {address or 'a local node'}: {error}"
+        ) from None
 
 
 def _surrounding_cluster() -> str | None:
@@ -100,7 +104,7 @@ def _start_local(settings: ClusterSettings) -> None:
         dashboard_port=settings.dashboard_port,
         object_store_memory=int(settings.object_store_gb * 1e9),
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.ERROR,
     )
 
 

@@ -46,7 +46,7 @@ async def call(slot: Slot, method: str, *arguments: Any, returns: int = 1, deadl
     Raises:
         TimeoutError: if the deadline passes.
     """
-    refs = slot.actor.call.options(num_returns=returns).remote(method, *arguments)
+    refs: Any = slot.actor.call.options(num_returns=returns).remote(method, *arguments)
     refs = refs if returns > 1 else [refs]
     value = await asyncio.wait_for(asyncio.wrap_future(refs[0].future()), deadline)
     return [value, *refs[1:]]

@@ -59,7 +59,9 @@ def _check_reward(name: str, path: Path, prompts: tuple[Prompt, ...]) -> None:
         try:
             scorer.check(prompt)
         except ValueError as error:
-            raise UserError(f"{path}: prompt {prompt.index + 1} does not suit reward {name}: {error}") from None
+            raise UserError(
+                f"{path}: prompt {prompt.index + 1} does not suit reward {name}: {error}"
+            ) from None
 
 
 def processes(settings: RunSettings) -> dict[str, int]:

@@ -33,6 +33,7 @@ class RunFolder:
         self.images = path / "images"
         self.eval = path / "eval"
         self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
 
     def create(self, settings: RunSettings) -> None:
         """Make the folder and write the resolved configuration.

@@ -63,12 +63,12 @@ class RunSettings(Settings):
     max_empty_batches: int = Field(5, ge=1, description="steps in a row without a margin before stopping")
     prompts: PromptSettings
     model: ModelSettings
-    rollout: RolloutSettings = Field(default_factory=RolloutSettings)  # type: ignore[arg-type]
-    selection: SelectionSettings = Field(default_factory=SelectionSettings)  # type: ignore[arg-type]
-    learner: LearnerSettings = Field(default_factory=LearnerSettings)  # type: ignore[arg-type]
+    rollout: RolloutSettings = Field(default_factory=RolloutSettings)
+    selection: SelectionSettings = Field(default_factory=SelectionSettings)
+    learner: LearnerSettings = Field(default_factory=LearnerSettings)
     rewards: tuple[RewardSettings, ...] = Field(min_length=1)
     eval_rewards: tuple[RewardSettings, ...] = Field((), description="default: the training rewards")
-    cluster: ClusterSettings = Field(default_factory=ClusterSettings)  # type: ignore[arg-type]
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     @property
     def window(self) -> int:

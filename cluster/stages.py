@@ -50,7 +50,7 @@ class Rollouts:
         await self.pool.run(lambda found: self._ensure(found, weights), on=slot)
 
     async def _ensure(self, slot: Slot, weights: Weights) -> None:
-        """Load weights unless the sampler holds them: after a restart, a retry or an evaluation it may not."""
+        """Load weights unless the sampler holds them: after a restart or an evaluation it may not."""
         if slot.holds == weights.checksum:
             return
         slot.holds = ""
@@ -64,9 +64,7 @@ class Rollouts:
 
         async def work(slot: Slot) -> list[Any]:
             await self._ensure(slot, self.published[version])
-            return await call(
-                slot, "sample", request, returns=3 + len(noises), deadline=self.pool.deadline
-            )
+            return await call(slot, "sample", request, returns=3 + len(noises), deadline=self.pool.deadline)
 
         seconds, images, conditioning, *trajectories = await self.pool.run(work)
         return CandidateGroup(
@@ -74,16 +72,12 @@ class Rollouts:
             images=images, conditioning=conditioning, trajectories=tuple(trajectories),
         )  # fmt: skip
 
-    async def evaluate(
-        self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights
-    ) -> Handle:
+    async def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights) -> Handle:
         """A handle of ODE images, one per prompt and noise, under the given (averaged) weights."""
 
         async def work(slot: Slot) -> list[Any]:
             await self._ensure(slot, weights)
-            return await call(
-                slot, "evaluate", prompts, noises, returns=2, deadline=self.pool.deadline
-            )
+            return await call(slot, "evaluate", prompts, noises, returns=2, deadline=self.pool.deadline)
 
         return (await self.pool.run(work))[1]
 
@@ -108,9 +102,7 @@ class Rewards:
         """Every evaluation reward of some images, in parallel."""
         return await self._all(images, prompts, self.judging)
 
-    async def _all(
-        self, images: Handle, prompts: Sequence[Prompt], weights: Mapping[str, float]
-    ) -> Scores:
+    async def _all(self, images: Handle, prompts: Sequence[Prompt], weights: Mapping[str, float]) -> Scores:
         judgements = await asyncio.gather(*(self._one(name, images, prompts) for name in weights))
         return combine(dict(zip(weights, judgements, strict=True)), weights)
 
@@ -131,9 +123,7 @@ class Rewards:
 
 def _reward_pool(reward: RewardSettings) -> Pool:
     arguments = {"name": reward.name, "options": reward.options}
-    role = Role(
-        name=reward.name, target="rewards.worker:RewardWorker", arguments=arguments, gpus=reward.gpus
-    )
+    role = Role(name=reward.name, target="rewards.worker:RewardWorker", arguments=arguments, gpus=reward.gpus)
     return Pool(role, reward.workers, reward.deadline)
 
 
@@ -190,9 +180,7 @@ class Learner:
     ) -> dict[str, float]:
         """One batch of FlowGRPO on the kept trajectories; returns the metrics."""
         ranks = len(self.actors)
-        plan = shares(
-            selection.kept, ranks=ranks, updates=self.settings.updates, seed=self.seed, step=step
-        )
+        plan = shares(selection.kept, ranks=ranks, updates=self.settings.updates, seed=self.seed, step=step)
         by_id = {group.group_id: group for group in groups}
         calls = []
         for mine in plan:
@@ -206,7 +194,7 @@ class Learner:
 
     async def publish(self, version: int, *, averaged: bool = False) -> Weights:
         """The weights of all ranks as one object of the store; averaged ones are marked by their version."""
-        actor = self.actors[0]
+        actor: Any = self.actors[0]
         digest, flat = actor.call.options(num_returns=2).remote("publish", averaged)
         return Weights(version=-1 - version if averaged else version, checksum=await digest, flat=flat)
 
@@ -219,9 +207,8 @@ class Learner:
         await self._every("restore", [(folder,)] * len(self.actors))
 
     async def _every(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        refs = [
-            actor.call.remote(method, *arguments)
-            for actor, arguments in zip(self.actors, calls, strict=True)
+        refs: list[Any] = [
+            actor.call.remote(method, *arguments) for actor, arguments in zip(self.actors, calls, strict=True)
         ]
         waits = [asyncio.wait_for(asyncio.wrap_future(ref.future()), UPDATE_DEADLINE) for ref in refs]
         try:

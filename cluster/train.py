@@ -30,6 +30,7 @@ from cluster.report import summary_table, write_report
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
 from cluster.stages import LearnerError, start_stages
+from cluster.tensorboard import TensorBoard
 
 PROG = "python -m cluster.train"
 INTERRUPTED = 130
@@ -130,9 +131,14 @@ async def _train(
             await checkpoints.restore(start, stages.learner)
     with Display(console, settings.steps, start) as display:
         drawn = held_out(inputs.held_out, settings)
-        run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, display.step)
+        board = TensorBoard(folder.tensorboard)
+        trackers = (folder.log, board.log, display.step)
+        run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, trackers)
         _stop_on_signals(run, console)
-        return await train(run, start)
+        try:
+            return await train(run, start)
+        finally:
+            board.close()
 
 
 def _stop_on_signals(run: Run, console: Console) -> None:

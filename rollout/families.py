@@ -72,7 +72,9 @@ def family_of(path: str) -> str:
     try:
         name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError) as error:
-        raise ModelFolderError(f"model.path: {path} is not a diffusers pipeline ({index}: {error})") from error
+        raise ModelFolderError(
+            f"model.path: {path} is not a diffusers pipeline ({index}: {error})"
+        ) from error
     if name not in FAMILIES:
         raise ModelFolderError(f"model.path: {path} is a {name}; supported are {', '.join(FAMILIES)}")
     return FAMILIES[name]
@@ -86,7 +88,9 @@ def _hub_index(path: str) -> Path:
         return Path(hf_hub_download(path, "model_index.json"))
     except (OSError, HFValidationError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelFolderError(f"model.path: {path} is neither a folder nor a reachable model: {reason}") from error
+        raise ModelFolderError(
+            f"model.path: {path} is neither a folder nor a reachable model: {reason}"
+        ) from error
 
 
 def load_policy(

@@ -39,7 +39,9 @@ class SD3:
             transformer = SD3Transformer2DModel.from_pretrained(
                 model.path, subfolder="transformer", dtype=self.dtype
             )
-            self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(model.path, subfolder="scheduler")
+            self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+                model.path, subfolder="scheduler"
+            )
         self.transformer = prepare(transformer.to(self.device), model, self.lora_targets, seed)
 
     def schedule(self, steps: int) -> Schedule:
@@ -92,7 +94,7 @@ class SD3:
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents (N, C, H, W) to images (N, H, W, 3) uint8."""
         vae = self.pipeline.vae
-        pixels = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+        pixels: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 

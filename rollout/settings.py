@@ -17,7 +17,9 @@ class ModelSettings(Settings):
     """The pipeline to train and how."""
 
     path: str = Field(description="diffusers pipeline: a folder, or a hub name")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute precision of the transformer")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="compute precision of the transformer"
+    )
     lora_rank: int = Field(0, ge=0, description="rank of the LoRA adapter; 0 trains every parameter")
     lora_alpha: int = Field(64, gt=0, description="scale of the LoRA adapter")
     lora_targets: tuple[str, ...] = Field((), description="modules LoRA adapts; empty takes the family's own")

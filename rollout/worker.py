@@ -56,7 +56,9 @@ class RolloutWorker:
             StaleWeights: if the worker holds another policy version.
         """
         if request.version != self.version:
-            raise StaleWeights(f"group {request.group_id} wants policy v{request.version}, not v{self.version}")
+            raise StaleWeights(
+                f"group {request.group_id} wants policy v{request.version}, not v{self.version}"
+            )
         started = time.perf_counter()
         window = trained_window(self.settings, self.seed, request.group_id)
         conditioning = self.policy.encode(request.prompt.text)
@@ -67,9 +69,7 @@ class RolloutWorker:
         arrays = {name: pack(value) for name, value in conditioning.items()}
         return time.perf_counter() - started, images, Conditioning(arrays=arrays), *trajectories
 
-    def evaluate(
-        self, prompts: Sequence[Prompt], noises: Sequence[Noise]
-    ) -> tuple[int, NDArray[np.uint8]]:
+    def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[np.uint8]]:
         """N, and images (N, H, W, 3) of N prompts by the ODE, one fixed initial noise each."""
         encoded = [self.policy.encode(prompt.text) for prompt in prompts]
         conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}

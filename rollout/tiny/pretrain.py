@@ -34,7 +34,7 @@ from rollout.tiny.world import (
     scene_prompts,
 )
 
-CORRUPTION = {"shapes": 0.5, "words": 0.35}
+CORRUPTION = {"shapes": 0.4, "words": 0.35}
 EMPTY_CAPTION_SHARE = 0.1
 """How often a caption is dropped, so that classifier-free guidance is there for who wants it."""
 
@@ -114,7 +114,9 @@ def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, generator: tor
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         level = 0.15 * torch.rand(len(z), 1, 1, 1, generator=generator) * z.detach().std()
         noisy = z + level * torch.randn(z.shape, generator=generator)
-        return F.mse_loss(vae.decode(noisy).sample, x) + 1e-5 * posterior.kl().mean() / z[0].numel()
+        error: Tensor = F.mse_loss(vae.decode(noisy).sample, x)
+        penalty: Tensor = 1e-5 * posterior.kl().mean() / z[0].numel()
+        return error + penalty
 
     descend(list(vae.parameters()), 3e-3, recipe.vae_steps, loss_of, "autoencoder")
 
@@ -192,11 +194,12 @@ def main() -> None:
     parser.add_argument("task", choices=sorted(WORLDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=30_000)
-    parser.add_argument("--vae-steps", type=int, default=1_500)
-    parser.add_argument("--steps", type=int, default=3_000)
+    parser.add_argument("--vae-steps", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder to write (default: rollout/tiny/TASK)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     recipe = Recipe(options.task, options.seed, options.images, options.vae_steps, options.steps)
     pipeline = pretrain(recipe)
     out = options.out or Path(__file__).parent / options.task

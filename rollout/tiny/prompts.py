@@ -28,14 +28,15 @@ TRAINED: Final = {"color_attr": 48}
 """Colour pairs outnumber every other category fivefold; the training file holds this many of them."""
 
 WORD_LIST: Final = (
-    "ace act add age ago aid aim air all and ant any ape arc are ark arm art ash ask axe bad bag ban bar bat bay bed "
-    "bee beg bet bid big bin bit bow box boy bud bug bun bus but buy cab can cap car cat cow cry cub cup cut dad day "
-    "den dew did dig dim dip dog dot dry due ear eat egg ego elf elk elm end era eve eye fan far fat fee few fig fin "
-    "fit fix fly fog for fox fun fur gap gas gem get gum gun gut guy gym had ham hat hay hen her hid him hip hit hop "
-    "hot how hub hug hut ice ill ink inn ion its ivy jam jar jaw jet job joy jug key kid kit lab lap law lay leg let "
-    "lid lie lip log lot low mad man map mat men met mix mob mud mug net new nod nor not now nut oak oar odd off oil "
-    "old one orb our out owl own pad pan paw pay pea pen pet pie pig pin pit pod pot pub put rag ram ran rat raw red "
-    "rib rid rim rip rob rod rot row rub rug run rye sad saw say sea see set shy sin sip sit six ski sky son sun tab"
+    "ace act add age ago aid aim air all and ant any ape arc are ark arm art ash ask axe bad bag ban bar "
+    "bat bay bed bee beg bet bid big bin bit bow box boy bud bug bun bus but buy cab can cap car cat cow "
+    "cry cub cup cut dad day den dew did dig dim dip dog dot dry due ear eat egg ego elf elk elm end era "
+    "eve eye fan far fat fee few fig fin fit fix fly fog for fox fun fur gap gas gem get gum gun gut guy "
+    "gym had ham hat hay hen her hid him hip hit hop hot how hub hug hut ice ill ink inn ion its ivy jam "
+    "jar jaw jet job joy jug key kid kit lab lap law lay leg let lid lie lip log lot low mad man map mat "
+    "men met mix mob mud mug net new nod nor not now nut oak oar odd off oil old one orb our out owl own "
+    "pad pan paw pay pea pen pet pie pig pin pit pod pot pub put rag ram ran rat raw red rib rid rim rip "
+    "rob rod rot row rub rug run rye sad saw say sea see set shy sin sip sit six ski sky son sun tab "
 ).split()
 HELD_OUT_WORDS: Final = 32
 

@@ -1,13 +1,13 @@
 """The synthetic world of the bundled models: scenes of coloured shapes, and short words.
 
-A scene holds one to four shapes on a 2 x 2 grid with some jitter, drawn at 32 x 32 pixels. Prompts
+A scene holds one to four shapes in a fixed layout with some jitter, drawn at 32 x 32 pixels. Prompts
 follow GenEval's six categories and its metadata format (https://github.com/djghosh13/geneval), with
 shapes as the object classes. Words are three letters drawn at 48 x 16 pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any, Final
@@ -36,7 +36,6 @@ SCENE_SIZE: Final = 32
 WORD_SIZE: Final = (48, 16)
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 _ZOOM: Final = 4
-_CELL: Final = SCENE_SIZE // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +98,15 @@ def draw_word(word: str) -> NDArray[np.uint8]:
     return np.asarray(canvas.resize(WORD_SIZE, Image.Resampling.BOX))
 
 
-def place(kinds: list[str], colors: list[str], cells: list[int], rng: np.random.Generator) -> Scene:
-    """Put shapes into grid cells (0 to 3, row by row) with random size, brightness and jitter."""
+def place(
+    kinds: list[str], colors: list[str], spots: Sequence[tuple[float, float]], rng: np.random.Generator
+) -> Scene:
+    """Put shapes at spots (x, y in pixels) with random size, brightness and jitter."""
     shapes = []
-    for kind, color, cell in zip(kinds, colors, cells, strict=True):
-        row, column = divmod(int(cell), 2)
-        radius = float(rng.uniform(4.4, 6.6))
-        dx, dy = rng.uniform(-0.8, 0.8, size=2)
-        x, y = (column + 0.5) * _CELL + dx, (row + 0.5) * _CELL + dy
-        shapes.append(Placed(kind, color, float(x), float(y), radius, float(rng.uniform(0.65, 1.0))))
+    for kind, color, (x, y) in zip(kinds, colors, spots, strict=True):
+        radius, brightness = float(rng.uniform(4.4, 6.6)), float(rng.uniform(0.65, 1.0))
+        dx, dy = (float(shift) for shift in rng.uniform(-0.8, 0.8, size=2))
+        shapes.append(Placed(kind, color, x + dx, y + dy, radius, brightness))
     return Scene(tuple(shapes), int(rng.integers(8, 72)))
 
 
@@ -137,28 +136,30 @@ def scene_prompts() -> Iterator[dict[str, Any]]:
 
 
 def scene_for(line: dict[str, Any], rng: np.random.Generator) -> Scene:
-    """A random scene that shows what a prompt line asks for, with free attributes drawn at random."""
+    """A random scene that shows what a prompt line asks for, with free attributes drawn at random.
+
+    Two shapes stand side by side, the first named one on the left, unless a relation says otherwise.
+    """
     kinds: list[str] = []
     colors: list[str] = []
     for item in line["include"]:
-        for _ in range(item["count"]):
-            kinds.append(item["class"])
-            colors.append(item.get("color") or str(rng.choice(list(COLORS))))
-    cells = [int(c) for c in rng.permutation(4)[: len(kinds)]]
-    relation = next((item["position"][0] for item in line["include"] if "position" in item), None)
-    if relation is not None:
-        cells = _related_cells(relation, rng)
-    return place(kinds, colors, cells, rng)
+        color = item.get("color") or str(rng.choice(list(COLORS)))
+        kinds += [item["class"]] * item["count"]
+        colors += [color] * item["count"]
+    relation = next((item["position"][0] for item in line["include"] if "position" in item), "right of")
+    return place(kinds, colors, _spots(len(kinds), relation), rng)
 
 
-def _related_cells(relation: str, rng: np.random.Generator) -> list[int]:
-    dx, dy = RELATIONS[relation]
-    pairs = [
-        (a, b)
-        for a, b in permutations(range(4), 2)
-        if (dx == 0 or (b % 2 - a % 2) == dx) and (dy == 0 or (b // 2 - a // 2) == dy)
-    ]
-    return list(pairs[int(rng.integers(len(pairs)))])
+def _spots(count: int, relation: str) -> list[tuple[float, float]]:
+    """Where shapes stand; of two, the second one stands in the relation to the first."""
+    near, middle, far = 8.5, 16.0, 23.5
+    if count == 1:
+        return [(middle, middle)]
+    if count == 2:
+        dx, dy = RELATIONS[relation]
+        return [(middle - 7.5 * dx, middle - 7.5 * dy), (middle + 7.5 * dx, middle + 7.5 * dy)]
+    upper = [(near, near), (far, near)]
+    return [*upper, (middle, far)] if count == 3 else [*upper, (near, far), (far, far)]
 
 
 def corrupt(line: dict[str, Any], chance: float, rng: np.random.Generator) -> dict[str, Any]:
