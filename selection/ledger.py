@@ -19,7 +19,7 @@ from selection.records import Selection
 def ledger_schema(rewards: Sequence[str]) -> pa.Schema:
     """The columns: who the candidate is, what it scored, and what became of it.
 
-    ``prompt`` is the prompt's index, which identifies it, and ``text`` what it says. ``reward`` is the total.
+    ``prompt_index`` identifies the prompt and ``prompt`` is what it says. ``reward`` is the total.
     Rewards are null where they are missing, ``advantage`` where the candidate was not selected. ``seconds``
     is the candidate's share of the time it took to sample its group.
     """
@@ -28,8 +28,8 @@ def ledger_schema(rewards: Sequence[str]) -> pa.Schema:
             pa.field("step", pa.int64(), nullable=False),
             pa.field("group", pa.int64(), nullable=False),
             pa.field("candidate", pa.int32(), nullable=False),
-            pa.field("prompt", pa.int64(), nullable=False),
-            pa.field("text", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+            pa.field("prompt_index", pa.int64(), nullable=False),
+            pa.field("prompt", pa.dictionary(pa.int32(), pa.string()), nullable=False),
             pa.field("noise_seed", pa.uint64(), nullable=False),
             pa.field("path_seed", pa.uint64(), nullable=False),
             pa.field("policy_version", pa.int64(), nullable=False),
@@ -73,8 +73,8 @@ def _group_rows(
             "step": step,
             "group": group.group_id,
             "candidate": candidate,
-            "prompt": group.prompt.index,
-            "text": group.prompt.text,
+            "prompt_index": group.prompt.index,
+            "prompt": group.prompt.text,
             "noise_seed": noise.initial,
             "path_seed": noise.path,
             "policy_version": group.version,
