@@ -70,8 +70,8 @@ def family_of(path: str) -> str:
     if not Path(path).is_dir():
         index = _hub_index(path)
     try:
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
+        name = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(
             f"model.path: {path} is not a diffusers pipeline ({index}: {error})"
         ) from error

@@ -25,7 +25,7 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
     if path.suffix not in {".jsonl", ".txt"}:
         raise PromptFileError(f"{path}: expected a .jsonl or .txt prompt file")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also cuts at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise PromptFileError(f"{path}: cannot read the prompt file: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
