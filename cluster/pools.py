@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from cluster.placement import Role, spawn
 
 ATTEMPTS: Final = 3
+START_DEADLINE: Final = 600.0
 LOST: Final = (ActorDiedError, ActorUnavailableError, TimeoutError)
 
 
@@ -62,8 +63,15 @@ class Pool:
         self.restarts = 0
 
     async def ready(self) -> None:
-        """Wait until every actor answers; a worker that cannot be built raises its own error here."""
-        await asyncio.gather(*(call(slot, "ping", deadline=600) for slot in self.slots))
+        """Wait until every actor answers.
+
+        Raises:
+            PoolError: if a worker cannot be built, with its own error.
+        """
+        try:
+            await asyncio.gather(*(call(slot, "ping", deadline=START_DEADLINE) for slot in self.slots))
+        except LOST as error:
+            raise PoolError(f"{self.role.name} could not start: {reason(error)}") from error
 
     async def run(self, work: Callable[[Slot], Awaitable[Any]], *, on: Slot | None = None) -> Any:
         """Do some work on the least busy actor (or at one slot), again if it is lost or the call fails.
@@ -80,7 +88,7 @@ class Pool:
                 return await self._at(slot, work)
             except (*LOST, RayTaskError) as error:
                 cause = error
-        raise PoolError(f"{self.role.name}: failed {ATTEMPTS} times: {_reason(cause)}") from cause
+        raise PoolError(f"{self.role.name}: failed {ATTEMPTS} times: {reason(cause)}") from cause
 
     async def _at(self, slot: Slot, work: Callable[[Slot], Awaitable[Any]]) -> Any:
         slot.waiting += 1
@@ -95,8 +103,12 @@ class Pool:
             slot.waiting -= 1
 
 
-def _reason(error: Exception | None) -> str:
+def reason(error: Exception | None) -> str:
+    """The cause of a failed call in one line, without Ray's tracebacks."""
     if isinstance(error, RayTaskError):
         cause = error.cause
         return f"{type(cause).__name__}: {cause}"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ActorDiedError) and "creation task" in lines[0]:
+        return lines[-1]  # the worker's own exception, at the end of its traceback
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,9 +53,10 @@ class RunFolder:
             raise UserError(f"folder: cannot write {self.path}: {error.strerror}") from None
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line of metrics."""
+        """Append one line of metrics; a number that is none becomes null, for every JSON reader's sake."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics, default=float) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """All metrics so far; a last line that a kill cut short is left out."""

@@ -11,7 +11,7 @@ import numpy as np
 from ray.exceptions import RayTaskError
 
 from cluster.placement import Role, spawn
-from cluster.pools import Pool, PoolError, Slot, call
+from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
 from cluster.settings import RewardSettings, RunSettings
 from learner.batch import shares
 from rewards.combine import Scores, combine
@@ -169,7 +169,10 @@ class Learner:
 
     async def join(self) -> None:
         """Form the process group at the first rank's address."""
-        address, port = await self.actors[0].address.remote()
+        try:
+            address, port = await self.actors[0].address.remote()
+        except LOST as error:
+            raise LearnerError(f"learner could not start: {reason(error)}") from error
         if len(self.actors) == 1:
             address = "127.0.0.1"
         world = len(self.actors)
@@ -213,8 +216,8 @@ class Learner:
         waits = [asyncio.wait_for(asyncio.wrap_future(ref.future()), UPDATE_DEADLINE) for ref in refs]
         try:
             return list(await asyncio.gather(*waits))
-        except RayTaskError as error:
-            raise LearnerError(f"learner {method}: {error.cause}") from error
+        except (*LOST, RayTaskError) as error:
+            raise LearnerError(f"learner {method}: {reason(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)

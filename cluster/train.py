@@ -45,6 +45,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         _complain("error", error)
         return 2
+    except KeyboardInterrupt:
+        console.print("stopped at once, without a checkpoint of this step")
+        return INTERRUPTED
     except FAILURES as error:
         _complain("failed", error)
     except ExceptionGroup as group:

@@ -22,9 +22,7 @@ class Item:
     weight: float
 
 
-def shares(
-    kept: Sequence[Kept], *, ranks: int, updates: int, seed: int, step: int
-) -> list[list[list[Item]]]:
+def shares(kept: Sequence[Kept], *, ranks: int, updates: int, seed: int, step: int) -> list[list[list[Item]]]:
     """Split kept trajectories by update and rank: result[rank][update] lists that rank's items.
 
     Every trajectory is trained exactly once and weighs 1 / (size of its update), whatever the rank it
@@ -40,9 +38,7 @@ def shares(
 
 def _items(indices: Sequence[int], kept: Sequence[Kept]) -> list[Item]:
     return [
-        Item(
-            trajectory=i, group_id=kept[i].group_id, advantage=kept[i].advantage, weight=1 / len(indices)
-        )
+        Item(trajectory=i, group_id=kept[i].group_id, advantage=kept[i].advantage, weight=1 / len(indices))
         for i in indices
     ]
 

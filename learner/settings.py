@@ -28,7 +28,7 @@ class LearnerSettings(Settings):
         "gaussian", description="gaussian divides by 2 std^2; flow_grpo by 2 s^2, without the step size"
     )
     max_grad_norm: float = Field(1.0, gt=0)
-    zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[1, 2] = Field(1, description="DeepSpeed ZeRO stage")
     gradient_checkpointing: bool = False
     ema_decay: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights")
     ema_every: int = Field(8, ge=1, description="optimizer steps between two averagings")
