@@ -1,0 +1,47 @@
+"""What the tests of the service share: a model folder, prompts and a configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.settings import RunSettings, resolve
+
+Configure = Callable[..., RunSettings]
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """As much of a pipeline as is read before an actor starts."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+    return folder
+
+
+@pytest.fixture
+def configure(model_folder: Path, tmp_path: Path) -> Configure:
+    """A resolved configuration of the shapes preset, with overrides."""
+
+    def make(**overrides: Any) -> RunSettings:
+        return resolve(
+            "shapes", {"model": {"path": str(model_folder)}, "folder": str(tmp_path / "run"), **overrides}
+        )
+
+    return make
+
+
+@pytest.fixture
+def set_free_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let psutil report some free memory, in GB."""
+
+    def report(gigabytes: float) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 1e9))
+
+    return report

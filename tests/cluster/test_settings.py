@@ -1,0 +1,146 @@
+"""Configuration: TOML under command-line flags, and one line that names what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.settings import RunSettings, parse_overrides, read_toml, resolve, to_toml
+
+
+def from_flags(*flags: str, source: str = "shapes") -> RunSettings:
+    return resolve(source, parse_overrides(list(flags), "prog"))
+
+
+def refusal(*flags: str, source: str = "shapes") -> str:
+    with pytest.raises(UserError) as caught:
+        from_flags(*flags, source=source)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_flags_override_single_keys_of_nested_sections() -> None:
+    settings = from_flags("--steps", "7", "--selection.keep", "4", "--rollout.dynamics", "cps")
+    plain = resolve("shapes", {})
+    assert (settings.steps, settings.selection.keep, settings.rollout.dynamics) == (7, 4, "cps")
+    assert settings.selection.candidates == plain.selection.candidates
+    assert settings.rollout.width == plain.rollout.width
+    assert settings.learner == plain.learner
+
+
+def test_flags_take_lists_paths_numbers_and_nothing() -> None:
+    settings = from_flags(
+        "--rewards", '[{"name": "jpeg", "weight": 0.5}]', "--learner.learning_rate", "3e-5",
+        "--prompts.train", "some.txt", "--learner.betas", "[0.8, 0.9]", "--rollout.window_stop", "none",
+    )  # fmt: skip
+    assert [(reward.name, reward.weight) for reward in settings.rewards] == [("jpeg", 0.5)]
+    assert settings.learner.learning_rate == 3e-5
+    assert settings.prompts.train == Path("some.txt")
+    assert settings.prompts.eval == resolve("shapes", {}).prompts.eval
+    assert settings.learner.betas == (0.8, 0.9)
+    assert settings.rollout.window_stop is None
+
+
+def test_a_toml_file_of_ones_own_works_like_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(to_toml(from_flags("--steps", "9")))
+    settings = from_flags("--seed", "3", source=str(path))
+    assert (settings.steps, settings.seed, settings.preset) == (9, 3, "shapes")
+
+
+@pytest.mark.parametrize("name", ["preference", "shapes", "words", "sd35-ocr"])
+def test_toml_reads_back_as_the_same_configuration(name: str, tmp_path: Path) -> None:
+    flags = ["--seed", "5", "--rollout.window_size", "2", "--folder", "runs/a b", "--cluster.deadline", "1.5"]
+    settings = from_flags(*flags, source=name)
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(settings), encoding="utf-8")
+    assert resolve(str(path), {}) == settings
+
+
+def test_the_window_follows_staleness() -> None:
+    assert from_flags("--groups_per_step", "4").window == 4
+    assert from_flags("--groups_per_step", "4", "--max_staleness", "2").window == 12
+
+
+def test_judges_default_to_the_training_rewards() -> None:
+    assert [reward.name for reward in resolve("shapes", {}).judges] == ["shapes"]
+    assert [reward.name for reward in resolve("preference", {}).judges] == ["pickscore", "shapes"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--steps", "abc"], ["steps", "integer", "'abc'"]),
+        (["--steps", "0"], ["steps", "greater than or equal to 1", "'0'"]),
+        (["--rollout.dynamics", "ode"], ["rollout.dynamics", "'sde' or 'cps'", "'ode'"]),
+        (["--rollout.steps", "1"], ["rollout.steps", "'1'"]),
+        (["--rollout.window_start", "5"], ["rollout", "window [5, 5)", "step 5"]),
+        (["--rollout.dynamics", "cps", "--rollout.noise_level", "1.2"], ["noise_level", "1.2", "cps"]),
+        (["--selection.keep", "7"], ["selection.keep", "even", "noise_margin", "7"]),
+        (["--selection.keep", "32"], ["selection.keep", "selection.candidates (16)", "32"]),
+        (["--selection.strategy", "best"], ["selection.strategy", "'noise_margin'", "'best'"]),
+        (["--learner.ranks", "3"], ["groups_per_step (8)", "learner.ranks (3)"]),
+        (["--learner.kl", "other"], ["learner.kl", "'flow_grpo'", "'other'"]),
+        (["--rewards", "[]"], ["rewards", "at least 1", "[]"]),
+        (["--rewards", '[{"name": "jpeg"}, {"name": "jpeg"}]'], ["listed once", "jpeg, jpeg"]),
+        (["--rewards", '[{"name": "jpeg", "weight": 0}]'], ["weight other than 0"]),
+        (["--rewards", '[{"name": "jpeg", "wieght": 1}]'], ["unknown key", "wieght"]),
+        (["--cluster.dashboard_port", "99999"], ["cluster.dashboard_port", "65535", "'99999'"]),
+        (["--nonesuch", "3"], ["--nonesuch", "--help"]),
+        (["--selection.nonesuch", "3"], ["--selection.nonesuch"]),
+        (["--sele.keep", "3"], ["--sele.keep"]),
+        (["--steps"], ["--steps", "expected one argument"]),
+    ],
+)
+def test_a_wrong_flag_is_named_with_its_value(flags: list[str], parts: list[str]) -> None:
+    message = refusal(*flags)
+    assert not [part for part in parts if part not in message], message
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"stesp": 3}, ["unknown key stesp"]),
+        ({"rollout": {"widht": 3}}, ["unknown key rollout.widht"]),
+        ({"selection": {"kep": 3}}, ["unknown key selection.kep"]),
+        ({"steps": "many"}, ["steps", "'many'"]),
+        ({"rewards": [{}]}, ["rewards.0.name is missing"]),
+        ({"rollout": 3}, ["rollout", "got 3"]),
+    ],
+)
+def test_a_wrong_key_of_a_file_is_named_with_its_value(change: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve("shapes", change)
+    assert not [part for part in parts if part not in str(caught.value)], str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    message = refusal("--steps", "0", "--learner.clip", "0", "--rollout.width", "x")
+    assert all(key in message for key in ("steps", "learner.clip", "rollout.width"))
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
+    assert refusal(source="shape") == (
+        "no preset or TOML file 'shape'; presets are preference, sd35-geneval, sd35-ocr, sd35-pickscore, "
+        "shapes, words"
+    )
+
+
+def test_a_file_that_is_no_toml_is_named_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("steps = 3\nseed =\n")
+    with pytest.raises(UserError, match=r"broken\.toml.*line 2"):
+        read_toml(str(path))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "odd.toml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=r"odd\.toml"):
+        read_toml(str(path))
