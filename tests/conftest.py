@@ -1,0 +1,22 @@
+"""What tests of several stages share: a tiny pipeline with random weights, on disk in the real format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random StableDiffusion3Pipeline with SD3.5's schedule shift, and latents that are scaled and shifted."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from rollout.tiny.build import build_pipeline
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline = build_pipeline("shapes", seed=3)
+    pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipeline.vae.register_to_config(shift_factor=0.1, scaling_factor=0.8)
+    pipeline.save_pretrained(folder)
+    return folder

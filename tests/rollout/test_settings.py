@@ -1,0 +1,55 @@
+"""The sampler's settings: the window, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from rollout.settings import ModelSettings, RolloutSettings
+
+
+@given(st.integers(2, 50))
+def test_by_default_every_step_but_the_last_is_trained(steps: int) -> None:
+    settings = RolloutSettings(steps=steps)
+    assert settings.window_range == (0, steps - 1)
+    assert settings.trained_steps == steps - 1
+
+
+@given(st.integers(2, 20), st.integers(0, 20), st.integers(0, 25), st.integers(1, 25))
+def test_a_window_is_accepted_exactly_when_it_fits(steps: int, start: int, stop: int, size: int) -> None:
+    fits = start < stop <= steps - 1 and size <= stop - start
+    try:
+        settings = RolloutSettings(steps=steps, window_start=start, window_stop=stop, window_size=size)
+    except ValidationError:
+        assert not fits
+    else:
+        assert fits
+        assert settings.trained_steps == size
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 4, "window_start": 3}, r"window \[3, 3\).*end by step 3"),
+        ({"steps": 4, "window_stop": 4}, r"window \[0, 4\).*end by step 3"),
+        ({"steps": 6, "window_stop": 3, "window_size": 4}, r"window_size 4 .*\[0, 3\)"),
+        ({"dynamics": "cps", "noise_level": 1.2}, r"at most 1 with cps, got 1\.2"),
+        ({"guidance": 0.5}, "guidance"),
+        ({"storage": "float32"}, "storage"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_refusal_names_the_value(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RolloutSettings(**values)  # type: ignore[arg-type]
+
+
+def test_the_sde_takes_levels_that_cps_refuses() -> None:
+    assert RolloutSettings(dynamics="sde", noise_level=1.2).noise_level == 1.2
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        ModelSettings(path="somewhere").lora_rank = 3  # type: ignore[misc]

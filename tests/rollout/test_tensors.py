@@ -1,0 +1,120 @@
+"""Tensors as arrays, bit for bit, and weights that cannot arrive wrong unnoticed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from rollout.tensors import (
+    NamedParameters,
+    WeightsMismatch,
+    checksum,
+    flatten,
+    load_flat,
+    pack,
+    trainable,
+    unpack,
+)
+
+
+def parameters(seed: int = 0, **shapes: tuple[int, ...]) -> NamedParameters:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = shapes or {"first": (2, 3), "second": (4,)}
+    return [(name, nn.Parameter(torch.randn(shape, generator=generator))) for name, shape in shapes.items()]
+
+
+def values(named: NamedParameters) -> list[torch.Tensor]:
+    return [parameter for _, parameter in named]
+
+
+def test_every_bfloat16_survives_the_trip() -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    array = pack(bits.view(torch.bfloat16))
+    assert array.dtype == np.int16
+    found = unpack(array)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found.view(torch.int16), bits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64])
+def test_other_dtypes_travel_as_themselves(dtype: torch.dtype) -> None:
+    tensor = torch.arange(12).reshape(3, 4).to(dtype).T
+    found = unpack(pack(tensor))
+    assert found.dtype == dtype
+    assert torch.equal(found, tensor)
+
+
+def test_a_packed_array_is_contiguous_and_an_unpacked_one_is_writable() -> None:
+    array = pack(torch.zeros(3, 4, requires_grad=True).T)
+    assert array.flags.c_contiguous
+    array.flags.writeable = False
+    unpack(array).add_(1)
+    assert not array.any()
+
+
+def test_only_trained_parameters_travel() -> None:
+    module = nn.Linear(2, 3)
+    module.bias.requires_grad_(False)
+    assert [name for name, _ in trainable(module)] == ["weight"]
+
+
+@given(st.integers(0, 2**16), st.integers(0, 9))
+def test_the_checksum_catches_a_flipped_value(seed: int, position: int) -> None:
+    named = parameters(seed)
+    flat = flatten(values(named))
+    changed = flat.copy()
+    changed[position] = np.nextafter(changed[position], np.float32(np.inf))
+    assert checksum(changed, named) != checksum(flat, named)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"first": (3, 2), "second": (4,)},
+        {"first": (2, 3), "other": (4,)},
+        {"first": (6,), "second": (2, 2)},
+        {"first": (2, 3), "second": (2,), "third": (2,)},
+    ],
+)
+def test_the_checksum_catches_another_model(shapes: dict[str, tuple[int, ...]]) -> None:
+    named = parameters()
+    flat = flatten(values(named))
+    assert checksum(flat, parameters(**shapes)) != checksum(flat, named)
+
+
+def test_weights_arrive() -> None:
+    sent, held = parameters(seed=0), parameters(seed=1)
+    flat = flatten(values(sent))
+    flat.flags.writeable = False
+    load_flat(flat, held, checksum(flat, sent))
+    for (_, before), (_, after) in zip(sent, held, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_weights_arrive_in_the_precision_of_the_holder() -> None:
+    sent = parameters()
+    held = [(name, nn.Parameter(torch.zeros_like(p, dtype=torch.bfloat16))) for name, p in sent]
+    flat = flatten(values(sent))
+    load_flat(flat, held, checksum(flat, sent))
+    for (_, before), (_, after) in zip(sent, held, strict=True):
+        assert torch.equal(before.bfloat16(), after)
+
+
+@pytest.mark.parametrize("damage", ["value", "length", "names"])
+def test_wrong_weights_are_refused_and_change_nothing(damage: str) -> None:
+    sent = parameters(seed=0)
+    held = parameters(seed=1, **({"first": (2, 3), "other": (4,)} if damage == "names" else {}))
+    flat = flatten(values(sent))
+    expected = checksum(flat, sent)
+    if damage == "value":
+        flat[3] += 1
+    if damage == "length":
+        flat = flat[:-1]
+    before = flatten(values(held))
+    with pytest.raises(WeightsMismatch, match=expected):
+        load_flat(flat, held, expected)
+    assert np.array_equal(before, flatten(values(held)))

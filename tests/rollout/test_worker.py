@@ -1,0 +1,187 @@
+"""The rollout worker: groups, versions, weights, and how the policy is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rollout.adapter import adapter_off
+from rollout.families import load_policy
+from rollout.noise import candidate_noises
+from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, Weights
+from rollout.settings import ModelSettings, RolloutSettings
+from rollout.tensors import WeightsMismatch, checksum, flatten, trainable, unpack
+from rollout.worker import RolloutWorker, StaleWeights
+
+PROMPT = Prompt(index=4, text="a photo of a red circle")
+
+
+def settings(**changes: Any) -> RolloutSettings:
+    values = {"width": 32, "height": 32, "steps": 4, "guidance": 1.0, "text_tokens": 0, "gpus": 0}
+    return RolloutSettings(**{**values, "eval_steps": 3, **changes})
+
+
+def start(folder: Path, *, model: dict[str, Any] | None = None, seed: int = 0, **rollout: Any) -> Any:
+    worker = RolloutWorker(ModelSettings(path=str(folder), **(model or {})), settings(**rollout), seed)
+    worker.version = 0
+    return worker
+
+
+def request(noises: tuple[Noise, ...], *, group_id: int = 7, version: int = 0) -> SampleRequest:
+    return SampleRequest(group_id=group_id, prompt=PROMPT, noises=noises, version=version)
+
+
+def published(worker: RolloutWorker, version: int, scale: float) -> tuple[Weights, Any]:
+    flat = scale * flatten([parameter for _, parameter in worker.parameters])
+    return Weights(version=version, checksum=checksum(flat, worker.parameters), flat=None), flat
+
+
+def close(a: np.ndarray, b: np.ndarray, tolerance: int = 2) -> bool:
+    return bool(np.abs(a.astype(int) - b.astype(int)).max() <= tolerance)
+
+
+@pytest.fixture(scope="module")
+def worker(pipeline_folder: Path) -> RolloutWorker:
+    return start(pipeline_folder, batch=3)
+
+
+NOISES = candidate_noises(0, PROMPT.index, 7, 5)
+
+
+def test_a_group_returns_one_value_per_candidate(worker: RolloutWorker) -> None:
+    seconds, images, conditioning, *trajectories = worker.sample(request(NOISES))
+    assert seconds > 0
+    assert images.shape == (5, 32, 32, 3)
+    assert images.dtype == np.uint8
+    assert isinstance(conditioning, Conditioning)
+    for name, value in worker.policy.encode(PROMPT.text).items():
+        assert torch.equal(unpack(conditioning.arrays[name]), value)
+    assert len(trajectories) == 5
+    for trajectory in trajectories:
+        assert isinstance(trajectory, Trajectory)
+        assert trajectory.latents.dtype == np.float16
+        assert trajectory.latents.shape == (4, 8, 8, 8)
+        assert trajectory.log_probs.shape == (3,)
+        assert trajectory.steps.tolist() == [0, 1, 2]
+
+
+def test_the_same_candidate_is_the_same_image_in_any_batch(worker: RolloutWorker) -> None:
+    _, images, _, *trajectories = worker.sample(request(NOISES))
+    order = [4, 0, 2]
+    _, moved, _, *others = worker.sample(request(tuple(NOISES[i] for i in order)))
+    assert close(moved, images[order])
+    for i, other in zip(order, others, strict=True):
+        assert np.allclose(other.latents, trajectories[i].latents, atol=2e-2)
+    assert not close(images[0], images[1], tolerance=10)
+
+
+def test_both_streams_of_noise_decide(worker: RolloutWorker) -> None:
+    noises = (Noise(initial=1, path=1), Noise(initial=1, path=2), Noise(initial=2, path=1))
+    images = worker.sample(request(noises))[1]
+    assert not close(images[0], images[1], tolerance=10)
+    assert not close(images[0], images[2], tolerance=10)
+
+
+def test_a_drawn_window_is_stored_with_its_steps(pipeline_folder: Path) -> None:
+    worker = start(pipeline_folder, steps=6, window_size=2)
+    seen = set()
+    for group_id in range(8):
+        _, _, _, trajectory = worker.sample(request(NOISES[:1], group_id=group_id))
+        assert trajectory.latents.shape[0] == 3
+        first, second = trajectory.steps.tolist()
+        assert second == first + 1 <= 4
+        seen.add(first)
+    assert len(seen) > 1
+
+
+def test_a_stale_version_is_refused(worker: RolloutWorker) -> None:
+    with pytest.raises(StaleWeights, match="group 7 wants policy v3, not v0"):
+        worker.sample(request(NOISES, version=3))
+
+
+def test_a_fresh_worker_holds_no_version(pipeline_folder: Path) -> None:
+    fresh = RolloutWorker(ModelSettings(path=str(pipeline_folder)), settings(), seed=0)
+    with pytest.raises(StaleWeights):
+        fresh.sample(request(NOISES[:1], version=0))
+
+
+def test_loading_acknowledges_the_version_and_changes_the_images(pipeline_folder: Path) -> None:
+    worker = start(pipeline_folder)
+    before = worker.sample(request(NOISES[:1]))[1]
+    weights, flat = published(worker, version=5, scale=1.1)
+    assert worker.load(weights, flat) == 5
+    assert worker.ping() == 5
+    after = worker.sample(request(NOISES[:1], version=5))[1]
+    assert not close(before, after, tolerance=4)
+    with pytest.raises(StaleWeights):
+        worker.sample(request(NOISES[:1], version=0))
+
+
+def test_damaged_weights_leave_the_version_alone(pipeline_folder: Path) -> None:
+    worker = start(pipeline_folder)
+    weights, flat = published(worker, version=5, scale=1.1)
+    flat[17] = 0.5
+    with pytest.raises(WeightsMismatch):
+        worker.load(weights, flat)
+    assert worker.ping() == 0
+
+
+def test_a_bfloat16_model_samples_nearly_the_same(worker: RolloutWorker, pipeline_folder: Path) -> None:
+    rough = start(pipeline_folder, model={"dtype": "bfloat16"}, storage="bfloat16")
+    assert {p.dtype for p in rough.policy.transformer.parameters()} == {torch.bfloat16}
+    _, images, conditioning, *trajectories = rough.sample(request(NOISES))
+    exact = worker.sample(request(NOISES))[1]
+    assert np.abs(images.astype(int) - exact.astype(int)).mean() < 5
+    assert unpack(conditioning.arrays["hidden"]).dtype == torch.bfloat16
+    assert unpack(trajectories[0].latents).dtype == torch.bfloat16
+    assert all(np.isfinite(trajectory.log_probs).all() for trajectory in trajectories)
+
+
+def adapter(folder: Path, seed: int, *, whole: bool = True, **model: Any) -> Any:
+    chosen = ModelSettings(path=str(folder), lora_rank=4, **model)
+    return load_policy(chosen, settings(), device="cpu", seed=seed, whole=whole).transformer
+
+
+def weights_of(transformer: Any) -> np.ndarray:
+    return flatten([parameter for _, parameter in trainable(transformer)])
+
+
+def test_an_adapter_comes_from_its_seed(pipeline_folder: Path) -> None:
+    first = weights_of(adapter(pipeline_folder, seed=1))
+    torch.rand(3)  # whatever was drawn in between
+    assert np.array_equal(first, weights_of(adapter(pipeline_folder, seed=1, whole=False)))
+    assert not np.array_equal(first, weights_of(adapter(pipeline_folder, seed=2)))
+
+
+def test_only_the_adapter_is_trained(pipeline_folder: Path) -> None:
+    named = trainable(adapter(pipeline_folder, seed=1))
+    assert named
+    assert all("lora_" in name and ".attn." in name for name, _ in named)
+    chosen = trainable(adapter(pipeline_folder, seed=1, lora_targets=("attn.to_q",)))
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name, _ in chosen} == {"to_q"}
+
+
+def test_a_new_adapter_changes_nothing_and_a_trained_one_can_be_switched_off(
+    pipeline_folder: Path, worker: RolloutWorker
+) -> None:
+    adapted = start(pipeline_folder, model={"lora_rank": 4}, batch=3)
+    base = worker.sample(request(NOISES))[1]
+    assert close(adapted.sample(request(NOISES))[1], base)
+    with torch.no_grad():
+        for _, parameter in adapted.parameters:
+            parameter.add_(0.1)
+    assert not close(adapted.sample(request(NOISES))[1], base, tolerance=4)
+    with adapter_off(adapted.policy.transformer):
+        assert close(adapted.sample(request(NOISES))[1], base)
+    assert not close(adapted.sample(request(NOISES))[1], base, tolerance=4)
+
+
+def test_an_adapter_is_switched_on_again_after_an_error(pipeline_folder: Path) -> None:
+    transformer = adapter(pipeline_folder, seed=1)
+    with pytest.raises(RuntimeError, match="inside"), adapter_off(transformer):
+        raise RuntimeError("inside")
+    assert not any(getattr(module, "disable_adapters", False) is True for module in transformer.modules())
