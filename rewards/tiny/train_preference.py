@@ -22,13 +22,14 @@ from rich.console import Console
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
+from rewards.pickscore import SCALE
 from rewards.tiny.pairs import Choice, choices, lines
 from rollout.tiny.vocabulary import build_tokenizer
 
 FOLDER: Final = Path(__file__).parent / "preference"
 TOKENS: Final = 16
 WIDTH: Final = 96
-LOOKS_GAP: Final = 0.15
+LOOKS_GAP: Final = 0.25
 """Evaluated pairs of right images differ at least so much in looks; closer ones are a matter of taste."""
 
 console = Console()
@@ -40,7 +41,7 @@ class Recipe:
 
     seed: int = 0
     bank: int = 12_000
-    steps: int = 1_800
+    steps: int = 2_400
     batch: int = 48
     rate: float = 1.5e-3
 
@@ -59,7 +60,7 @@ def build_model(tokenizer: Any) -> Any:
         },
         vision_config={**shared, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8},
         projection_dim=WIDTH,
-        logit_scale_init_value=math.log(1 / 0.07),
+        logit_scale_init_value=math.log(SCALE),  # so that a score begins as the cosine itself
     )
     return CLIPModel(config)
 
@@ -136,7 +137,8 @@ def accuracy(model: Any, tokenizer: Any, seed: int, count: int = 1500) -> dict[s
     """Shares of held-out pairs that the model orders as their worth does, over ``count`` captions.
 
     ``right`` pairs a right image with a wrong one, ``single`` does so for captions of one object only,
-    ``looks`` pairs two right ones, ``all`` is over every pair; ``gap`` is the median score gap of ``right``.
+    ``looks`` pairs two right ones, ``all`` is over every pair; ``right gap`` and ``looks gap`` are the median
+    differences of PickScore's scores in those pairs, the preferred image's less the other's.
     """
     held = list(islice(choices(lines(held_out=True), np.random.default_rng(seed)), count))
     scores = torch.cat([logits(model, tokenizer, held[i : i + 100]) for i in range(0, count, 100)]).numpy()
@@ -153,7 +155,8 @@ def accuracy(model: Any, tokenizer: Any, seed: int, count: int = 1500) -> dict[s
         "right": float(np.mean(gaps > 0)),
         "single": float(np.mean([gap > 0 for single, gap in right if single])),
         "looks": float(np.mean(np.array(pretty) > 0)),
-        "gap": float(np.median(gaps) / 26),
+        "right gap": float(np.median(gaps) / SCALE),
+        "looks gap": float(np.median(pretty) / SCALE),
     }
 
 

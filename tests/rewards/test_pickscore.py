@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,21 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPModel
 
-from rewards.geneval import Rules, judge
+from rewards.geneval import RELATIONS, Rules, judge, relations
 from rewards.pickscore import SCALE, PickScoreScorer
 from rewards.scorer import Scorer
 from rewards.tiny import train_preference
-from rewards.tiny.pairs import LOOKS_WORTH, RIGHT_WORTH, Choice, choices, lines, looks, rightness, spoiled
+from rewards.tiny.pairs import (
+    LOOKS_WORTH,
+    RIGHT_WORTH,
+    Choice,
+    arranged,
+    choices,
+    lines,
+    looks,
+    rightness,
+    spoiled,
+)
 from rewards.tiny.train_preference import (
     FOLDER,
     Recipe,
@@ -26,7 +36,7 @@ from rewards.tiny.train_preference import (
 )
 from rollout.records import Prompt
 from rollout.tiny.vocabulary import build_tokenizer
-from rollout.tiny.world import Placed, Scene, draw_scene, scene_for
+from rollout.tiny.world import SCENE_SIZE, Placed, Scene, draw_scene, scene_for
 
 Images = NDArray[np.uint8]
 
@@ -142,8 +152,8 @@ def test_the_shipped_model_prefers_good_looks_among_right_ones(
 
 
 def test_the_caption_decides(shipped: PickScoreScorer) -> None:
-    red = draw_scene(Scene((Placed("circle", "red", 10.0, 10.0, 5.5),)))
-    blue = draw_scene(Scene((Placed("circle", "blue", 10.0, 10.0, 5.5),)))
+    red = draw_scene(Scene((Placed("circle", "red", 16.0, 16.0, 5.5),)))
+    blue = draw_scene(Scene((Placed("circle", "blue", 16.0, 16.0, 5.5),)))
     texts = ("a photo of a red circle", "a photo of a blue circle")
     scores = shipped(np.stack([red, red, blue, blue]), prompts(*texts, *texts)).values
     assert scores[0] > scores[1]
@@ -179,6 +189,38 @@ def test_rightness_is_the_rules_verdict() -> None:
         assert rightness(scene_for(line, rng), line) == 1.0
         assert rightness(spoiled(line, rng), line) < 1.0
         assert rightness(Scene(()), line) == judge([], line, Rules()).soft
+
+
+def test_right_scenes_stand_in_every_arrangement() -> None:
+    rng = np.random.default_rng(0)
+    line = next(line for line in lines(held_out=False) if line["tag"] == "two_object")
+    seen: set[str] = set()
+    for _ in range(100):
+        scene = arranged(line, rng)
+        assert rightness(scene, line) == 1.0
+        first, second = ((shape.x, shape.y) for shape in scene.shapes)
+        seen |= relations((*first, *first), (*second, *second), 0.0)
+    assert seen == set(RELATIONS)
+
+
+def test_shapes_keep_apart_and_inside() -> None:
+    rng = np.random.default_rng(0)
+    pool = lines(held_out=True)
+    for line in pool * 6:
+        for scene in (arranged(line, rng), spoiled(line, rng)):
+            for shape in scene.shapes:
+                assert shape.radius <= min(shape.x, shape.y)
+                assert max(shape.x, shape.y) <= SCENE_SIZE - shape.radius
+            for a, b in combinations(scene.shapes, 2):
+                assert max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius
+
+
+def test_a_spoiled_scene_may_hold_a_shape_too_many() -> None:
+    rng = np.random.default_rng(0)
+    line = lines(held_out=False)[0]
+    counts = {len(spoiled(line, rng).shapes) for _ in range(100)}
+    assert line["tag"] == "single_object"
+    assert counts == {0, 1, 2}
 
 
 def test_looks_grow_with_size_brightness_and_cleanness() -> None:

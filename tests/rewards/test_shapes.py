@@ -28,6 +28,7 @@ from rollout.tiny.world import (
 
 Line = dict[str, Any]
 LINES = list(scene_prompts())
+CORNERS = [(8.5, 8.5), (23.5, 8.5), (8.5, 23.5), (23.5, 23.5)]
 
 
 def prompt(line: Line) -> Prompt:
@@ -104,7 +105,7 @@ def test_neighbours_of_one_color_are_told_apart() -> None:
     rng = np.random.default_rng(4)
     for _ in range(50):
         kinds = [str(kind) for kind in rng.choice(SHAPES, 4)]
-        scene = place(kinds, ["blue"] * 4, [0, 1, 2, 3], rng)
+        scene = place(kinds, ["blue"] * 4, CORNERS, rng)
         [found] = detect(draw_scene(scene)[None])
         assert sorted((d.kind, d.color or "") for d in found) == content(scene)
 
