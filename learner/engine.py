@@ -94,8 +94,8 @@ def restore(engine: Any, folder: Path) -> None:
     """Read what `save` wrote; collective.
 
     Raises:
-        FileNotFoundError: if the folder holds no engine state for this number of ranks.
+        FileNotFoundError: if the folder holds no engine state.
     """
-    found, _ = engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
-    if found is None:
+    if not (folder / "engine").is_dir():  # deepspeed only asserts
         raise FileNotFoundError(f"{folder}: no learner state to resume from")
+    engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
