@@ -73,7 +73,7 @@ async def train(run: Run, start: int) -> int:
         run.track({"step": 0, **await _evaluation(run, 0)})
     step = start
     async with asyncio.TaskGroup() as producers:
-        while step < settings.steps and not run.stop.is_set():
+        while step < settings.steps:
             began = time.perf_counter()
             for group_id in islice(admitted, settings.window - len(inflight)):
                 inflight.append(producers.create_task(produce(run, group_id, version=step)))
@@ -81,6 +81,8 @@ async def train(run: Run, start: int) -> int:
             metrics = await train_step(run, step, batch, began)
             step += 1
             await _conclude(run, step, metrics)
+            if run.stop.is_set():  # only here, so that a stop always finds its checkpoint
+                break
         for task in inflight:
             task.cancel()
     return step

@@ -29,12 +29,20 @@ class Slot:
         self.lock = asyncio.Lock()
         self.waiting = 0
         self.holds = ""
+        self.started = False
         self.actor = spawn(role, number)
+
+    async def start(self) -> None:
+        """Wait until the actor has built its worker, which may take longer than a call may."""
+        if not self.started:
+            await call(self, "ping", deadline=START_DEADLINE)
+            self.started = True
 
     def replace(self) -> None:
         """Kill the actor, hung or dead, and start another one that holds nothing yet."""
         ray.kill(self.actor, no_restart=True)
         self.holds = ""
+        self.started = False
         self.actor = spawn(self.role, self.number)
 
 
@@ -69,7 +77,7 @@ class Pool:
             PoolError: if a worker cannot be built, with its own error.
         """
         try:
-            await asyncio.gather(*(call(slot, "ping", deadline=START_DEADLINE) for slot in self.slots))
+            await asyncio.gather(*(slot.start() for slot in self.slots))
         except LOST as error:
             raise PoolError(f"{self.role.name} could not start: {reason(error)}") from error
 
@@ -94,6 +102,7 @@ class Pool:
         slot.waiting += 1
         try:
             async with slot.lock:
+                await slot.start()
                 return await work(slot)
         except LOST:
             self.restarts += 1

@@ -1,8 +1,8 @@
-"""Make a bundled model: an autoencoder, then flow matching on captions that are partly wrong on purpose.
+"""Make a bundled model: an autoencoder, then flow matching on captions that end up partly wrong on purpose.
 
-Run as ``python -m rollout.tiny.pretrain shapes`` (or ``words``). With half of the attributes in its
-captions wrong, the model learns to draw well and to obey badly: noise then decides what it gets right,
-which is what reinforcement learning needs to work on.
+Run as ``python -m rollout.tiny.pretrain shapes`` (or ``words``). Flow matching first sees true captions, from
+which it learns to draw and to obey, and then captions with wrong attributes, from which it learns to obey
+badly: noise then decides what it gets right, which is what reinforcement learning needs to work on.
 """
 
 from __future__ import annotations
@@ -43,20 +43,35 @@ console = Console()
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes of one pretraining: images in the bank, steps of the autoencoder and of the transformer."""
+    """Sizes of one pretraining.
+
+    ``images`` per bank, ``vae_steps`` of the autoencoder, and steps of the flow on captions that are all
+    true (``true_steps``) and on captions that are partly false (``false_steps``).
+    """
 
     task: str
     seed: int
     images: int
     vae_steps: int
-    steps: int
+    true_steps: int
+    false_steps: int
     batch: int = 64
+    vae_batch: int = 32
 
 
-def bank(recipe: Recipe) -> tuple[list[str], NDArray[np.uint8]]:
-    """Captions and images (N, H, W, 3), of which a share of the attributes disagrees."""
-    rng = np.random.default_rng(recipe.seed)
-    chance = CORRUPTION[recipe.task]
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stretch of flow matching: chance of a wrong attribute, seed, steps and learning rate."""
+
+    chance: float
+    seed: int
+    steps: int
+    rate: float
+
+
+def bank(recipe: Recipe, chance: float, seed: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """Captions and images (N, H, W, 3); each attribute of a caption is wrong with the given chance."""
+    rng = np.random.default_rng(seed)
     make = _scene_pairs(chance, rng) if recipe.task == "shapes" else _word_pairs(chance, rng)
     pairs = [next(make) for _ in range(recipe.images)]
     return [caption for caption, _ in pairs], np.stack([image for _, image in pairs])
@@ -109,7 +124,7 @@ def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, generator: tor
     """Reconstruct images; noise on the latents teaches the decoder to forgive an SDE's leftover noise."""
 
     def loss_of() -> Tensor:
-        x = images[torch.randint(len(images), (recipe.batch,), generator=generator)]
+        x = images[torch.randint(len(images), (recipe.vae_batch,), generator=generator)]
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         level = 0.15 * torch.rand(len(z), 1, 1, 1, generator=generator) * z.detach().std()
@@ -122,22 +137,28 @@ def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, generator: tor
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Normalised latents of all images; writes the scale and shift it finds into the autoencoder's config."""
-    latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(256)])
-    shift, scale = latents.mean().item(), 1 / latents.std().item()
-    vae.register_to_config(shift_factor=shift, scaling_factor=scale)
-    return (latents - shift) * scale
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Latents of images, as the autoencoder gives them."""
+    return torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(256)])
+
+
+def set_scale(vae: AutoencoderKL, images: Tensor) -> None:
+    """Write the shift and scale that make latents standard into the autoencoder's configuration."""
+    latents = encode(vae, images)
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+
+
+def normalised(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Latents of images, shifted and scaled as the transformer sees them."""
+    scaled: Tensor = (encode(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
+    return scaled
 
 
 def train_flow(
-    pipeline: StableDiffusion3Pipeline,
-    captions: list[str],
-    latents: Tensor,
-    recipe: Recipe,
-    generator: torch.Generator,
+    pipeline: StableDiffusion3Pipeline, captions: list[str], latents: Tensor, phase: Phase, batch: int
 ) -> None:
     """Flow matching: predict noise - data from a mix of both, text encoders trained along."""
+    generator = torch.Generator().manual_seed(phase.seed)
     ids = pipeline.tokenizer(
         ["", *captions],
         padding="max_length",
@@ -148,11 +169,11 @@ def train_flow(
     models = (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2)
 
     def loss_of() -> Tensor:
-        pick = torch.randint(len(latents), (recipe.batch,), generator=generator)
-        dropped = torch.rand(recipe.batch, generator=generator) < EMPTY_CAPTION_SHARE
+        pick = torch.randint(len(latents), (batch,), generator=generator)
+        dropped = torch.rand(batch, generator=generator) < EMPTY_CAPTION_SHARE
         hidden, pooled = encode_ids(pipeline, ids[torch.where(dropped, 0, pick + 1)])
         noise = torch.randn(latents[pick].shape, generator=generator)
-        sigma = torch.rand(recipe.batch, 1, 1, 1, generator=generator)
+        sigma = torch.rand(batch, 1, 1, 1, generator=generator)
         mixed = (1 - sigma) * latents[pick] + sigma * noise
         velocity = pipeline.transformer(
             hidden_states=mixed,
@@ -163,7 +184,7 @@ def train_flow(
         return F.mse_loss(velocity, noise - latents[pick])
 
     parameters = [p for model in models for p in model.parameters()]
-    descend(parameters, 2e-3, recipe.steps, loss_of, "flow")
+    descend(parameters, phase.rate, phase.steps, loss_of, f"flow, {phase.chance:.0%} wrong,")
 
 
 def encode_ids(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,13 +200,26 @@ def encode_ids(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor,
 def pretrain(recipe: Recipe) -> StableDiffusion3Pipeline:
     """Build and train the pipeline of a recipe; the same recipe gives the same weights."""
     pipeline = build_pipeline(recipe.task, recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    captions, images = bank(recipe)
-    pixels = to_pixels(images)
-    train_vae(pipeline.vae, pixels, recipe, generator)
-    latents = encode_images(pipeline.vae, pixels)
-    train_flow(pipeline, captions, latents, recipe, generator)
+    _, images = bank(recipe, CORRUPTION[recipe.task], recipe.seed)
+    train_vae(pipeline.vae, to_pixels(images), recipe, torch.Generator().manual_seed(recipe.seed))
+    pipeline.vae.half().float()  # the flow learns the latents of the weights as they will be stored
+    train_phases(pipeline, recipe)
     return pipeline
+
+
+def train_phases(pipeline: StableDiffusion3Pipeline, recipe: Recipe) -> None:
+    """The flow on true captions, then on partly false ones; both see the same latent scale."""
+    chance = CORRUPTION[recipe.task]
+    _, images = bank(recipe, chance, recipe.seed)
+    set_scale(pipeline.vae, to_pixels(images))
+    phases = (
+        Phase(0.0, recipe.seed + 1, recipe.true_steps, 2e-3),
+        Phase(chance, recipe.seed + 2, recipe.false_steps, 1e-3),
+    )
+    for phase in phases:
+        captions, images = bank(recipe, phase.chance, phase.seed)
+        latents = normalised(pipeline.vae, to_pixels(images))
+        train_flow(pipeline, captions, latents, phase, recipe.batch)
 
 
 def main() -> None:
@@ -194,13 +228,21 @@ def main() -> None:
     parser.add_argument("task", choices=sorted(WORLDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=30_000)
-    parser.add_argument("--vae-steps", type=int, default=1_000)
-    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--vae-steps", type=int, default=700)
+    parser.add_argument("--true-steps", type=int, default=2_000)
+    parser.add_argument("--false-steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder to write (default: rollout/tiny/TASK)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe = Recipe(options.task, options.seed, options.images, options.vae_steps, options.steps)
+    recipe = Recipe(
+        task=options.task,
+        seed=options.seed,
+        images=options.images,
+        vae_steps=options.vae_steps,
+        true_steps=options.true_steps,
+        false_steps=options.false_steps,
+    )
     pipeline = pretrain(recipe)
     out = options.out or Path(__file__).parent / options.task
     pipeline.to(torch.float16).save_pretrained(out)
