@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random StableDiffusion3Pipeline with SD3.5's schedule shift, and latents that are scaled and shifted."""
+    """A random SD3 pipeline with SD3.5's schedule shift, and a scaled and shifted latent space."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from rollout.tiny.build import build_pipeline

@@ -69,7 +69,7 @@ def test_without_noise_every_dynamics_is_the_ode(
 def test_cps_keeps_both_coefficients(
     data: float, noise: float, sigmas: tuple[float, float], level: float
 ) -> None:
-    """From x = (1 - sigma) x0 + sigma x1: x0 keeps weight 1 - sigma', and the noises' squares sum to sigma'^2."""
+    """Of x = (1 - sigma) x0 + sigma x1, x0 keeps 1 - sigma', and the noises' squares sum to sigma'^2."""
     sigma, nxt = sigmas
     start = (1 - sigma) * data + sigma * noise
     move = cps(*tensors(start, noise - data, sigma, nxt), level)

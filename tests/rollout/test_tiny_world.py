@@ -210,9 +210,8 @@ def test_words_are_corrupted_letter_by_letter(word: str, seed: int) -> None:
 
 def test_corruption_has_the_given_share() -> None:
     generator = rng(0)
-    changed = [
-        a != b for _ in range(400) for a, b in zip("cat", corrupt_word("cat", 0.3, generator), strict=True)
-    ]
+    words = [corrupt_word("cat", 0.3, generator) for _ in range(400)]
+    changed = [a != b for word in words for a, b in zip("cat", word, strict=True)]
     assert np.mean(changed) == pytest.approx(0.3, abs=0.04)
 
 

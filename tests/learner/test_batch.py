@@ -1,0 +1,92 @@
+"""Shares: every trajectory once, equal work on every rank, whatever the order it arrives in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.batch import Item, shares
+from selection.records import Kept
+
+COUNTS = st.integers(1, 40)
+RANKS = st.integers(1, 5)
+UPDATES = st.integers(1, 4)
+
+
+def kept_of(count: int) -> list[Kept]:
+    return [Kept(group_id=i // 4, candidate=i % 4, advantage=i - count / 2) for i in range(count)]
+
+
+def real(items: list[Item]) -> list[Item]:
+    return [item for item in items if item.weight > 0]
+
+
+@given(COUNTS, RANKS, UPDATES, st.integers(0, 99), st.integers(0, 99))
+def test_every_trajectory_is_trained_once_with_equal_weight(
+    count: int, ranks: int, updates: int, seed: int, step: int
+) -> None:
+    kept = kept_of(count)
+    plan = shares(kept, ranks=ranks, updates=updates, seed=seed, step=step)
+    assert len(plan) == ranks
+    items = [item for mine in plan for share in mine for item in real(share)]
+    assert sorted(item.trajectory for item in items) == list(range(count))
+    for item in items:
+        assert item.group_id == kept[item.trajectory].group_id
+        assert item.advantage == kept[item.trajectory].advantage
+    for parts in zip(*plan, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        weights = [item.weight for part in parts for item in real(part)]
+        assert len(set(weights)) == 1
+        assert sum(weights) == pytest.approx(1)
+
+
+@given(COUNTS, RANKS, UPDATES)
+def test_no_rank_runs_more_than_one_pass_too_many(count: int, ranks: int, updates: int) -> None:
+    plan = shares(kept_of(count), ranks=ranks, updates=updates, seed=0, step=0)
+    assert len(plan[0]) == min(updates, count)
+    for parts in zip(*plan, strict=True):
+        padding = sum(len(part) - len(real(part)) for part in parts)
+        assert padding < ranks
+        assert all(item.advantage == 0 for part in parts for item in part if item.weight == 0)
+    sizes = [sum(len(real(part)) for part in parts) for parts in zip(*plan, strict=True)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(COUNTS, RANKS, UPDATES, st.randoms())
+def test_the_order_of_kept_does_not_matter(count: int, ranks: int, updates: int, random: object) -> None:
+    kept = kept_of(count)
+    order = list(range(count))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    moved = [kept[i] for i in order]
+    expected = shares(kept, ranks=ranks, updates=updates, seed=1, step=2)
+    found = shares(moved, ranks=ranks, updates=updates, seed=1, step=2)
+    named = [
+        [[replace(item, trajectory=order[item.trajectory]) for item in share] for share in mine]
+        for mine in found
+    ]
+    assert named == expected
+
+
+@given(COUNTS, RANKS, UPDATES)
+def test_the_number_of_ranks_does_not_change_an_update(count: int, ranks: int, updates: int) -> None:
+    kept = kept_of(count)
+    plan = shares(kept, ranks=ranks, updates=updates, seed=3, step=0)
+    (single,) = shares(kept, ranks=1, updates=updates, seed=3, step=0)
+    for parts, whole in zip(zip(*plan, strict=True), single, strict=True):
+        assert {i.trajectory for part in parts for i in real(part)} == {i.trajectory for i in whole}
+
+
+def test_steps_and_seeds_shuffle_anew() -> None:
+    plans = [
+        tuple(item.trajectory for item in shares(kept_of(20), ranks=1, updates=1, seed=seed, step=step)[0][0])
+        for seed in range(3)
+        for step in range(3)
+    ]
+    assert len(set(plans)) == len(plans)
+
+
+def test_nothing_kept_is_no_update() -> None:
+    assert shares([], ranks=2, updates=2, seed=0, step=0) == [[], []]

@@ -1,0 +1,79 @@
+"""How a share is laid out as pairs of states."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from learner.batch import Item
+from learner.rows import Rows, rows_of
+from rollout.records import Conditioning, Trajectory
+from rollout.tensors import pack
+
+STEPS = 3
+
+
+def trajectory(number: int) -> Trajectory:
+    """States (S + 1, 1, 2) that name their trajectory and step: 10 n + s."""
+    states = np.stack([np.full((1, 2), 10 * number + s, dtype=np.float16) for s in range(STEPS + 1)])
+    log_probs = np.array([number + s / 10 for s in range(STEPS)], dtype=np.float32)
+    return Trajectory(latents=states, log_probs=log_probs, steps=np.arange(2, 2 + STEPS))
+
+
+def item(number: int, group: int, advantage: float, weight: float) -> Item:
+    return Item(trajectory=number, group_id=group, advantage=advantage, weight=weight)
+
+
+SHARE = [item(4, 9, 7.0, 0.3), item(0, 2, -1.5, 0.6), item(2, 9, -7.0, 0.0)]
+
+
+@pytest.fixture
+def rows() -> Rows:
+    conditionings = {
+        group: Conditioning(arrays={"hidden": np.full((2, 3), group, np.float32), "pooled": np.ones(4)})
+        for group in (2, 5, 9)
+    }
+    return rows_of(SHARE, {i: trajectory(i) for i in range(5)}, conditionings, 5.0, "cpu")
+
+
+def test_a_row_is_a_state_and_the_next(rows: Rows) -> None:
+    assert rows.states.dtype == torch.float32
+    assert rows.states[:, 0, 0].tolist() == [40, 41, 42, 0, 1, 2, 20, 21, 22]
+    assert torch.equal(rows.next_states, rows.states + 1)
+    assert rows.steps.tolist() == [2, 3, 4] * 3
+    assert rows.log_probs.tolist() == pytest.approx([4.0, 4.1, 4.2, 0.0, 0.1, 0.2, 2.0, 2.1, 2.2])
+
+
+def test_advantages_are_cut_and_weights_spread_over_steps(rows: Rows) -> None:
+    assert rows.advantages.tolist() == [5.0] * 3 + [-1.5] * 3 + [-5.0] * 3
+    assert rows.weights.tolist() == pytest.approx([0.1] * 3 + [0.2] * 3 + [0.0] * 3)
+
+
+def test_a_row_finds_the_prompt_of_its_group(rows: Rows) -> None:
+    assert rows.embeddings["hidden"].shape == (2, 2, 3)  # once per group that occurs
+    assert rows.conditioning["hidden"].shape == (9, 2, 3)
+    assert rows.conditioning["hidden"][:, 0, 0].tolist() == [9] * 3 + [2] * 3 + [9] * 3
+
+
+@pytest.mark.parametrize("size", [1, 4, 9, 100])
+def test_parts_are_the_rows_in_order(rows: Rows, size: int) -> None:
+    parts = list(rows.split(size))
+    assert all(len(part.steps) <= size for part in parts)
+    assert len(parts) == -(-9 // size)
+    for name in ("states", "next_states", "log_probs", "advantages", "weights", "steps", "groups"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(rows, name))
+    joined = torch.cat([part.conditioning["hidden"] for part in parts])
+    assert torch.equal(joined, rows.conditioning["hidden"])
+
+
+def test_bfloat16_states_arrive_exactly() -> None:
+    states = torch.tensor([1.5, -3.0, 0.0078125], dtype=torch.bfloat16).view(3, 1, 1)
+    stored = Trajectory(
+        latents=pack(states), log_probs=np.zeros(2, np.float32), steps=np.arange(2, dtype=np.int64)
+    )
+    conditioning = {1: Conditioning(arrays={"hidden": pack(states)})}
+    found = rows_of([item(0, 1, 1.0, 1.0)], {0: stored}, conditioning, 5.0, "cpu")
+    assert found.states.flatten().tolist() == [1.5, -3.0]
+    assert found.next_states.flatten().tolist() == [-3.0, 0.0078125]
+    assert found.embeddings["hidden"].dtype == torch.bfloat16

@@ -1,0 +1,114 @@
+"""Learners of the tiny pipeline and batches for them, in this process or in spawned ones."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.batch import shares
+from learner.settings import LearnerSettings
+from learner.worker import LearnerWorker
+from rollout.noise import candidate_noises
+from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
+from rollout.settings import ModelSettings, RolloutSettings
+from rollout.worker import RolloutWorker
+from selection.records import Kept
+
+TEXTS = ("a photo of a red circle", "a photo of two crosses")
+CANDIDATES = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Seven kept candidates of two groups: an odd number, so that two ranks need padding."""
+
+    kept: list[Kept]
+    conditionings: dict[int, Conditioning]
+    trajectories: dict[tuple[int, int], Trajectory]
+
+    def calls(self, *, ranks: int = 1, updates: int = 2) -> list[tuple[Any, ...]]:
+        """What `LearnerWorker.update` is called with, for every rank."""
+        found = []
+        for mine in shares(self.kept, ranks=ranks, updates=updates, seed=0, step=0):
+            owners = sorted({item.group_id for share in mine for item in share})
+            kept = [self.kept[i] for i in sorted({item.trajectory for share in mine for item in share})]
+            handles = [self.trajectories[k.group_id, k.candidate] for k in kept]
+            found.append((mine, owners, *(self.conditionings[g] for g in owners), *handles))
+        return found
+
+
+def rollout_settings(**changes: Any) -> RolloutSettings:
+    values = {"width": 32, "height": 32, "steps": 4, "guidance": 1.0, "text_tokens": 0, "gpus": 0, "batch": 3}
+    return RolloutSettings(**{**values, **changes})
+
+
+def learner_settings(**changes: Any) -> LearnerSettings:
+    values = {"gpus": 0, "learning_rate": 1e-4, "micro_batch": 100, "ema_every": 1, "clip": 1e-3}
+    return LearnerSettings(**{**values, **changes})
+
+
+def model_settings(folder: Path, **changes: Any) -> ModelSettings:
+    return ModelSettings(path=str(folder), **changes)
+
+
+def sampler(model: ModelSettings, rollout: RolloutSettings) -> RolloutWorker:
+    worker = RolloutWorker(model, rollout, seed=0)
+    worker.version = 0
+    return worker
+
+
+def sample(model: ModelSettings, rollout: RolloutSettings) -> Batch:
+    worker = sampler(model, rollout)
+    conditionings, trajectories = {}, {}
+    for group_id, text in enumerate(TEXTS):
+        noises = candidate_noises(0, group_id, group_id, CANDIDATES)
+        prompt = Prompt(index=group_id, text=text)
+        request = SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=0)
+        _, _, conditionings[group_id], *found = worker.sample(request)
+        trajectories |= {(group_id, i): trajectory for i, trajectory in enumerate(found)}
+    kept = [
+        Kept(group_id=group, candidate=candidate, advantage=(-1) ** candidate * (0.5 + candidate + group))
+        for group, candidate in list(trajectories)[:-1]
+    ]
+    return Batch(kept, conditionings, trajectories)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def start(model: ModelSettings, rollout: RolloutSettings, learner: LearnerSettings) -> LearnerWorker:
+    """The only rank of its world; later workers of a process share the process group of the first."""
+    worker = LearnerWorker(model, rollout, learner, seed=0)
+    worker.join(0, 1, "127.0.0.1", free_port())
+    return worker
+
+
+def weights(worker: LearnerWorker, *, averaged: bool = False) -> NDArray[np.float32]:
+    flat = worker.publish(averaged)[1]
+    assert flat is not None
+    return flat.copy()
+
+
+def run_rank(rank: int, world: int, port: int, folder: str, batch: Batch, checkpoint: str) -> dict[str, Any]:
+    """One of several ranks in its own process: an update, a checkpoint, another update, and that again."""
+    model, rollout, learner = model_settings(Path(folder)), rollout_settings(), learner_settings(ranks=world)
+    worker = LearnerWorker(model, rollout, learner, seed=0)
+    worker.join(rank, world, "127.0.0.1", port)
+    mine = batch.calls(ranks=world)[rank]
+    metrics, first = worker.update(*mine), worker.publish()
+    worker.save(checkpoint)
+    worker.update(*mine)
+    second = worker.publish()
+    resumed = LearnerWorker(model, rollout, learner, seed=0)
+    resumed.join(rank, world, "127.0.0.1", port)
+    resumed.restore(checkpoint)
+    resumed.update(*mine)
+    return {"metrics": metrics, "first": first, "second": second, "resumed": resumed.publish()}
