@@ -121,16 +121,20 @@ def descend(
 
 
 def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
-    """Reconstruct images; noise on the latents teaches the decoder to forgive an SDE's leftover noise."""
+    """Reconstruct images from latents with noise on them.
+
+    So the encoder puts what matters into large differences, which a small flow model can learn, and the
+    decoder forgives an SDE's leftover noise.
+    """
 
     def loss_of() -> Tensor:
         x = images[torch.randint(len(images), (recipe.vae_batch,), generator=generator)]
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        level = 0.15 * torch.rand(len(z), 1, 1, 1, generator=generator) * z.detach().std()
+        level = 0.6 * torch.rand(len(z), 1, 1, 1, generator=generator) * z.detach().std()
         noisy = z + level * torch.randn(z.shape, generator=generator)
         error: Tensor = F.mse_loss(vae.decode(noisy).sample, x)
-        penalty: Tensor = 1e-5 * posterior.kl().mean() / z[0].numel()
+        penalty: Tensor = 1e-4 * posterior.kl().mean() / z[0].numel()
         return error + penalty
 
     descend(list(vae.parameters()), 3e-3, recipe.vae_steps, loss_of, "autoencoder")
