@@ -1,10 +1,15 @@
-"""What tests of several stages share: a tiny pipeline with random weights, on disk in the real format."""
+"""What tests of all stages share: patience, and a tiny pipeline on disk in the real format."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -30,12 +30,18 @@ from tests.learner.tiny import (
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
-def plain_update(folder: Path, batch: Batch, *, updates: int, rate: float, warmup: int, rounds: int) -> Any:
-    """FlowGRPO in a plain loop, one trajectory and step at a time; only the split into updates is ours."""
+def plain_update(
+    folder: Path, batch: Batch, *, updates: int, rate: float, warmup: int, max_norm: float, rounds: int
+) -> tuple[NDArray[np.float32], list[float]]:
+    """FlowGRPO in a plain loop, one trajectory and step at a time; only the split into updates is ours.
+
+    Returns the weights, and the norm of every update's gradient: Adam itself is blind to a factor.
+    """
     model = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=1e-4)
     schedule = sampler(model_settings(folder), rollout_settings()).policy.schedule(4)
     sigmas = schedule.sigmas.tolist()
+    norms = []
     mine, *_ = batch.calls(updates=updates)[0]
     for number, share in enumerate(mine * rounds, 1):
         total = torch.zeros(())
@@ -62,9 +68,9 @@ def plain_update(folder: Path, batch: Batch, *, updates: int, rate: float, warmu
         optimizer.param_groups[0]["lr"] = rate * min(1.0, number / (warmup + 1))
         optimizer.zero_grad()
         total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm).item())
         optimizer.step()
-    return flatten(model.parameters())
+    return flatten(model.parameters()), norms
 
 
 def moved(after: NDArray[np.float32], before: NDArray[np.float32]) -> float:
@@ -75,14 +81,19 @@ def moved(after: NDArray[np.float32], before: NDArray[np.float32]) -> float:
 def test_an_update_is_that_of_a_plain_loop(
     pipeline_folder: Path, batch: Batch, zero_stage: int, micro_batch: int
 ) -> None:
-    learner = learner_settings(zero_stage=zero_stage, micro_batch=micro_batch, warmup=2)
+    learner = learner_settings(zero_stage=zero_stage, micro_batch=micro_batch, warmup=2, max_grad_norm=0.05)
     worker = start(model_settings(pipeline_folder), rollout_settings(), learner)
     before = weights(worker)
     metrics = [worker.update(*batch.calls()[0]) for _ in range(2)]
-    expected = plain_update(pipeline_folder, batch, updates=2, rate=1e-4, warmup=2, rounds=2)
-    difference = np.abs(weights(worker) - expected)
+    expected, norms = plain_update(
+        pipeline_folder, batch, updates=2, rate=1e-4, warmup=2, max_norm=0.05, rounds=2
+    )
     assert moved(weights(worker), before) > 1e-4
-    assert difference.max() < 1e-6
+    assert moved(weights(worker), expected) < 1e-6
+    assert min(norms) > 0.05  # so the gradients were clipped
+    assert [m["grad_norm"] for m in metrics] == pytest.approx(
+        [sum(norms[:2]) / 2, sum(norms[2:]) / 2], rel=1e-4
+    )
     assert [m["learning_rate"] for m in metrics] == pytest.approx([1e-4 * 2 / 3, 1e-4])
     assert worker.ping() == 4
 
