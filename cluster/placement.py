@@ -85,7 +85,7 @@ def connect(settings: ClusterSettings) -> None:
             ray.init(address=address, log_to_driver=False)
         else:
             _start_local(settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one when its node does not come up in time
         raise UserError(
             f"cluster.address: cannot reach Ray at {address or 'a local node'}: {error}"
         ) from None

@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from rich.console import Console
 
 from cluster.display import Display, describe
+from cluster.errors import UserError
 from cluster.evaluation import evaluate, held_out
+from cluster.placement import connect
 from cluster.preflight import Inputs, check, memory_gb, plan, processes
 from cluster.run_folder import RunFolder
+from cluster.settings import ClusterSettings
 from rewards.combine import Scores
 from rollout.records import Prompt, Weights
 
@@ -171,3 +175,15 @@ def test_memory_of_another_machine_is_not_ours_to_judge(configure: Any, set_free
     assert check(configure(cluster={"address": "ray://somewhere:10001"})).train
     set_free_memory(64)
     assert check(configure()).held_out
+
+
+@pytest.mark.parametrize("error", [Exception("the node timed out"), ConnectionError("no route")])
+def test_a_ray_that_does_not_come_up_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(UserError, match=f"^cluster.address: cannot reach Ray at there:1: {error}$"):
+        connect(ClusterSettings(address="there:1"))
