@@ -21,7 +21,9 @@ MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
 
 def recipe(task: str = "shapes", seed: int = 0, images: int = 24) -> Recipe:
-    return Recipe(task=task, seed=seed, images=images, vae_steps=2, steps=2, batch=6)
+    return Recipe(
+        task=task, seed=seed, images=images, vae_steps=2, true_steps=2, false_steps=1, batch=6, vae_batch=6
+    )
 
 
 def weights(pipeline: Any) -> dict[str, torch.Tensor]:
@@ -38,22 +40,23 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("task", sorted(WORLDS))
 def test_the_bank_is_the_seeds_own(task: str) -> None:
-    captions, images = bank(recipe(task))
+    captions, images = bank(recipe(task), 0.5, seed=4)
     width, height = WORLDS[task].size
     assert images.shape == (24, height, width, 3)
-    again, same_images = bank(recipe(task))
+    again, same_images = bank(recipe(task), 0.5, seed=4)
     assert captions == again
     assert np.array_equal(images, same_images)
-    assert captions != bank(recipe(task, seed=1))[0]
+    assert captions != bank(recipe(task), 0.5, seed=5)[0]
 
 
-def test_some_captions_of_the_bank_are_wrong_and_some_are_right() -> None:
-    captions, images = bank(recipe("words", images=400))
+@pytest.mark.parametrize("chance", [0.0, CORRUPTION["words"], 1.0])
+def test_captions_are_wrong_as_often_as_told(chance: float) -> None:
+    captions, images = bank(recipe("words", images=400), chance, seed=0)
     right = [
         np.array_equal(image, draw_word(caption.split('"')[1]))
         for caption, image in zip(captions, images, strict=True)
     ]
-    assert np.mean(right) == pytest.approx((1 - CORRUPTION["words"]) ** 3, abs=0.07)
+    assert np.mean(right) == pytest.approx((1 - chance) ** 3, abs=0.07 if 0 < chance < 1 else 0)
 
 
 def test_pixels_span_minus_one_to_one() -> None:
@@ -94,7 +97,7 @@ def test_the_same_recipe_gives_the_same_weights() -> None:
     for part in MODELS:
         moved = [not torch.equal(v, start[k]) for k, v in weights(first).items() if k.startswith(part)]
         assert np.mean(moved) > 0.5
-    _, images = bank(recipe())
+    _, images = bank(recipe(), CORRUPTION["shapes"], seed=0)
     with torch.no_grad():
         latents = first.vae.encode(to_pixels(images)).latent_dist.mean
     normal = (latents - first.vae.config.shift_factor) * first.vae.config.scaling_factor
@@ -107,7 +110,7 @@ def test_the_command_writes_a_pipeline_that_loads(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / task
-    command = f"pretrain {task} --images 16 --vae-steps 1 --steps 1 --out {out}"
+    command = f"pretrain {task} --images 16 --vae-steps 1 --true-steps 1 --false-steps 1 --out {out}"
     monkeypatch.setattr(sys, "argv", command.split())
     pretrain.main()
     width, height = WORLDS[task].size
