@@ -49,6 +49,7 @@ def build_vae() -> AutoencoderKL:
         use_post_quant_conv=False,
         mid_block_add_attention=False,
         force_upcast=False,
+        shift_factor=0.0,
     )
 
 
