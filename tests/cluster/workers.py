@@ -1,0 +1,110 @@
+"""Workers and scorers of the tests: plain classes that the actors import by their name, without torch."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.scorer import Judgement, Traits
+from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, Weights
+
+
+class Echo:
+    """Answers, sleeps or fails as it is told."""
+
+    def __init__(self, greeting: str = "hello") -> None:
+        self.greeting = greeting
+        self.seen: list[int] = []
+
+    def ping(self) -> str:
+        return self.greeting
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def fail(self, message: str) -> None:
+        raise ValueError(message)
+
+    def note(self, number: int, seconds: float) -> list[int]:
+        """Remember a number; the list of all so far."""
+        time.sleep(seconds)
+        self.seen.append(number)
+        return list(self.seen)
+
+    def sleep_once(self, marker: str, seconds: float) -> int:
+        """Hang the first time that anyone is asked, and answer the second time."""
+        if not Path(marker).exists():
+            Path(marker).touch()
+            time.sleep(seconds)
+        return os.getpid()
+
+    def pair(self) -> tuple[str, NDArray[np.int64]]:
+        return "first", np.arange(3)
+
+
+class Unbuildable:
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise FileNotFoundError("weights.bin is not there")
+
+    def ping(self) -> None: ...
+
+
+class FakeSampler:
+    """Has the interface of `rollout.worker.RolloutWorker`; images show the seeds and the weights."""
+
+    def __init__(self, model: Any, rollout: Any, seed: int) -> None:
+        self.version, self.value = -1, 0.0
+
+    def ping(self) -> int:
+        return os.getpid()
+
+    def load(self, weights: Weights, flat: NDArray[np.float32]) -> int:
+        self.version, self.value = weights.version, float(flat[0])
+        return self.version
+
+    def sample(self, request: SampleRequest) -> tuple[Any, ...]:
+        if request.version != self.version:
+            raise RuntimeError(f"wants v{request.version}, not v{self.version}")
+        images = [[noise.initial % 251, noise.path % 251, self.value] for noise in request.noises]
+        nothing = np.zeros(0)
+        trajectory = Trajectory(latents=nothing, log_probs=nothing, steps=nothing)
+        return 0.1, np.array(images), Conditioning(arrays={}), *[trajectory] * len(images)
+
+    def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[Any]]:
+        return len(prompts), np.array([[noise.initial % 251, self.version, self.value] for noise in noises])
+
+
+class Scorer:
+    """Scores an image by its first value."""
+
+    traits: ClassVar[Traits] = Traits(low=0.0, high=255.0)
+
+    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
+        values = images[:, 0, 0, 0].astype(np.float64)
+        return Judgement(values=values, valid=np.ones(len(images), dtype=np.bool_))
+
+    @classmethod
+    def check(cls, prompt: Prompt) -> None: ...
+
+
+class BrokenScorer(Scorer):
+    """Fails at every call."""
+
+    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
+        raise RuntimeError("the detector is out of order")
+
+
+class HungScorer(Scorer):
+    """Never answers in time."""
+
+    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
+        time.sleep(60)
+        return super().__call__(images, prompts)
