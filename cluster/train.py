@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
+import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from rich.console import Console
@@ -170,5 +172,18 @@ def _farewell(settings: RunSettings, folder: RunFolder, done: int, seconds: floa
     return INTERRUPTED
 
 
+def _exit(status: int) -> NoReturn:
+    """End the process; after a stop or a failure, without taking the interpreter apart.
+
+    Calls that were given up leave callbacks in Ray's threads, which crash when the interpreter goes first.
+    """
+    if status == 0:
+        sys.exit(0)
+    atexit._run_exitfuncs()  # Ray's own, which ends its processes
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _exit(main(sys.argv[1:]))
