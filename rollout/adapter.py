@@ -13,9 +13,15 @@ from rollout.settings import ModelSettings
 
 
 def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed: int) -> Any:
-    """Freeze what is not trained; the adapter's random half comes from the seed, the same everywhere."""
-    transformer.requires_grad_(model.lora_rank == 0)
-    if model.lora_rank:
+    """Freeze what is not trained; a new adapter's random half comes from the seed, the same everywhere.
+
+    Raises:
+        ValueError: if ``model.lora_path`` holds no adapter for this transformer.
+    """
+    transformer.requires_grad_(not model.trains_adapter)
+    if model.lora_path is not None:
+        _load(transformer, model.lora_path)
+    elif model.lora_rank:
         torch.manual_seed(seed)
         config = LoraConfig(
             r=model.lora_rank,
@@ -24,7 +30,24 @@ def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed
             target_modules=list(model.lora_targets or targets),
         )
         transformer.add_adapter(config)
+    for (
+        parameter
+    ) in transformer.parameters():  # peft makes adapters in float32; sampler and learner must agree
+        parameter.data = parameter.data.to(transformer.dtype)
     return transformer
+
+
+def _load(transformer: Any, path: str) -> None:
+    """Add an adapter that diffusers saved, its rank and scale included, and train it."""
+    try:
+        transformer.load_lora_adapter(path, adapter_name="default", use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model.lora_path: cannot load an adapter from {path}: {error}") from error
+    trained = [p for name, p in transformer.named_parameters() if "lora_" in name]
+    if not trained:
+        raise ValueError(f"model.lora_path: {path} holds no adapter of this transformer")
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 @contextmanager

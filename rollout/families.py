@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
     from rollout.settings import ModelSettings, RolloutSettings
 
-FAMILIES: Final = {"StableDiffusion3Pipeline": "rollout.sd3:SD3"}
+FAMILIES: Final = {
+    "StableDiffusion3Pipeline": "rollout.sd3:SD3",
+    "FluxPipeline": "rollout.flux:Flux",
+    "Flux2Pipeline": "rollout.flux2:Flux2",
+    "Flux2KleinPipeline": "rollout.flux2:Flux2",
+    "QwenImagePipeline": "rollout.qwen_image:QwenImage",
+    "ZImagePipeline": "rollout.z_image:ZImage",
+    "SanaPipeline": "rollout.sana:Sana",
+    "WanPipeline": "rollout.wan:Wan",
+}
 """Pipeline class in ``model_index.json`` -> adapter. A new family is one file and one line here."""
 
 Tensors = dict[str, "Tensor"]
@@ -38,6 +47,11 @@ class Policy(Protocol):
 
     transformer: nn.Module
     lora_targets: Sequence[str]
+
+    @staticmethod
+    def arguments(rollout: RolloutSettings) -> dict[str, Any]:
+        """How the diffusers pipeline is called to guide and read prompts as these settings do."""
+        ...
 
     def schedule(self, steps: int) -> Schedule:
         """The family's own noise schedule for a number of steps."""
@@ -93,10 +107,14 @@ def _hub_index(path: str) -> Path:
         ) from error
 
 
+def family_class(path: str) -> Any:
+    """The adapter's class for a pipeline."""
+    module, _, name = family_of(path).partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def load_policy(
     model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool = True
 ) -> Any:
     """Load the adapter of a pipeline, its LoRA layers added; without ``whole`` only the transformer."""
-    module, _, name = family_of(model.path).partition(":")
-    family = getattr(importlib.import_module(module), name)
-    return family(model, rollout, device=device, seed=seed, whole=whole)
+    return family_class(model.path)(model, rollout, device=device, seed=seed, whole=whole)

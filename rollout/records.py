@@ -35,7 +35,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """Ask a rollout worker for one group: every candidate of one prompt, under one policy version."""
+    """Ask a rollout worker for candidates of one prompt, all or a chunk, under one policy version."""
 
     group_id: int
     prompt: Prompt
@@ -49,11 +49,13 @@ class Trajectory:
 
     ``latents`` is (S + 1, *latent shape) in the storage dtype (bfloat16 as its int16 bits), ``log_probs``
     is (S,) float32 under the behaviour policy, ``steps`` is (S,) and names the steps of the schedule.
+    ``means``, (S, *latent shape) float32, are the behaviour policy's, kept where the objective needs them.
     """
 
     latents: NDArray[Any]
     log_probs: NDArray[np.float32]
     steps: NDArray[np.int64]
+    means: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +66,9 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CandidateGroup:
-    """All candidates of one prompt: seeds, and handles of images, conditioning and trajectories."""
+class Chunk:
+    """Candidates of a group that were sampled together: what can be scored while the rest is sampled."""
 
-    group_id: int
-    prompt: Prompt
-    version: int
-    noises: tuple[Noise, ...]
     images: Handle
     conditioning: Handle
     trajectories: tuple[Handle, ...]
@@ -78,9 +76,30 @@ class CandidateGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateGroup:
+    """All candidates of one prompt: seeds, and handles of conditioning, trajectories and images by chunk."""
+
+    group_id: int
+    prompt: Prompt
+    version: int
+    noises: tuple[Noise, ...]
+    images: tuple[Handle, ...]
+    conditioning: Handle
+    trajectories: tuple[Handle, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A published policy: one flat float32 array in manifest order, with its version and checksum."""
+    """A published policy: its version, and handles of flat arrays in manifest order and of their checksums.
+
+    The learner may still be making the later parts while the first ones are on their way.
+    """
 
     version: int
-    checksum: str
-    flat: Handle
+    checksums: tuple[Handle, ...]
+    parts: tuple[Handle, ...]
+
+
+class WeightsMismatch(RuntimeError):
+    """Received weights are not the ones that were sent, or not for this model."""

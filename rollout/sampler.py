@@ -17,11 +17,12 @@ from rollout.settings import RolloutSettings
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Clean latents (N, ...), and per trained step the states (N, S + 1, ...) and log-probs (N, S)."""
+    """Clean latents (N, ...); of trained steps: states (N, S + 1, ...), log-probs (N, S), means."""
 
     clean: Tensor
     states: Tensor
     log_probs: Tensor
+    means: Tensor
 
 
 def trained_window(settings: RolloutSettings, seed: int, group_id: int) -> range:
@@ -71,6 +72,7 @@ def denoise(
     storage = getattr(torch, settings.storage)
     states: list[Tensor] = []
     log_probs: list[Tensor] = []
+    means: list[Tensor] = []
     for step in range(len(schedule.timesteps)):
         sigma, sigma_next = (schedule.sigmas[i].expand(len(noises)) for i in (step, step + 1))
         timestep = schedule.timesteps[step].expand(len(noises))
@@ -86,10 +88,7 @@ def denoise(
         x = (move.mean + move.std * path_noise(noises, step, shape).to(device)).to(storage).float()
         states.append(x)
         log_probs.append(log_prob(x, move))
-    return Rollout(x, *_stacked(states, log_probs, storage))
-
-
-def _stacked(states: list[Tensor], log_probs: list[Tensor], storage: torch.dtype) -> tuple[Tensor, Tensor]:
+        means.append(move.mean)
     if not states:
-        return torch.empty(0), torch.empty(0)
-    return torch.stack(states, 1).to(storage), torch.stack(log_probs, 1)
+        return Rollout(x, *[torch.empty(0)] * 3)
+    return Rollout(x, torch.stack(states, 1).to(storage), torch.stack(log_probs, 1), torch.stack(means, 1))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class Settings(BaseModel):
@@ -23,6 +23,20 @@ class ModelSettings(Settings):
     lora_rank: int = Field(0, ge=0, description="rank of the LoRA adapter; 0 trains every parameter")
     lora_alpha: int = Field(64, gt=0, description="scale of the LoRA adapter")
     lora_targets: tuple[str, ...] = Field((), description="modules LoRA adapts; empty takes the family's own")
+    lora_path: str | None = Field(
+        None, description="start from this adapter (diffusers format), which brings its rank and targets"
+    )
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether a LoRA adapter is trained, and not the model's own parameters."""
+        return self.lora_rank > 0 or self.lora_path is not None
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> ModelSettings:
+        if self.lora_path is not None and self.lora_rank:
+            raise ValueError(f"lora_path brings its own rank; leave lora_rank ({self.lora_rank}) out")
+        return self
 
 
 class RolloutSettings(Settings):
@@ -30,10 +44,11 @@ class RolloutSettings(Settings):
 
     width: int = Field(512, gt=0, description="image width in pixels")
     height: int = Field(512, gt=0, description="image height in pixels")
+    frames: int = Field(1, ge=1, description="frames of a video (Wan); rewards see the one in the middle")
     steps: int = Field(10, ge=2, description="denoising steps when sampling candidates")
     eval_steps: int = Field(40, ge=1, description="denoising steps of the ODE when evaluating")
-    guidance: float = Field(4.5, ge=1, description="classifier-free guidance; 1 turns it off")
-    text_tokens: int = Field(128, ge=0, description="length of the T5 prompt (SD3)")
+    guidance: float = Field(4.5, ge=1, description="true or distilled guidance; 1 turns the first off")
+    text_tokens: int = Field(128, ge=0, description="length of a prompt (SD3: of T5's part)")
     dynamics: Literal["sde", "cps"] = Field("sde", description="Flow-GRPO's SDE, or CPS")
     noise_level: float = Field(0.7, gt=0, le=1.5, description="a: how stochastic a step is")
     window_start: int = Field(0, ge=0, description="first step that may be stochastic and trained")
@@ -70,3 +85,19 @@ class RolloutSettings(Settings):
         if self.dynamics == "cps" and self.noise_level > 1:
             raise ValueError(f"noise_level must be at most 1 with cps, got {self.noise_level}")
         return self
+
+
+def explain(error: ValidationError) -> str:
+    """Every key that is wrong, with its value and what was expected, in one line."""
+    return "; ".join(_explain_one(dict(one)) for one in error.errors())
+
+
+def _explain_one(one: dict[str, Any]) -> str:
+    key = ".".join(map(str, one["loc"]))
+    message = str(one["msg"]).removeprefix("Value error, ")
+    if one["type"] == "extra_forbidden":
+        return f"unknown key {key}"
+    if one["type"] == "missing":
+        return f"{key} is missing"
+    shown = "" if isinstance(one["input"], dict) else f", got {one['input']!r}"
+    return f"{key}: {message}{shown}" if key else message

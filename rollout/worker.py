@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from rollout.families import Schedule, Tensors, load_policy
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, Weights
+from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
 from rollout.sampler import Rollout, denoise, trained_window
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import load_flat, pack, trainable
+from rollout.tensors import bucket_of, load_flat, pack, trainable
 
 
 class StaleWeights(RuntimeError):
@@ -24,29 +25,50 @@ class StaleWeights(RuntimeError):
 class RolloutWorker:
     """Holds one copy of the policy; samples groups under the version it was asked for, or refuses."""
 
-    def __init__(self, model: ModelSettings, rollout: RolloutSettings, seed: int) -> None:
-        """Load the pipeline onto the GPU where one is assigned, else onto the CPU."""
+    def __init__(
+        self, model: ModelSettings, rollout: RolloutSettings, seed: int, *, keep_means: bool = False
+    ) -> None:
+        """Load the pipeline onto the GPU where one is assigned, else onto the CPU.
+
+        ``keep_means`` stores the behaviour policy's means with the trajectories.
+        """
         torch.set_num_threads(rollout.threads)
         self.device = "cuda" if rollout.gpus > 0 and torch.cuda.is_available() else "cpu"
         self.settings = rollout
-        self.seed = seed
+        self.seed, self.keep_means = seed, keep_means
         self.policy = load_policy(model, rollout, device=self.device, seed=seed)
         self.parameters = trainable(self.policy.transformer)
         self.policy.transformer.eval().requires_grad_(False)
+        self.missing = self.parameters
         self.version = -1
+        # The chunks of a group come one after the other and share a prompt.
+        self._encode = lru_cache(maxsize=1)(self.policy.encode)
 
-    def load(self, weights: Weights, flat: NDArray[np.float32]) -> int:
-        """Take over published weights and acknowledge with their version.
+    def load(self, version: int, part: int, parts: int, digest: str, flat: NDArray[Any]) -> int:
+        """Take over one of the parts of published weights; they come in order, with their checksums.
+
+        Until the last one is in, the worker holds no version at all and samples nothing.
+
+        Returns:
+            The version held now: -1 until the weights are whole.
 
         Raises:
-            WeightsMismatch: if the array is not what its checksum says.
+            WeightsMismatch: if the array is not what its checksum says, or not the next part.
         """
-        load_flat(flat, self.parameters, weights.checksum)
-        self.version = weights.version
+        if part == 0:
+            self.missing = self.parameters
+        self.version = -1
+        bucket = bucket_of(self.missing, len(flat))
+        load_flat(flat, bucket, digest)
+        self.missing = self.missing[len(bucket) :]
+        if part == parts - 1:
+            if self.missing:
+                raise WeightsMismatch(f"weights ended before {self.missing[0][0]}")
+            self.version = version
         return self.version
 
     def sample(self, request: SampleRequest) -> tuple[Any, ...]:
-        """Sample a group.
+        """Sample a group, or a chunk of it.
 
         Returns:
             The seconds it took, the images (n, H, W, 3) uint8, the conditioning, and n trajectories: each
@@ -61,11 +83,11 @@ class RolloutWorker:
             )
         started = time.perf_counter()
         window = trained_window(self.settings, self.seed, request.group_id)
-        conditioning = self.policy.encode(request.prompt.text)
+        conditioning = self._encode(request.prompt.text)
         repeated = {k: v.expand(len(request.noises), *v.shape) for k, v in conditioning.items()}
         parts = self._denoise(repeated, request.noises, self._schedule(self.settings.steps), window)
         images = np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
-        trajectories = [t for part in parts for t in _trajectories(part, window)]
+        trajectories = [t for part in parts for t in _trajectories(part, window, self.keep_means)]
         arrays = {name: pack(value) for name, value in conditioning.items()}
         return time.perf_counter() - started, images, Conditioning(arrays=arrays), *trajectories
 
@@ -96,9 +118,14 @@ class RolloutWorker:
         return parts
 
 
-def _trajectories(part: Rollout, window: range) -> list[Trajectory]:
+def _trajectories(part: Rollout, window: range, keep_means: bool) -> list[Trajectory]:
     steps = np.asarray(window, dtype=np.int64)
     return [
-        Trajectory(latents=pack(states), log_probs=log_probs.cpu().numpy(), steps=steps)
-        for states, log_probs in zip(part.states, part.log_probs, strict=True)
+        Trajectory(
+            latents=pack(states),
+            log_probs=log_probs.cpu().numpy(),
+            steps=steps,
+            means=pack(means) if keep_means else None,
+        )
+        for states, log_probs, means in zip(part.states, part.log_probs, part.means, strict=True)
     ]

@@ -16,18 +16,18 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from rollout.tiny.vocabulary import build_tokenizer
 
-WIDTH: Final = 96
 TEXT_WIDTH: Final = 48
 LATENT_CHANNELS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What differs between the bundled models: image size in pixels (width, height) and prompt length."""
+    """What differs between models: image size in pixels (width, height), prompt length, transformer."""
 
     size: tuple[int, int]
     tokens: int
     layers: int
+    width: int = 96
 
 
 WORLDS: Final = {
@@ -79,9 +79,9 @@ def build_transformer(world: World) -> SD3Transformer2DModel:
         out_channels=LATENT_CHANNELS,
         num_layers=world.layers,
         attention_head_dim=32,
-        num_attention_heads=WIDTH // 32,
+        num_attention_heads=world.width // 32,
         joint_attention_dim=2 * TEXT_WIDTH,
-        caption_projection_dim=WIDTH,
+        caption_projection_dim=world.width,
         pooled_projection_dim=2 * TEXT_WIDTH,
         pos_embed_max_size=max(world.size) // 8,
         qk_norm="rms_norm",
@@ -90,8 +90,12 @@ def build_transformer(world: World) -> SD3Transformer2DModel:
 
 def build_pipeline(task: str, seed: int) -> StableDiffusion3Pipeline:
     """An untrained pipeline for a task ("shapes" or "words"), its weights drawn from the seed."""
+    return build_world(WORLDS[task], seed)
+
+
+def build_world(world: World, seed: int) -> StableDiffusion3Pipeline:
+    """An untrained pipeline of any size."""
     torch.manual_seed(seed)
-    world = WORLDS[task]
     tokenizer = build_tokenizer(world.tokens)
     return StableDiffusion3Pipeline(
         transformer=build_transformer(world),

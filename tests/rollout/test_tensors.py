@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from rollout.records import WeightsMismatch
 from rollout.tensors import (
     NamedParameters,
-    WeightsMismatch,
+    buckets,
     checksum,
     flatten,
     load_flat,
@@ -62,9 +65,9 @@ def test_only_trained_parameters_travel() -> None:
     assert [name for name, _ in trainable(module)] == ["weight"]
 
 
-@given(st.integers(0, 2**16), st.integers(0, 9))
+@given(st.integers(0, 2**16), st.integers(0, 2999))
 def test_the_checksum_catches_a_flipped_value(seed: int, position: int) -> None:
-    named = parameters(seed)
+    named = parameters(seed, first=(50, 40), second=(1000,))
     flat = flatten(values(named))
     changed = flat.copy()
     changed[position] = np.nextafter(changed[position], np.float32(np.inf))
@@ -95,13 +98,26 @@ def test_weights_arrive() -> None:
         assert torch.equal(before, after)
 
 
-def test_weights_arrive_in_the_precision_of_the_holder() -> None:
-    sent = parameters()
-    held = [(name, nn.Parameter(torch.zeros_like(p, dtype=torch.bfloat16))) for name, p in sent]
+def test_bfloat16_weights_travel_as_their_bits() -> None:
+    sent, held = (
+        [(name, nn.Parameter(p.to(torch.bfloat16))) for name, p in parameters(seed)] for seed in (0, 1)
+    )
     flat = flatten(values(sent))
+    assert flat.dtype == np.int16
     load_flat(flat, held, checksum(flat, sent))
     for (_, before), (_, after) in zip(sent, held, strict=True):
-        assert torch.equal(before.bfloat16(), after)
+        assert torch.equal(before, after)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(4, 200))
+def test_buckets_are_bounded_and_lose_nothing(sizes: list[int], limit: int) -> None:
+    named = parameters(**{f"p{number}": (size,) for number, size in enumerate(sizes)})
+    found = buckets(named, limit)
+    assert [name for bucket in found for name, _ in bucket] == [name for name, _ in named]
+    for bucket in found:
+        assert len(bucket) == 1 or 4 * sum(p.numel() for _, p in bucket) <= limit
+    for before, after in pairwise(found):  # none could have taken one more
+        assert 4 * sum(p.numel() for _, p in [*before, after[0]]) > limit
 
 
 @pytest.mark.parametrize("damage", ["value", "length", "names"])

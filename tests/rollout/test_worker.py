@@ -12,9 +12,9 @@ import torch
 from rollout.adapter import adapter_off
 from rollout.families import load_policy
 from rollout.noise import candidate_noises
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, Weights
+from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import WeightsMismatch, checksum, flatten, trainable, unpack
+from rollout.tensors import buckets, checksum, flatten, trainable, unpack
 from rollout.worker import RolloutWorker, StaleWeights
 
 PROMPT = Prompt(index=4, text="a photo of a red circle")
@@ -35,9 +35,9 @@ def request(noises: tuple[Noise, ...], *, group_id: int = 7, version: int = 0) -
     return SampleRequest(group_id=group_id, prompt=PROMPT, noises=noises, version=version)
 
 
-def published(worker: RolloutWorker, version: int, scale: float) -> tuple[Weights, Any]:
-    flat = scale * flatten([parameter for _, parameter in worker.parameters])
-    return Weights(version=version, checksum=checksum(flat, worker.parameters), flat=None), flat
+def published(worker: RolloutWorker, scale: float) -> tuple[str, Any]:
+    flat = np.float32(scale) * flatten([parameter for _, parameter in worker.parameters])
+    return checksum(flat, worker.parameters), flat
 
 
 def close(a: np.ndarray, b: np.ndarray, tolerance: int = 2) -> bool:
@@ -112,8 +112,8 @@ def test_a_fresh_worker_holds_no_version(pipeline_folder: Path) -> None:
 def test_loading_acknowledges_the_version_and_changes_the_images(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder)
     before = worker.sample(request(NOISES[:1]))[1]
-    weights, flat = published(worker, version=5, scale=1.1)
-    assert worker.load(weights, flat) == 5
+    digest, flat = published(worker, scale=1.1)
+    assert worker.load(5, 0, 1, digest, flat) == 5
     assert worker.ping() == 5
     after = worker.sample(request(NOISES[:1], version=5))[1]
     assert not close(before, after, tolerance=4)
@@ -121,13 +121,43 @@ def test_loading_acknowledges_the_version_and_changes_the_images(pipeline_folder
         worker.sample(request(NOISES[:1], version=0))
 
 
-def test_damaged_weights_leave_the_version_alone(pipeline_folder: Path) -> None:
+def test_after_damaged_weights_nothing_is_sampled_until_they_come_whole(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder)
-    weights, flat = published(worker, version=5, scale=1.1)
-    flat[17] = 0.5
+    digest, flat = published(worker, scale=1.1)
+    damaged = flat.copy()
+    damaged.view(np.uint8)[4_711] ^= 1
+    with pytest.raises(WeightsMismatch, match="checksum"):
+        worker.load(5, 0, 1, digest, damaged)
+    for version in (0, 5):
+        with pytest.raises(StaleWeights):
+            worker.sample(request(NOISES[:1], version=version))
+    assert worker.load(5, 0, 1, digest, flat) == 5
+
+
+def test_half_of_the_weights_is_no_version(pipeline_folder: Path) -> None:
+    worker = start(pipeline_folder)
+    parts = buckets(worker.parameters, limit=1e6)
+    flats = [2 * flatten(p for _, p in part) for part in parts]
+    checksums = [checksum(flat, part) for flat, part in zip(flats, parts, strict=True)]
+    count = len(parts)
+    held = [worker.load(9, number, count, checksums[number], flat) for number, flat in enumerate(flats)]
+    assert held == [-1] * (len(parts) - 1) + [9]
+    assert len(parts) > 2
+    worker.load(10, 0, count, checksums[0], flats[0])
     with pytest.raises(WeightsMismatch):
-        worker.load(weights, flat)
-    assert worker.ping() == 0
+        worker.load(10, 2, count, checksums[2], flats[2])
+    with pytest.raises(StaleWeights):
+        worker.sample(request(NOISES[:1], version=9))
+
+
+def test_weights_that_end_early_are_refused(pipeline_folder: Path) -> None:
+    worker = start(pipeline_folder)
+    part, *_ = buckets(worker.parameters, limit=1e6)
+    flat = flatten(p for _, p in part)
+    with pytest.raises(WeightsMismatch, match="ended before"):
+        worker.load(3, 0, 1, checksum(flat, part), flat)
+    with pytest.raises(WeightsMismatch, match="no run of this model's parameters"):
+        worker.load(3, 0, 1, "", flat[:-1])
 
 
 def test_a_bfloat16_model_samples_nearly_the_same(worker: RolloutWorker, pipeline_folder: Path) -> None:

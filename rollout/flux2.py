@@ -1,0 +1,75 @@
+"""FLUX.2: conventions of diffusers' Flux2Pipeline (dev) and Flux2KleinPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle
+
+from rollout.families import Tensors, Velocity
+from rollout.policy import DiffusersPolicy, coordinates
+
+
+class Flux2(DiffusersPolicy):
+    """States of three layers of a language model; a token lies in time, row, column and text."""
+
+    @property
+    def lora_targets(self) -> Sequence[str]:  # type: ignore[override]
+        """Outputs of single blocks are named whole: the same name is a list in double blocks."""
+        singles = range(self.transformer.config.num_single_layers)
+        return (
+            "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+            "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+            "attn.to_qkv_mlp_proj", *(f"single_transformer_blocks.{i}.attn.to_out" for i in singles),
+        )  # fmt: skip
+
+    @property
+    def guided(self) -> bool:
+        """Dev's guidance is distilled, and so is klein's after distillation of its steps."""
+        undistilled = self.index["_class_name"] == "Flux2KleinPipeline" and not self.index["is_distilled"]
+        return undistilled and self.rollout.guidance > 1
+
+    def cell(self) -> int:
+        """Two of the autoencoder's latents on a side."""
+        return int(2 ** len(self.vae_config["block_out_channels"]))
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of tokens: here the pipeline draws its noise packed."""
+        return self.transformer.config.in_channels, self.high, self.wide
+
+    def spacing(self, steps: int) -> dict[str, Any]:
+        """Shifted by a fit over image sizes and numbers of steps."""
+        return self.shifted_spacing(steps, compute_empirical_mu(self.high * self.wide, steps))
+
+    def embed(self, text: str, *, negative: bool = False) -> Tensors:
+        """States (L, D) of a chat of fixed length, whose padding the model sees as well."""
+        hidden, _ = self.pipeline.encode_prompt(
+            text, device=self.device, max_sequence_length=self.rollout.text_tokens
+        )
+        return {"hidden": hidden[0]}
+
+    def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
+        """As tokens, told the noise level in [0, 1] and the guidance where it is distilled."""
+        distilled = self.transformer.config.guidance_embeds
+        v: Tensor = model(
+            hidden_states=x.flatten(2).transpose(1, 2),
+            timestep=timestep / 1000,
+            guidance=torch.full_like(timestep, self.rollout.guidance) if distilled else None,
+            encoder_hidden_states=text["hidden"],
+            txt_ids=coordinates(1, 1, 1, text["hidden"].shape[1], device=x.device),
+            img_ids=coordinates(1, self.high, self.wide, 1, device=x.device),
+            return_dict=False,
+        )[0]
+        return v.transpose(1, 2).reshape(x.shape)
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """The batch norm of the autoencoder undone, then every token's 2 x 2 latents spread out."""
+        vae = self.pipeline.vae
+        mean, variance = (s.view(1, -1, 1, 1) for s in (vae.bn.running_mean, vae.bn.running_var))
+        latents = latents * (variance + vae.config.batch_norm_eps).sqrt() + mean
+        decoded: Tensor = vae.decode(pixel_shuffle(latents, 2)).sample
+        return decoded

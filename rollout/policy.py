@@ -1,0 +1,177 @@
+"""What the adapters of all families share: loading, guidance, the scheduler's noise levels and pixels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor
+
+from rollout.adapter import prepare
+from rollout.families import Schedule, Tensors, Velocity
+from rollout.settings import ModelSettings, RolloutSettings
+
+
+def coordinates(*counts: int, device: torch.device) -> Tensor:
+    """The place of every token, (product of counts, number of counts), the last axis fastest."""
+    return torch.cartesian_prod(*(torch.arange(count, device=device) for count in counts))
+
+
+class DiffusersPolicy(ABC):
+    """A policy on a diffusers pipeline; a family says what is its own: see README.md, "Add a family"."""
+
+    lora_targets: Sequence[str]
+    """Names of the attention projections, as peft matches them: the whole name, or its end after a dot."""
+
+    def __init__(
+        self, model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool
+    ) -> None:
+        """Load the pipeline, or only its transformer and scheduler when nothing is decoded or encoded.
+
+        Raises:
+            ValueError: if the image size does not fit the model, and what `check` raises.
+        """
+        self.rollout = rollout
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, model.dtype)
+        self.index = DiffusionPipeline.load_config(model.path)
+        self.vae_config: dict[str, Any] = AutoencoderKL.load_config(model.path, subfolder="vae")
+        self._negative: Tensors = {}
+        self.check()
+        if whole:
+            self.pipeline = self._load_pipeline(model.path)
+            transformer, self.scheduler = self.pipeline.transformer, self.pipeline.scheduler
+        else:
+            transformer = self._load_part(model.path, "transformer", dtype=self.dtype)
+            self.scheduler = self._load_part(model.path, "scheduler")
+        self.transformer = transformer.to(self.device)
+        prepare(self.transformer, model, self.lora_targets, seed)
+        self.high, self.wide = self._grid()
+
+    def _load_pipeline(self, path: str) -> Any:
+        # Components that were saved as missing (T5, usually); diffusers wants to be told so again.
+        absent = {name: None for name, entry in self.index.items() if entry == [None, None]}
+        pipeline = DiffusionPipeline.from_pretrained(path, dtype=self.dtype, **absent)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline = pipeline.to(self.device)
+        pipeline.vae.float()  # half precision shows in flat areas, and decoding is cheap
+        return pipeline
+
+    def _load_part(self, path: str, name: str, **options: Any) -> Any:
+        return getattr(diffusers, self.index[name][1]).from_pretrained(path, subfolder=name, **options)
+
+    def _grid(self) -> tuple[int, int]:
+        cell, width, height = self.cell(), self.rollout.width, self.rollout.height
+        if width % cell or height % cell:
+            raise ValueError(
+                f"rollout.width and rollout.height: got {width} x {height}, expected multiples of {cell} "
+                f"for a {self.index['_class_name']}"
+            )
+        return height // cell, width // cell
+
+    def check(self) -> None:
+        """Refuse, before anything large is loaded, what the family cannot do.
+
+        Raises:
+            ValueError: if videos are asked of a model of images.
+        """
+        if self.rollout.frames > 1:
+            raise ValueError(
+                f"rollout.frames: got {self.rollout.frames}, but a {self.index['_class_name']} makes images"
+            )
+
+    @staticmethod
+    def arguments(rollout: RolloutSettings) -> dict[str, Any]:
+        """How the diffusers pipeline is called to guide and read prompts as these settings do."""
+        return {"guidance_scale": rollout.guidance, "max_sequence_length": rollout.text_tokens}
+
+    @property
+    def guided(self) -> bool:
+        """Whether every step also runs the empty prompt, for classifier-free guidance."""
+        return self.rollout.guidance > 1
+
+    @abstractmethod
+    def cell(self) -> int:
+        """Pixels on a side of what is one image token; ``high`` x ``wide`` tokens make an image."""
+
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape in which the pipeline draws the noise of one image: equal seeds are equal noise."""
+
+    @abstractmethod
+    def embed(self, text: str, *, negative: bool = False) -> Tensors:
+        """Named conditioning tensors of one prompt, the same shapes for every prompt, no batch dimension."""
+
+    @abstractmethod
+    def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
+        """Velocity from image to noise, shaped as ``x`` (N, ...), which comes in the compute precision."""
+
+    def spacing(self, steps: int) -> dict[str, Any]:
+        """The arguments of the scheduler's ``set_timesteps``, as the pipeline gives them."""
+        return {"num_inference_steps": steps}
+
+    def shifted_spacing(self, steps: int, mu: float | None = None) -> dict[str, Any]:
+        """Even noise levels, shifted by ``mu``; by default it grows with the number of image tokens."""
+        if mu is None:
+            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+            limits = (self.scheduler.config.get(name, default) for name, default in zip(
+                names, (256, 4096, 0.5, 1.15), strict=True
+            ))  # fmt: skip
+            mu = float(calculate_shift(self.high * self.wide, *limits))
+        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
+
+    def schedule(self, steps: int) -> Schedule:
+        """The scheduler's noise levels and timesteps.
+
+        Raises:
+            ValueError: if the pipeline's scheduler is not one of flow matching.
+        """
+        self.scheduler.set_timesteps(**self.spacing(steps))
+        sigmas = self.scheduler.sigmas.float().cpu()
+        if not 0.99 < sigmas[0] <= 1:
+            name = type(self.scheduler).__name__
+            raise ValueError(f"{name}: the first noise level is {sigmas[0]:.3f}, expected 1 (flow matching)")
+        # Multistep solvers keep a little below 1, for their logarithms' sake; the SDE starts from pure noise.
+        sigmas[0] = 1
+        return Schedule(sigmas, self.scheduler.timesteps.float().cpu())
+
+    @torch.no_grad()
+    def encode(self, text: str) -> Tensors:
+        """Named conditioning tensors of one prompt; with guidance also ``negative_*``, encoded only once."""
+        if self.guided and not self._negative:
+            found = self.embed("", negative=True)
+            self._negative = {f"negative_{name}": value for name, value in found.items()}
+        return self.embed(text) | (self._negative if self.guided else {})
+
+    def velocity(self, model: Velocity, x: Tensor, timestep: Tensor, conditioning: Tensors) -> Tensor:
+        """Velocity (N, ...) in float32; with guidance both branches run as one batch."""
+        text = {name: value for name, value in conditioning.items() if not name.startswith("negative_")}
+        x = x.to(self.dtype)
+        if not self.guided:
+            return self.predict(model, x, timestep, text).float()
+        both = {name: torch.cat([conditioning[f"negative_{name}"], value]) for name, value in text.items()}
+        v = self.predict(model, torch.cat([x, x]), torch.cat([timestep, timestep]), both)
+        return self.combine(*v.float().chunk(2))
+
+    def combine(self, without: Tensor, with_prompt: Tensor) -> Tensor:
+        """Classifier-free guidance of two velocities (N, ...)."""
+        return without + self.rollout.guidance * (with_prompt - without)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clean latents (N, ...) to images (N, H, W, 3) uint8."""
+        pixels = self.pixels(latents.float()).clamp(-1, 1)
+        return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Clean latents (N, C, h, w) to pixels (N, 3, H, W) in [-1, 1]."""
+        vae = self.pipeline.vae
+        shift = vae.config.get("shift_factor") or 0.0
+        decoded: Tensor = vae.decode(latents / vae.config.scaling_factor + shift).sample
+        return decoded

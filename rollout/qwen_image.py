@@ -1,0 +1,81 @@
+"""Qwen-Image: conventions of diffusers' QwenImagePipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
+
+from rollout.families import Tensors, Velocity
+from rollout.policy import DiffusersPolicy
+from rollout.settings import RolloutSettings
+
+
+class QwenImage(DiffusersPolicy):
+    """Qwen2.5-VL's last states with their mask, true guidance that keeps each token's norm, a video VAE."""
+
+    lora_targets = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    )  # fmt: skip
+
+    @staticmethod
+    def arguments(rollout: RolloutSettings) -> dict[str, Any]:
+        """True guidance needs a negative prompt; the model's authors use a blank."""
+        return {
+            "true_cfg_scale": rollout.guidance,
+            "negative_prompt": " ",
+            "max_sequence_length": rollout.text_tokens,
+        }
+
+    def cell(self) -> int:
+        """Two latents on a side."""
+        return int(2 * 2 ** len(self.vae_config["temperal_downsample"]))
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width), not yet packed."""
+        return self.transformer.config.in_channels // 4, 2 * self.high, 2 * self.wide
+
+    def spacing(self, steps: int) -> dict[str, Any]:
+        """Shifted by the image's size."""
+        return self.shifted_spacing(steps)
+
+    def embed(self, text: str, *, negative: bool = False) -> Tensors:
+        """States (L, D), zeros after the prompt's end, and their mask (L,)."""
+        length = self.rollout.text_tokens
+        hidden, mask = self.pipeline.encode_prompt(
+            " " if negative else text, device=self.device, max_sequence_length=length
+        )
+        if mask is None:  # no padding within this batch of one
+            mask = torch.ones(hidden.shape[:2], device=self.device)
+        room = length - hidden.shape[1]
+        return {"hidden": pad(hidden[0], (0, 0, 0, room)), "mask": pad(mask[0].bool(), (0, room))}
+
+    def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
+        """Packed, told the noise level in [0, 1], and unpacked."""
+        v: Tensor = model(
+            hidden_states=pixel_unshuffle(x, 2).flatten(2).transpose(1, 2),
+            timestep=timestep / 1000,
+            encoder_hidden_states=text["hidden"],
+            encoder_hidden_states_mask=text["mask"],
+            img_shapes=[[(1, self.high, self.wide)]] * len(x),
+            return_dict=False,
+        )[0]
+        return pixel_shuffle(v.transpose(1, 2).unflatten(2, (self.high, self.wide)), 2)
+
+    def combine(self, without: Tensor, with_prompt: Tensor) -> Tensor:
+        """Guided, and every token scaled back to the length it has with the prompt alone."""
+        guided = pixel_unshuffle(super().combine(without, with_prompt), 2)
+        length = pixel_unshuffle(with_prompt, 2).norm(dim=1, keepdim=True)
+        return pixel_shuffle(guided * (length / guided.norm(dim=1, keepdim=True)), 2)
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """The only frame of a video, its latents scaled channel by channel."""
+        vae = self.pipeline.vae
+        mean, std = (
+            torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        video: Tensor = vae.decode(latents.unsqueeze(2) * std + mean).sample
+        return video[:, :, 0]

@@ -1,0 +1,59 @@
+"""SANA: conventions of diffusers' SanaPipeline."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Final
+
+from diffusers import SanaPipeline
+from torch import Tensor
+
+from rollout.families import Tensors, Velocity
+from rollout.policy import DiffusersPolicy
+from rollout.settings import RolloutSettings
+
+INSTRUCTION: Final = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+"""What the pipeline puts before every prompt: a request to Gemma to enrich it."""
+
+
+class Sana(DiffusersPolicy):
+    """Gemma's states with their mask, linear attention, and an autoencoder that shrinks 32 times."""
+
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    @staticmethod
+    def arguments(rollout: RolloutSettings) -> dict[str, Any]:
+        """Without the detour over the nearest trained resolution, which would resize the image."""
+        return {**DiffusersPolicy.arguments(rollout), "use_resolution_binning": False}
+
+    def cell(self) -> int:
+        """One latent, patched if the transformer does."""
+        halvings = len(self.vae_config["encoder_block_out_channels"]) - 1
+        return int(self.transformer.config.patch_size * 2**halvings)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one latent."""
+        config = self.transformer.config
+        return config.in_channels, self.high * config.patch_size, self.wide * config.patch_size
+
+    def embed(self, text: str, *, negative: bool = False) -> Tensors:
+        """States (L, D) and their mask (L,); the instruction before the prompt is cut off again."""
+        hidden, mask, *_ = self.pipeline.encode_prompt(
+            text,
+            do_classifier_free_guidance=False,
+            device=self.device,
+            max_sequence_length=self.rollout.text_tokens,
+            complex_human_instruction=None if negative else INSTRUCTION,
+        )
+        return {"hidden": hidden[0], "mask": mask[0]}
+
+    def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
+        """The transformer's own output, without the variance that some of them learn as well."""
+        v: Tensor = model(
+            x,
+            encoder_hidden_states=text["hidden"],
+            encoder_attention_mask=text["mask"],
+            timestep=timestep * self.transformer.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        return v[:, : x.shape[1]]

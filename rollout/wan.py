@@ -1,0 +1,85 @@
+"""Wan 2.1 and Wan 2.2 (TI2V-5B), text to video: conventions of diffusers' WanPipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollout.families import ModelFolderError, Tensors, Velocity
+from rollout.policy import DiffusersPolicy
+from rollout.settings import RolloutSettings
+
+
+class Wan(DiffusersPolicy):
+    """UMT5's states; latents are videos, and rewards see the frame in the middle of them."""
+
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def check(self) -> None:
+        """Videos are of some lengths only, and of one transformer.
+
+        Raises:
+            ModelFolderError: if two transformers share the work (Wan 2.2 A14B): only one can be trained.
+            ValueError: if the video's length does not fit the model.
+        """
+        self.temporal = int(self.vae_config.get("scale_factor_temporal", 4))
+        frames, boundary = self.rollout.frames, self.index.get("boundary_ratio")
+        if frames % self.temporal != 1:
+            raise ValueError(
+                f"rollout.frames: got {frames}, expected 1 more than a multiple of {self.temporal}"
+            )
+        if boundary is not None:
+            raise ModelFolderError(
+                f"model.path: the pipeline has two transformers (boundary_ratio {boundary}); "
+                "only Wan pipelines with one can be trained"
+            )
+
+    @staticmethod
+    def arguments(rollout: RolloutSettings) -> dict[str, Any]:
+        """With the length of the video."""
+        return {**DiffusersPolicy.arguments(rollout), "num_frames": rollout.frames}
+
+    def cell(self) -> int:
+        """Patches of latents."""
+        spatial = self.vae_config.get("scale_factor_spatial", 8)
+        return int(self.transformer.config.patch_size[1] * spatial)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, frames, height, width) of one latent video: the first frame, then four to a latent."""
+        patch = self.transformer.config.patch_size[1]
+        frames = (self.rollout.frames - 1) // self.temporal + 1
+        return self.transformer.config.in_channels, frames, self.high * patch, self.wide * patch
+
+    def embed(self, text: str, *, negative: bool = False) -> Tensors:
+        """States (L, D), zeros after the prompt's end."""
+        hidden, _ = self.pipeline.encode_prompt(
+            text,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.rollout.text_tokens,
+            device=self.device,
+        )
+        return {"hidden": hidden[0]}
+
+    def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
+        """The transformer's own output.
+
+        The pipeline tells the 5B model the timestep of every token; without an image to start from they are
+        all the same, and one says as much.
+        """
+        return model(
+            hidden_states=x, timestep=timestep, encoder_hidden_states=text["hidden"], return_dict=False
+        )[0]
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """The middle frame; the autoencoder is causal, so only what comes before it is decoded."""
+        vae = self.pipeline.vae
+        middle = (self.rollout.frames - 1) // 2
+        mean, std = (
+            torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        needed = latents[:, :, : -(-middle // self.temporal) + 1]
+        video: Tensor = vae.decode(needed * std + mean).sample
+        return video[:, :, middle]

@@ -1,0 +1,104 @@
+"""Tiny random text encoders with real tokenizers, as the pipelines' keyword arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from rollout.tiny.vocabulary import build_tokenizer
+
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:;!?'\"()->\n"]
+WIDTH = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content if message.content is string else message.content[0].text }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def clip() -> dict[str, Any]:
+    tokenizer = build_tokenizer(14)
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=14, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return {"text_encoder": transformers.CLIPTextModel(config), "tokenizer": tokenizer}
+
+
+def _unigram() -> transformers.T5Tokenizer:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(letter for letter in LETTERS if not letter.isspace())]
+    return transformers.T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+
+
+def t5(suffix: str) -> dict[str, Any]:
+    tokenizer = _unigram()
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    return {f"text_encoder{suffix}": transformers.T5EncoderModel(config), f"tokenizer{suffix}": tokenizer}
+
+
+def umt5() -> dict[str, Any]:
+    tokenizer = _unigram()
+    config = transformers.UMT5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    return {"text_encoder": transformers.UMT5EncoderModel(config), "tokenizer": tokenizer}
+
+
+def gemma() -> dict[str, Any]:
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
+    tokenizer = transformers.GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
+    config = transformers.Gemma2Config(vocab_size=len(tokenizer), head_dim=8, num_hidden_layers=1, **WIDTH)
+    return {"text_encoder": transformers.Gemma2Model(config), "tokenizer": tokenizer}
+
+
+def _bytes() -> transformers.Qwen2Tokenizer:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    pieces = [*special, *sorted(ByteLevel.alphabet())]
+    tokenizer = transformers.Qwen2Tokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen3(*, layers: int, causal: bool) -> dict[str, Any]:
+    tokenizer = _bytes()
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer), head_dim=8, num_hidden_layers=layers, **WIDTH
+    )
+    kind = transformers.Qwen3ForCausalLM if causal else transformers.Qwen3Model
+    return {"text_encoder": kind(config), "tokenizer": tokenizer}
+
+
+def qwen_vl() -> dict[str, Any]:
+    tokenizer = _bytes()
+    text = {
+        "vocab_size": len(tokenizer), "num_hidden_layers": 1, **WIDTH,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return {
+        "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration(config),
+        "tokenizer": tokenizer,
+    }
+
+
+def mistral(*, layers: int) -> dict[str, Any]:
+    tokenizer = _bytes()
+    text = transformers.MistralConfig(
+        vocab_size=len(tokenizer), head_dim=8, num_hidden_layers=layers, **WIDTH
+    )
+    vision = transformers.PixtralVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32
+    )
+    config = transformers.Mistral3Config(text_config=text, vision_config=vision)
+    processor = transformers.PixtralProcessor(
+        image_processor=transformers.PixtralImageProcessor(), tokenizer=tokenizer, chat_template=CHAT
+    )
+    return {"text_encoder": transformers.Mistral3ForConditionalGeneration(config), "tokenizer": processor}
