@@ -4,41 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rewards.scorer import Judgement
+from rewards.settings import Combination
+
+SPREAD_FLOOR: Final = 1e-8
+"""A standard deviation at or below it is rounding, and the reward says nothing about the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """The scores of a group of n candidates.
 
-    ``rewards`` holds (n,) float64 per reward and ``total`` (n,) float64, both NaN where not valid;
-    ``valid`` is (n,) bool; ``strict`` is the (n,) all-or-nothing verdict of the first reward that has one.
+    ``rewards`` holds the raw (n,) float64 of every reward and ``weights`` its weight; ``total`` (n,) float64
+    is what selection and training go by. Both are NaN where not valid. ``valid`` is (n,) bool; ``strict``
+    is the (n,) all-or-nothing verdict of the first reward that has one.
     """
 
     rewards: Mapping[str, NDArray[np.float64]]
+    weights: Mapping[str, float]
     valid: NDArray[np.bool_]
     total: NDArray[np.float64]
     strict: NDArray[np.float64] | None
 
+    @property
+    def weighted(self) -> dict[str, NDArray[np.float64]]:
+        """Weight times raw score, for every reward that counts."""
+        return {name: weight * self.rewards[name] for name, weight in self.weights.items() if weight != 0.0}
 
-def combine(judgements: Mapping[str, Judgement], weights: Mapping[str, float]) -> Scores:
-    """The weighted sum of raw scores; a missing reward is never zero.
+    @property
+    def raw(self) -> NDArray[np.float64]:
+        """The weighted sum (n,) of raw scores, however ``total`` was made: comparable from step to step."""
+        return np.asarray(np.sum(list(self.weighted.values()), axis=0))
 
-    A candidate is valid only if every reward with a non-zero weight is; a reward of weight zero is merely
-    recorded. Raises ``ValueError`` when names or lengths of judgements and weights do not fit each other.
+
+def combine(
+    judgements: Mapping[str, Judgement], weights: Mapping[str, float], how: Combination = "raw"
+) -> Scores:
+    """The weighted sum of scores; a missing reward is never zero.
+
+    ``standardised`` first brings every reward to mean 0 and (population) standard deviation 1 over the
+    group's valid candidates, so that the one with the wider scale does not drown the others; a reward that
+    does not tell the candidates apart adds 0. A candidate is valid only if every reward with a non-zero
+    weight is; a reward of weight zero is merely recorded. Raises ``ValueError`` when names or lengths of
+    judgements and weights do not fit each other.
     """
     _check(judgements, weights)
     rewards = {name: np.where(j.valid, j.values, np.nan) for name, j in judgements.items()}
     counted = [name for name in judgements if weights[name] != 0.0]
     valid = np.logical_and.reduce([judgements[name].valid for name in counted])
-    total = np.sum([weights[name] * rewards[name] for name in counted], axis=0)
+    parts = {
+        name: standardise(rewards[name], valid) if how == "standardised" else rewards[name]
+        for name in counted
+    }
+    total = np.sum([weights[name] * part for name, part in parts.items()], axis=0)
     stricts = [j.details["strict"] for j in judgements.values() if "strict" in j.details]
-    strict = np.asarray(stricts[0], dtype=np.float64) if stricts else None
-    return Scores(rewards=rewards, valid=valid, total=np.where(valid, total, np.nan), strict=strict)
+    return Scores(
+        rewards=rewards,
+        weights={name: weights[name] for name in judgements},
+        valid=valid,
+        total=np.where(valid, total, np.nan),
+        strict=np.asarray(stricts[0], dtype=np.float64) if stricts else None,
+    )
+
+
+def standardise(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(n,) values in standard deviations from the mean of the valid ones; 0 where those do not differ."""
+    known = values[valid]
+    spread = float(np.std(known)) if len(known) else 0.0
+    if spread <= SPREAD_FLOOR:
+        return np.zeros_like(values)
+    return np.asarray((values - known.mean()) / spread)
 
 
 def _check(judgements: Mapping[str, Judgement], weights: Mapping[str, float]) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from rewards.scorer import Judgement
+
 RELATIONS: Final = ("left of", "right of", "above", "below")
 TAGS: Final = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 Box = tuple[float, float, float, float]
@@ -104,6 +106,15 @@ def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], rules: R
     terms += [float(absent) for kind, absent in excluded if kind not in included]
     strict = all(clause.matched is not None for clause in clauses) and all(absent for _, absent in excluded)
     return Verdict(float(strict), float(np.mean(terms)))
+
+
+def judgement(verdicts: Sequence[Verdict]) -> Judgement:
+    """The verdicts on N images as their scores: the soft one is the value, the strict one a detail."""
+    return Judgement(
+        values=np.array([verdict.soft for verdict in verdicts], dtype=np.float64),
+        valid=np.ones(len(verdicts), dtype=np.bool_),
+        details={"strict": np.array([verdict.strict for verdict in verdicts], dtype=np.float64)},
+    )
 
 
 def _kept(detections: Sequence[Detection], tag: str | None, rules: Rules) -> dict[str, list[Detection]]:

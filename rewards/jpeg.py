@@ -33,7 +33,7 @@ class JpegScorer:
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
         """Score (N, H, W, 3) images; the prompts do not matter."""
-        sizes = np.array([_jpeg_bytes(image) for image in images], dtype=np.float64)
+        sizes = np.array([jpeg_bytes(image) for image in images], dtype=np.float64)
         values = self._sign * np.minimum(sizes / SCALE, BOUND)
         return Judgement(values=values, valid=np.ones(len(images), dtype=np.bool_))
 
@@ -42,7 +42,8 @@ class JpegScorer:
         """Every prompt will do."""
 
 
-def _jpeg_bytes(image: NDArray[np.uint8]) -> int:
+def jpeg_bytes(image: NDArray[np.uint8]) -> int:
+    """The size of the JPEG of an (H, W, 3) image at quality 95."""
     stream = BytesIO()
     Image.fromarray(image).save(stream, format="JPEG", quality=QUALITY)
     return stream.tell()

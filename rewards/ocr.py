@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Literal
 
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from rewards.ocr_weights import DETECTION, RECOGNITION, model_folders
 from rewards.scorer import Judgement, Traits
 from rollout.records import Prompt
+
+# PaddleX reads it when imported, and would otherwise probe the network for model hosts.
+os.environ["PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK"] = "True"
 
 LINE_HEIGHT: Final = 48
 """The height in pixels at which the recogniser reads a line."""
@@ -40,8 +43,6 @@ class OcrScorer:
             raise ValueError(f"mode must be 'recognition' or 'full', got {mode!r}")
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        # PaddleX reads it when imported, and would otherwise probe the network for model hosts.
-        os.environ["PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK"] = "True"
         self._reader = _LineReader(threads) if mode == "recognition" else _PageReader(threads)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
@@ -90,16 +91,19 @@ def similarity(read: str, target: str) -> float:
     return 1.0 - min(Levenshtein.distance(normalize(read), target), len(target)) / len(target)
 
 
+def text_recognition(threads: int) -> Callable[..., Any]:
+    """PaddleOCR's ``TextRecognition`` on the PP-OCRv6 weights; what it is called with is passed on."""
+    from paddleocr import TextRecognition
+
+    folder = model_folders()[RECOGNITION]
+    return partial(TextRecognition, model_name=RECOGNITION, model_dir=str(folder), **_engine(threads))
+
+
 class _LineReader:
     """Recognition alone. PaddleX pads every line to 320 columns; here the width follows the images."""
 
     def __init__(self, threads: int) -> None:
-        from paddleocr import TextRecognition
-
-        folder = model_folders()[RECOGNITION]
-        self._make = partial(
-            TextRecognition, model_name=RECOGNITION, model_dir=str(folder), **_engine(threads)
-        )
+        self._make = text_recognition(threads)
         self._models: dict[int, Any] = {}
 
     def read(self, images: NDArray[np.uint8]) -> list[str]:

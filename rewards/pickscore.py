@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.scorer import Judgement, Traits
+from rewards.loading import explained, placed, pretrained
+from rewards.scorer import Judgement, Traits, check_text
 from rollout.records import Prompt
 
 if TYPE_CHECKING:
@@ -35,15 +36,16 @@ class PickScoreScorer:
         processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         device: str = "auto",
     ) -> None:
-        import torch
         from transformers import CLIPModel, CLIPProcessor
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(device)
-        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        self._model: Any = CLIPModel.from_pretrained(model, dtype=dtype).eval().to(self._device)
-        self._processor: Any = CLIPProcessor.from_pretrained(processor)
+        self._device, dtype = placed(device)
+        with explained("model", model, "a CLIP model on the hub or a local folder with one"):
+            self._model = pretrained(CLIPModel, model)
+        # Read before the cast: bfloat16 would make the published scale of 100 one of 98.9.
+        self._scale = float(self._model.logit_scale.detach().exp()) / SCALE
+        self._model.to(self._device, dtype)
+        with explained("processor", processor, "a CLIP processor on the hub or a local folder with one"):
+            self._processor: Any = CLIPProcessor.from_pretrained(processor)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
         """Score each image with its own prompt only; a repeated prompt is encoded once."""
@@ -53,15 +55,14 @@ class PickScoreScorer:
         rows = [texts.index(prompt.text) for prompt in prompts]
         with torch.inference_mode():
             cosines = (self._encode_images(images) * self._encode_texts(texts)[rows]).sum(-1)
-            values = self._model.logit_scale.float().exp() * cosines / SCALE
+            values = self._scale * cosines
         scores = values.cpu().numpy().astype(np.float64)
         return Judgement(values=scores, valid=np.isfinite(scores))
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
         """Raise ``ValueError`` when the prompt has no text."""
-        if not prompt.text.strip():
-            raise ValueError(f"prompt {prompt.index}: expected a text, got {prompt.text!r}")
+        check_text(prompt)
 
     def _encode_images(self, images: NDArray[np.uint8]) -> torch.Tensor:
         inputs = self._processor.image_processor(

@@ -44,6 +44,30 @@ class Judgement:
     details: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
+def missing(count: int) -> Judgement:
+    """What is known of N images that could not be scored: nothing."""
+    return Judgement(values=np.full(count, np.nan), valid=np.zeros(count, dtype=np.bool_))
+
+
+def join(parts: Sequence[Judgement]) -> Judgement:
+    """Several judgements as one; the verdict ``strict``, the one detail that is kept, may be NaN in parts."""
+    details = {}
+    if any("strict" in part.details for part in parts):
+        verdicts = [part.details.get("strict", np.full(len(part.values), np.nan)) for part in parts]
+        details["strict"] = np.concatenate(verdicts).astype(np.float64)
+    return Judgement(
+        values=np.concatenate([part.values for part in parts]),
+        valid=np.concatenate([part.valid for part in parts]),
+        details=details,
+    )
+
+
+def cut(judgement: Judgement, start: int, stop: int) -> Judgement:
+    """What a judgement says of the images from ``start`` to ``stop``."""
+    details = {name: detail[start:stop] for name, detail in judgement.details.items()}
+    return Judgement(values=judgement.values[start:stop], valid=judgement.valid[start:stop], details=details)
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """Judges images: (N, H, W, 3) uint8 and N prompts in, a `Judgement` of N out."""
@@ -61,3 +85,9 @@ class Scorer(Protocol):
         The driver calls it on the class, before a run starts and without loading any weights.
         """
         ...
+
+
+def check_text(prompt: Prompt) -> None:
+    """Raise ``ValueError`` when the prompt has no text: the ``check`` of rewards that compare with it."""
+    if not prompt.text.strip():
+        raise ValueError(f"prompt {prompt.index}: expected a text, got {prompt.text!r}")

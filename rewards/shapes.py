@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from rewards.geneval import Box, Detection, Rules, Verdict, check_metadata, judge
+from rewards.geneval import Box, Detection, Rules, check_metadata, judge, judgement
 from rewards.scorer import Judgement, RewardError, Traits
 from rollout.records import Prompt
 from rollout.tiny.world import COLORS, SCENE_SIZE, SHAPES, Placed, Scene, draw_scene
@@ -62,20 +62,12 @@ class ShapesScorer:
             judge(found, prompt.metadata, RULES)
             for found, prompt in zip(detect(images), prompts, strict=True)
         ]
-        return _judgement(verdicts)
+        return judgement(verdicts)
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
         """Raise ``ValueError`` unless the metadata is GenEval's with classes and colours of the world."""
         check_metadata(prompt.metadata, SHAPES, _COLOR_NAMES)
-
-
-def _judgement(verdicts: Sequence[Verdict]) -> Judgement:
-    return Judgement(
-        values=np.array([verdict.soft for verdict in verdicts], dtype=np.float64),
-        valid=np.ones(len(verdicts), dtype=np.bool_),
-        details={"strict": np.array([verdict.strict for verdict in verdicts], dtype=np.float64)},
-    )
 
 
 def detect(images: NDArray[np.uint8]) -> list[list[Detection]]:

@@ -8,9 +8,15 @@ from typing import Any, Final
 from rewards.scorer import Traits
 
 REWARDS: Final[dict[str, str]] = {
+    "aesthetic": "rewards.aesthetic:AestheticScorer",
+    "clipscore": "rewards.clipscore:ClipScoreScorer",
+    "geneval": "rewards.coco:GenEvalScorer",
+    "hpsv2": "rewards.hpsv2:HpsV2Scorer",
     "jpeg": "rewards.jpeg:JpegScorer",
+    "judge": "rewards.judge:JudgeScorer",
     "ocr": "rewards.ocr:OcrScorer",
     "pickscore": "rewards.pickscore:PickScoreScorer",
+    "remote": "rewards.remote:RemoteScorer",
     "shapes": "rewards.shapes:ShapesScorer",
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.scorer import Judgement, RewardError
+from rewards.scorer import Judgement, RewardError, Traits
 from rewards.table import resolve
 from rollout.records import Prompt
 
@@ -27,6 +27,12 @@ class RewardWorker:
         except Exception as error:
             raise self._failed("could not be made", error) from error
 
+    @property
+    def traits(self) -> Traits:
+        """The scorer's traits; a remote one knows its range once it is made."""
+        traits: Traits = self._scorer.traits
+        return traits
+
     def ping(self) -> str:
         """The reward's name, as a sign of life."""
         return self.name
@@ -43,6 +49,16 @@ class RewardWorker:
             return _only_finite(judgement, len(prompts))
         except Exception as error:
             raise self._failed("failed", error) from error
+
+    def score_ranges(
+        self, ranges: Sequence[tuple[int, int]], prompts: Sequence[Prompt], *arrays: NDArray[np.uint8]
+    ) -> Judgement:
+        """Score images ``start`` to ``stop`` of each array, all of them as one batch.
+
+        Raises `RewardError` like `score`, of which this is the call of a pool: arrays travel whole, once.
+        """
+        parts = [images[start:stop] for images, (start, stop) in zip(arrays, ranges, strict=True)]
+        return self.score(parts[0] if len(parts) == 1 else np.concatenate(parts), prompts)
 
     def _failed(self, what: str, error: Exception) -> RewardError:
         return RewardError(f"reward {self.name!r} {what}: {type(error).__name__}: {error}")

@@ -47,6 +47,32 @@ def test_a_reward_of_weight_zero_is_recorded_only() -> None:
     assert scores.rewards["watch"][1] == 5.0
 
 
+def test_the_harder_reward_is_not_drowned_when_standardised() -> None:
+    judgements = {"wide": judged([0.0, 100.0, 0.0, 100.0]), "narrow": judged([0.1, 0.1, 0.2, 0.2])}
+    raw = combine(judgements, {"wide": 1.0, "narrow": 1.0})
+    equal = combine(judgements, {"wide": 1.0, "narrow": 1.0}, "standardised")
+    np.testing.assert_allclose(equal.total, [-2.0, 0.0, 0.0, 2.0], atol=1e-9)
+    assert equal.rewards["wide"].tolist() == [0.0, 100.0, 0.0, 100.0]
+    assert (equal.raw == raw.total).all()
+    lopsided = combine(judgements, {"wide": 1.0, "narrow": -0.5}, "standardised")
+    np.testing.assert_allclose(lopsided.total, [-0.5, 1.5, -1.5, 0.5], atol=1e-9)
+
+
+@pytest.mark.parametrize("valid", [[True, False, False], [False, False, False], [True, True, True]])
+def test_a_reward_that_tells_nothing_apart_adds_nothing(valid: list[bool]) -> None:
+    judgements = {"same": judged([0.3, 0.3, 0.3], valid), "varied": judged([1.0, 2.0, 3.0])}
+    scores = combine(judgements, {"same": 9.0, "varied": 1.0}, "standardised")
+    alone = combine({"varied": judged([1.0, 2.0, 3.0], valid)}, {"varied": 1.0}, "standardised")
+    np.testing.assert_array_equal(scores.total, alone.total)
+    assert scores.valid.tolist() == valid
+
+
+def test_only_candidates_that_count_set_the_scale() -> None:
+    judgements = {"a": judged([0.0, 2.0, 50.0]), "b": judged([1.0, 1.0, 1.0], [True, True, False])}
+    scores = combine(judgements, {"a": 1.0, "b": 1.0}, "standardised")
+    np.testing.assert_allclose(scores.total, [-1.0, 1.0, np.nan])
+
+
 def test_strict_comes_from_the_first_reward_that_has_it() -> None:
     judgements = {
         "a": judged([1.0, 1.0]),
@@ -96,3 +122,17 @@ def test_valid_and_total_agree(columns: tuple[list[float], ...], one: float, two
     assert (scores.valid <= np.array(b_valid)).all()
     expected = one * np.array(a) + two * np.array(b)
     np.testing.assert_allclose(scores.total[scores.valid], expected[scores.valid])
+
+
+@given(columns, st.floats(0.1, 3), st.floats(0.01, 100), st.floats(-100, 100))
+def test_standardised_totals_ignore_scale_and_shift(
+    columns: tuple[list[float], ...], weight: float, scale: float, shift: float
+) -> None:
+    a, b = (np.round(column, 2) for column in columns[:2])
+    valid = [bool(v) for v in columns[2]]
+    weights = {"a": 1.0, "b": weight}
+    one = combine({"a": judged(a.tolist(), valid), "b": judged(b.tolist())}, weights, "standardised")
+    moved = (scale * b + shift).tolist()
+    two = combine({"a": judged(a.tolist(), valid), "b": judged(moved)}, weights, "standardised")
+    np.testing.assert_allclose(one.total, two.total, atol=1e-5)
+    assert (np.isfinite(one.total) == one.valid).all()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from itertools import combinations, islice
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
+from rewards import pickscore
 from rewards.geneval import RELATIONS, Rules, judge, relations
 from rewards.pickscore import SCALE, PickScoreScorer
 from rewards.scorer import Scorer
@@ -91,6 +94,18 @@ def test_it_is_the_formula(scorer: PickScoreScorer, random_clip: Path) -> None:
     assert judgement.valid.all()
 
 
+def test_bfloat16_is_near_and_keeps_the_scale(
+    scorer: PickScoreScorer, random_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickscore, "placed", lambda device: (torch.device("cpu"), torch.bfloat16))
+    reduced = PickScoreScorer(model=str(random_clip), processor=str(random_clip))
+    assert reduced._model.dtype == torch.bfloat16
+    assert reduced._scale == scorer._scale
+    near, exact = (made(noise_images(3), prompts(*TEXTS)).values for made in (reduced, scorer))
+    np.testing.assert_allclose(near, exact, atol=0.02 * scorer._scale)
+    assert near.tolist() != exact.tolist()
+
+
 def test_each_pair_is_scored_alone(scorer: PickScoreScorer) -> None:
     images = noise_images(3)
     together = scorer(images, prompts(*TEXTS)).values
@@ -115,6 +130,15 @@ def test_large_images_and_long_prompts_are_taken(scorer: PickScoreScorer) -> Non
 def test_a_model_folder_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=str(tmp_path / "none")):
         PickScoreScorer(model=str(tmp_path / "none"), processor=str(tmp_path / "none"))
+
+
+def test_a_model_with_a_part_missing_is_refused(random_clip: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(random_clip, tmp_path / "clip")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OSError, match=r"option model: .*not in the checkpoint, such as visual_projection"):
+        PickScoreScorer(model=str(folder), processor=str(random_clip))
 
 
 def test_prompts_need_a_text(scorer: PickScoreScorer) -> None:

@@ -1,0 +1,44 @@
+"""How well an image fits its prompt, by CLIPScore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.open_clip_models import OpenClip
+from rewards.scorer import Judgement, Traits, check_text
+from rollout.records import Prompt
+
+SCALE: Final = 2.5
+"""The paper's w, which stretches the cosines that occur to about 0 to 1."""
+
+
+class ClipScoreScorer:
+    """Scores (N, H, W, 3) images by 2.5 * max(cosine(image, prompt), 0), so in [0, 2.5]; 0.4 to 0.8 is usual.
+
+    Source: CLIPScore (Hessel et al. 2021, arXiv 2104.08718), with the larger ViT-L/14 and without the
+    paper's "A photo depicts", as a prompt is no caption. ``clip`` and ``clip_weights`` are the model and
+    weights of `OpenClip`. The weights "openai" are the file open_clip_model.safetensors of
+    timm/vit_large_patch14_clip_224.openai on the Hugging Face hub. Cost: one forward pass of ViT-L/14
+    (0.3 G parameters, 224 px) per image, one of its text tower per distinct prompt.
+    """
+
+    traits: ClassVar[Traits] = Traits(low=0.0, high=SCALE)
+
+    def __init__(
+        self, clip: str = "ViT-L-14-quickgelu", clip_weights: str = "openai", device: str = "auto"
+    ) -> None:
+        self._clip = OpenClip(clip, clip_weights, device)
+
+    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
+        """Score each image with its own prompt only."""
+        cosines = self._clip.cosines(images, [prompt.text for prompt in prompts])
+        return Judgement(values=SCALE * np.maximum(cosines, 0.0), valid=np.isfinite(cosines))
+
+    @classmethod
+    def check(cls, prompt: Prompt) -> None:
+        """Raise ``ValueError`` when the prompt has no text."""
+        check_text(prompt)

@@ -1,0 +1,40 @@
+"""What a user sets about a reward; light enough for the driver to import."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rollout.settings import Settings
+
+Combination = Literal["raw", "standardised"]
+"""How rewards are added up: as they are, or each in units of its spread within the group."""
+
+
+class RewardSettings(Settings):
+    """One reward, its share of the total, and the pool of shards that computes it."""
+
+    name: str = Field(description="what it is called; a built-in reward or module:Class, unless scorer says")
+    scorer: str | None = Field(
+        None, description="a built-in reward or module:Class behind the name; for two of the same kind"
+    )
+    weight: float = 1.0
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the scorer")
+    workers: int = Field(1, ge=1, description="reward actors (shards)")
+    gpus: float = Field(0, ge=0, description="GPUs per shard, or a fraction of one")
+    threads: int = Field(1, ge=1, description="CPU threads per shard")
+    batch: int = Field(16, ge=1, description="images per call at most; more are split over the shards")
+    max_wait: float = Field(
+        0, ge=0, description="seconds a small call waits for images of other groups; 0 never merges groups"
+    )
+    deadline: float = Field(120, gt=0, description="seconds a call may take before its shard is replaced")
+    attempts: int = Field(3, ge=1, description="calls made for an image before its reward is missing")
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict, description="Ray runtime environment of the shards: pip, env_vars, ..."
+    )
+
+    @property
+    def target(self) -> str:
+        """What is behind the name: a built-in reward or module:Class."""
+        return self.scorer or self.name

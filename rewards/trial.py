@@ -1,0 +1,204 @@
+"""One reward tried out on a blank, a noise and a real image, in a process of its own."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from rewards.geneval import check_metadata
+from rewards.ocr import target_text
+from rewards.scorer import RewardError, Traits
+from rewards.table import resolve
+from rewards.worker import RewardWorker
+from rollout.records import Prompt
+from rollout.tiny.world import COLORS, SHAPES, draw_scene, scene_for
+
+IMAGES: Final = ("blank", "noise", "real")
+_SCENE: Final = {"include": [{"class": "circle", "count": 1, "color": "red"}]}
+_GRAIN: Final = 1e-6
+_ZOOM: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How a reward did: its scores of `IMAGES` (NaN is missing), seconds, and peak memory in GB."""
+
+    traits: Traits
+    scores: tuple[float, ...]
+    seconds_to_load: float
+    seconds_per_image: float
+    memory_gb: float
+    gpu_gb: float
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the scores, or nothing."""
+        low, high = self.traits.low - _GRAIN, self.traits.high + _GRAIN
+        wild = [score for score in self.scores if not np.isnan(score) and not low <= score <= high]
+        if wild:
+            return f"scored {wild[0]:g}, but declares {self.traits.low:g} to {self.traits.high:g}"
+        return "scored none of the images" if np.isnan(self.scores).all() else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a reward could not be tried, and what may help."""
+
+    reason: str
+    advice: str
+
+
+def try_out(
+    name: str,
+    options: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    size: tuple[int, int],
+    real: NDArray[np.uint8] | None,
+) -> Trial | Failure:
+    """Try a reward in a fresh process on (width, height) images and the first prompt that suits it.
+
+    ``real`` (H, W, 3) is the real image; without one the prompt is drawn, where it can be.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        try:
+            return processes.submit(_attempt, name, dict(options), list(prompts), size, real).result()
+        except BrokenProcessPool:
+            return Failure("its process was killed", "see that there is memory enough for its model")
+
+
+def _attempt(
+    name: str,
+    options: dict[str, Any],
+    prompts: list[Prompt],
+    size: tuple[int, int],
+    real: NDArray[np.uint8] | None,
+) -> Trial | Failure:
+    try:
+        prompt = _suitable(resolve(name), prompts)
+        started = time.perf_counter()
+        worker = RewardWorker(name, options)
+        loaded = time.perf_counter() - started
+        images = np.stack([*_plain(size), picture(prompt, size) if real is None else real])
+        return _measure(worker, images, prompt, loaded)
+    except (RewardError, ValueError) as error:
+        return Failure(str(error), advice(name, error))
+
+
+def _measure(worker: RewardWorker, images: NDArray[np.uint8], prompt: Prompt, loaded: float) -> Trial:
+    asked = [prompt] * len(images)
+    judgement = worker.score(images, asked)
+    started = time.perf_counter()
+    worker.score(images, asked)  # once more, since the first call pays for what is made when first used
+    seconds = time.perf_counter() - started
+    return Trial(
+        traits=worker.traits,
+        scores=tuple(np.where(judgement.valid, judgement.values, np.nan).tolist()),
+        seconds_to_load=loaded,
+        seconds_per_image=seconds / len(images),
+        memory_gb=_peak_gb(),
+        gpu_gb=_gpu_gb(),
+    )
+
+
+def _suitable(scorer: type[Any], prompts: list[Prompt]) -> Prompt:
+    """The first prompt that the reward accepts; raises `RewardError` with its first objection if none is."""
+    objections = []
+    for prompt in prompts:
+        try:
+            scorer.check(prompt)
+        except ValueError as error:
+            objections.append(error)
+        else:
+            return prompt
+    raise RewardError(f"no prompt suits it; of the first it says: {objections[0]}")
+
+
+def _peak_gb() -> float:
+    """The most that this process has held.
+
+    Not from getrusage where Linux says better: there a process inherits the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _gpu_gb() -> float:
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() / 1e9 if torch and torch.cuda.is_available() else 0.0
+
+
+def _plain(size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    shape = (size[1], size[0], 3)
+    return np.full(shape, 127, np.uint8), np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def picture(prompt: Prompt, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A (height, width, 3) image of what a prompt asks for, if that is of the bundled world or a text.
+
+    Any other prompt gets a red circle: a real image, if not its own.
+    """
+    try:
+        return _sign(target_text(prompt), size)
+    except ValueError:
+        pass
+    scene: Mapping[str, Any] = prompt.metadata
+    try:
+        check_metadata(scene, SHAPES, COLORS)
+    except ValueError:
+        scene = _SCENE
+    drawn = Image.fromarray(draw_scene(scene_for(dict(scene), np.random.default_rng(0))))
+    return np.asarray(ImageOps.pad(drawn, size))
+
+
+def _sign(text: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A text across the whole image."""
+    width, height = (length * _ZOOM for length in size)
+    canvas = Image.new("RGB", (width, height), (245, 245, 240))
+    font = ImageFont.load_default(size=min(0.88 * height, 1.2 * width / len(text)))
+    middle = (width / 2, height / 2)
+    ImageDraw.Draw(canvas).text(middle, text.upper(), fill=(20, 24, 40), font=font, anchor="mm")
+    return np.asarray(canvas.resize(size, Image.Resampling.BOX))
+
+
+def advice(name: str, error: BaseException) -> str:
+    """What may help against what a reward failed of, by the first known kind among the causes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ImportError):
+            return _advice_on_import(name, cause)
+        if isinstance(cause, httpx.TransportError):
+            return "start the server that its options name, or correct the address"
+        if isinstance(cause, OSError):
+            return (
+                "put the weights there, or name in the reward's options a folder that has them; "
+                "`hf download NAME` fetches those of the hub on a machine that reaches it"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def _advice_on_import(name: str, cause: ImportError) -> str:
+    own = name.partition(":")[0]
+    if cause.name and own.split(".")[0] == cause.name.split(".")[0]:
+        return f"put {own} into the folder that you start from, or its folder into PYTHONPATH"
+    return (
+        f"install the package with the module {cause.name}: `uv pip install -r pyproject.toml` brings those "
+        "of the built-in rewards; one with other needs can be served from another environment"
+    )

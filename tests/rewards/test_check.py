@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+from PIL import Image
+
+from rewards.check import main
+from rewards.trial import Failure, Trial, picture, try_out
+from rollout.prompts import load_prompts
+from rollout.records import Prompt
+from rollout.tiny.prompts import FOLDER
+from tests.rewards.servers import ROOT, served
+
+SHAPES = str(FOLDER / "shapes-train.jsonl")
+OWN = """
+import os
+
+import numpy as np
+
+from rewards.scorer import Judgement, Traits
+
+
+class Own:
+    traits = Traits(low=0.0, high=1.0)
+
+    def __init__(self, does="score"):
+        self.does = does
+        if does == "import":
+            import no_such_package
+        if does == "weights":
+            open("/no/such/weights.safetensors")
+        if does == "die":
+            os._exit(9)
+
+    def __call__(self, images, prompts):
+        values = images.mean(axis=(1, 2, 3)) / 255 * (3 if self.does == "leave" else 1)
+        valid = np.full(len(images), self.does != "miss")
+        valid[0] = False
+        return Judgement(values=values, valid=valid)
+
+    @classmethod
+    def check(cls, prompt):
+        if "circle" not in prompt.text:
+            raise ValueError(f"prompt {prompt.index}: expected a circle")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "checked_reward.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path
+
+
+def toml(folder: Path, *rewards: dict[str, Any], **sections: Any) -> str:
+    path = folder / "run.toml"
+    values = {
+        "prompts": {"train": SHAPES, "eval": "unused"},
+        "model": {"path": "no/such/model"},
+        "rollout": {"width": 32, "height": 32},
+        "rewards": list(rewards),
+        **sections,
+    }
+    path.write_text(tomli_w.dumps(values))
+    return str(path)
+
+
+def trial(name: str, **options: Any) -> Trial | Failure:
+    return try_out(name, options, load_prompts(Path(SHAPES)), (32, 32), None)
+
+
+def test_a_preset_is_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["shapes"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "shapes" in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[:5] == ["shapes", "0 to 1", "0.000", "0.000", "1.000"]
+    assert 0.03 < float(cells[7]) < 2
+
+
+def test_every_reward_of_a_configuration_is_tried_once(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [{"name": "jpeg"}, {"name": "checked_reward:Own"}]
+    held_out = [{"name": "jpeg"}, {"name": "checked_reward:Own", "options": {"does": "leave"}}]
+    assert main([toml(own, *both, eval_rewards=held_out)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("jpeg") == 1
+    assert "missing" in shown
+    assert "checked_reward:Own (eval): scored 1.49" in shown
+    assert "but declares 0 to 1" in shown
+
+
+def test_scores_seconds_and_memory_are_measured(own: Path) -> None:
+    result = trial("checked_reward:Own")
+    assert isinstance(result, Trial)
+    assert np.isnan(result.scores[0])
+    assert result.scores[1] == pytest.approx(0.5, abs=0.02)
+    assert result.fault == ""
+    assert 0 < result.seconds_per_image < 1
+    assert 0.03 < result.memory_gb < 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason", "advice"),
+    [
+        ("checked_reward:Own", {"does": "import"}, "named 'no_such_package'", "install the package"),
+        ("checked_reward:Own", {"does": "weights"}, "/no/such/weights", "put the weights there"),
+        ("checked_reward:Own", {"does": "die"}, "its process was killed", "memory enough"),
+        ("own_absent.part:Own", {}, "cannot import 'own_absent.part'", "put own_absent.part into the folder"),
+        ("remote", {"url": "http://127.0.0.1:9"}, "ConnectError", "start the server"),
+        ("ocr", {}, "no prompt suits it; .* expected a text to write", ""),
+        ("jpeg", {"quality": 3}, "unexpected keyword argument 'quality'", ""),
+    ],
+)  # fmt: skip
+def test_a_failure_comes_with_advice(own: Path, name: str, options: Any, reason: str, advice: str) -> None:
+    result = trial(name, **options)
+    assert isinstance(result, Failure)
+    assert re.search(reason, result.reason), result
+    assert advice in result.advice
+    assert bool(advice) == bool(result.advice)
+
+
+def test_missing_weights_end_the_command_with_advice(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = {"name": "checked_reward:Own", "options": {"does": "weights"}}
+    assert main([toml(own, {"name": "jpeg"}, lost)]) == 1
+    shown = capsys.readouterr().out
+    assert "failed" in shown
+    assert "hf download" in shown
+
+
+def test_a_reward_that_scores_nothing_is_a_fault(own: Path) -> None:
+    result = trial("checked_reward:Own", does="miss")
+    assert isinstance(result, Trial)
+    assert result.fault == "scored none of the images"
+
+
+def test_a_served_reward_shows_its_own_range(own: Path) -> None:
+    with served("shapes") as server:
+        result = trial("remote", url=server.url)
+    assert isinstance(result, Trial)
+    assert (result.traits.low, result.traits.high) == (0.0, 1.0)
+    assert result.scores == (0.0, 0.0, 1.0)
+
+
+def test_an_image_of_ones_own_is_the_real_one(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (300, 200), 51).save(own / "grey.png")
+    assert main([toml(own, {"name": "checked_reward:Own"}), "--image", str(own / "grey.png")]) == 0
+    assert "0.200" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata", "size"),
+    [
+        ('a sign that says "ink"', {}, (48, 16)),
+        ('a large poster: "Open All Day"', {}, (512, 512)),
+        ("x", {"text": "exit"}, (96, 32)),
+    ],
+)
+def test_the_drawn_text_can_be_read(text: str, metadata: dict[str, Any], size: tuple[int, int]) -> None:
+    from rewards.ocr import OcrScorer
+
+    prompt = Prompt(index=0, text=text, metadata=metadata)
+    scorer = OcrScorer(mode="full" if size[0] > 100 else "recognition")
+    assert scorer(picture(prompt, size)[None], [prompt]).values.tolist() == [1.0]
+
+
+def test_a_prompt_of_another_world_gets_some_picture() -> None:
+    image = picture(Prompt(index=0, text="a photo of a bench"), (64, 48))
+    assert image.shape == (48, 64, 3)
+    assert (image[..., 0] > image[..., 2] + 100).mean() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": [{"name": "jpeg", "worker": 2}]}, "unknown key rewards.0.worker"),
+        ({"rewards": []}, "rewards: Tuple should have at least 1 item"),
+        ({"rollout": {"width": -1}}, "rollout.width: .*got -1"),
+        ({"prompts": {"train": "no/such.jsonl"}}, "no/such.jsonl: cannot read the prompt file"),
+        ({"prompts": {}}, "prompts.train is missing"),
+    ],
+)
+def test_a_bad_configuration_is_refused(
+    own: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([toml(own, **{"rewards": [{"name": "jpeg"}], **change})]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_unknown_preset_and_broken_toml_are_refused(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shape"]) == 2
+    assert "no preset or TOML file 'shape'; presets are preference, sd35-geneval" in capsys.readouterr().err
+    (own / "broken.toml").write_text("[[rewards")
+    assert main([str(own / "broken.toml")]) == 2
+    assert "broken.toml" in capsys.readouterr().err
