@@ -100,12 +100,17 @@ def ledger_path(folder: Path, step: int) -> Path:
 
 def write_ledger(folder: Path, step: int, table: pa.Table) -> Path:
     """Write a step's rows, whole or not at all; a step written again replaces the first. Returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = ledger_path(folder, step)
+    write_table(path, table)
+    return path
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, draft, compression="zstd")
     draft.replace(path)
-    return path
 
 
 def read_ledger(folder: Path, steps: Sequence[int] | None = None) -> pa.Table:

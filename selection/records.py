@@ -43,9 +43,9 @@ class Selection:
     """The outcome for a batch: ``kept`` in the order of the groups and worst first within each.
 
     ``groups`` has one entry per group of the batch; ``metrics`` are numbers for the log:
-    reward_mean (over valid candidates; NaN without any); reward_std and margin_mean (means over groups that
-    were not dropped); zero_margin_groups; dropped_groups; short_groups (valid, but fewer than ``keep``);
-    candidates; valid; selected; advantage_rms.
+    reward_mean (of the raw weighted sum over valid candidates; NaN without any); reward_std and margin_mean
+    (means over groups that were not dropped); zero_margin_groups; dropped_groups; short_groups (valid, but
+    fewer than ``keep``); candidates; valid; selected; advantage_rms.
     """
 
     kept: tuple[Kept, ...]

@@ -11,7 +11,7 @@ from rewards.combine import Scores
 from selection.advantages import advantages, rms
 from selection.records import GroupStatistics, Kept, Selection
 from selection.settings import SelectionSettings
-from selection.strategies import STRATEGIES, Batch, Floats
+from selection.strategies import STRATEGIES, Batch, Floats, Indices, each_margin
 
 
 class Selector:
@@ -38,7 +38,7 @@ class Selector:
         """
         _check(step, group_ids, scores)
         batch = self._batch(group_ids, scores)
-        kept = STRATEGIES[self.settings.strategy](batch)
+        kept = self._choose(batch, scores)
         values = advantages(
             batch.rewards,
             batch.valid,
@@ -59,8 +59,17 @@ class Selector:
                 for candidate, value in zip(chosen, row, strict=True)
             ),
             groups=groups,
-            metrics=self._metrics(groups, batch, rms(values)),
+            metrics=self._metrics(groups, batch, scores, rms(values)),
         )
+
+    def _choose(self, batch: Batch, scores: Sequence[Scores]) -> tuple[Indices, ...]:
+        if self.settings.margin == "total":
+            return STRATEGIES[self.settings.strategy](batch)
+        parts = np.full((len(scores[0].weighted), *batch.rewards.shape), np.nan)
+        for group, score in enumerate(scores):
+            for number, part in enumerate(score.weighted.values()):
+                parts[number, group, : len(part)] = part
+        return each_margin(batch, parts)
 
     def _batch(self, group_ids: Sequence[int], scores: Sequence[Scores]) -> Batch:
         """Pad the groups to one length with invalid candidates and draw the keys."""
@@ -80,10 +89,13 @@ class Selector:
         )
 
     def _metrics(
-        self, groups: Sequence[GroupStatistics], batch: Batch, advantage_rms: float
+        self, groups: Sequence[GroupStatistics], batch: Batch, scores: Sequence[Scores], advantage_rms: float
     ) -> dict[str, float]:
         compared = [group for group in groups if not group.dropped]
-        rewards = batch.rewards[batch.valid]
+        # The raw sum, since the mean of standardised rewards is always zero.
+        rewards = np.concatenate(
+            [score.raw[row[: len(score.raw)]] for score, row in zip(scores, batch.valid, strict=True)]
+        )
         return {
             "reward_mean": float(rewards.mean()) if len(rewards) else float("nan"),
             "reward_std": _mean([group.reward_std for group in compared]),

@@ -12,6 +12,9 @@ StrategyName = Literal["all", "random", "noise_margin", "max_variance", "global_
 Normalisation = Literal["candidates", "selected", "batch"]
 """The normalisations of `selection.advantages.advantages`."""
 
+Margin = Literal["total", "each"]
+"""What margins are taken on: the total, or every weighted reward in turn."""
+
 PAIR_STRATEGIES: Final[frozenset[StrategyName]] = frozenset({"noise_margin", "global_margin"})
 """Strategies that keep pairs, and so an even number."""
 
@@ -23,6 +26,8 @@ class SelectionSettings(BaseModel):
     ``global_margin`` and ``prompt_filter`` keep that many on average). ``advantages`` says whose statistics
     normalise; ``rms_match`` gives advantages the size that training on every candidate would have;
     ``tolerance`` is the margin, in units of the reward, at or below which two candidates count as equal.
+    ``margin = "each"`` (with ``noise_margin``) shares the kept pairs among the weighted rewards: each in turn
+    takes the widest pair that is left, so that the reward with the widest scale does not choose all of them.
     Raises ``ValidationError`` (a ``ValueError``) naming the key, the value and what was expected.
     """
 
@@ -34,6 +39,7 @@ class SelectionSettings(BaseModel):
     advantages: Normalisation = "batch"
     rms_match: bool = False
     tolerance: float = Field(default=1e-6, ge=0.0, allow_inf_nan=False)
+    margin: Margin = "total"
 
     @model_validator(mode="after")
     def _keep_fits(self) -> SelectionSettings:
@@ -45,4 +51,6 @@ class SelectionSettings(BaseModel):
             raise ValueError(
                 f"selection.keep must be even, since {self.strategy} keeps pairs, got {self.keep}"
             )
+        if self.margin == "each" and self.strategy != "noise_margin":
+            raise ValueError(f"selection.margin 'each' needs strategy noise_margin, got {self.strategy}")
         return self

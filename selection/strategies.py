@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Final
 
 import numpy as np
@@ -76,6 +77,19 @@ def noise_margin(batch: Batch) -> tuple[Indices, ...]:
     return tuple(
         _ends(order, int(np.sum(margins(rewards[order])[: batch.keep // 2] > batch.tolerance)))
         for order, rewards in zip(ranking(batch), batch.rewards, strict=True)
+    )
+
+
+def each_margin(batch: Batch, parts: Floats) -> tuple[Indices, ...]:
+    """The ``keep // 2`` widest pairs of each group, of which every reward in turn takes one.
+
+    ``parts`` (R, P, n) are the weighted rewards, finite where ``batch.valid``. A reward takes the lowest and
+    the highest of the candidates that are left, if they differ by more than the tolerance; else it passes
+    its turn. With one reward this is `noise_margin`.
+    """
+    return tuple(
+        _in_turn(order, parts[:, group], batch.keys[group], batch)
+        for group, order in enumerate(ranking(batch))
     )
 
 
@@ -152,6 +166,20 @@ def _ends(order: Indices, pairs: int) -> Indices:
 
 def _sample(order: Indices, keys: NDArray[np.uint64], size: int) -> Indices:
     return order[np.sort(np.argsort(keys[order])[:size])]
+
+
+def _in_turn(order: Indices, parts: Floats, keys: NDArray[np.uint64], batch: Batch) -> Indices:
+    ranked = [order[np.lexsort((keys[order], part[order]))] for part in parts]
+    taken = np.zeros(parts.shape[1], dtype=np.bool_)
+    passed = 0
+    for turn in cycle(range(len(parts))):
+        if taken.sum() >= 2 * (batch.keep // 2) or passed == len(parts):
+            break
+        left = ranked[turn][~taken[ranked[turn]]]
+        wide = len(left) >= 2 and parts[turn, left[-1]] - parts[turn, left[0]] > batch.tolerance
+        taken[left[[0, -1]] if wide else left[:0]] = True
+        passed = 0 if wide else passed + 1
+    return order[taken[order]]
 
 
 def _group_keys(batch: Batch) -> NDArray[np.uint64]:

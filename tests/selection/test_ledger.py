@@ -21,7 +21,7 @@ def group_of(group_id: int, size: int = 4) -> CandidateGroup:
         prompt=Prompt(index=7, text="a red circle"),
         version=3,
         noises=tuple(Noise(initial=2**64 - 1 - i, path=100 + i) for i in range(size)),
-        images=None,
+        images=(),
         conditioning=None,
         trajectories=(None,) * size,
         seconds=2.0,
@@ -30,7 +30,9 @@ def group_of(group_id: int, size: int = 4) -> CandidateGroup:
 
 def scores_of(*totals: float, name: str = "shapes") -> Scores:
     total = np.array(totals)
-    return Scores(rewards={name: total}, valid=np.isfinite(total), total=total, strict=None)
+    return Scores(
+        rewards={name: total}, weights={name: 1.0}, valid=np.isfinite(total), total=total, strict=None
+    )
 
 
 def table_of(step: int, *, name: str = "shapes") -> pa.Table:

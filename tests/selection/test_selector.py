@@ -19,7 +19,13 @@ from selection.strategies import STRATEGIES
 
 def scores_of(total: Sequence[float]) -> Scores:
     values = np.asarray(total, dtype=np.float64)
-    return Scores(rewards={"shapes": values}, valid=np.isfinite(values), total=values, strict=None)
+    return Scores(
+        rewards={"shapes": values},
+        weights={"shapes": 1.0},
+        valid=np.isfinite(values),
+        total=values,
+        strict=None,
+    )
 
 
 def select(totals: Sequence[Sequence[float]], **settings: Any) -> Selection:
@@ -62,7 +68,9 @@ def test_nothing_valid_is_an_empty_selection() -> None:
 
 def test_a_total_that_is_not_finite_is_not_valid() -> None:
     total = np.array([0.0, 1.0, np.inf, np.nan])
-    scores = Scores(rewards={}, valid=np.ones(4, np.bool_), total=total, strict=None)
+    scores = Scores(
+        rewards={"one": total}, weights={"one": 1.0}, valid=np.ones(4, np.bool_), total=total, strict=None
+    )
     selection = Selector(SelectionSettings(keep=2), 0).select(0, [3], [scores])
     assert [kept.candidate for kept in selection.kept] == [0, 1]
     assert selection.metrics["valid"] == 2
@@ -83,6 +91,33 @@ def test_groups_of_different_sizes() -> None:
     small, large = [0.0, 1.0], list(range(12))
     assert [g.candidates for g in select([small, large]).groups] == [2, 12]
     assert [kept.candidate for kept in select([small, large]).kept] == [0, 1, 0, 11]
+
+
+def two_rewards(wide: Sequence[float], narrow: Sequence[float]) -> Scores:
+    rewards = {"wide": np.asarray(wide, np.float64), "narrow": np.asarray(narrow, np.float64)}
+    total = rewards["wide"] - rewards["narrow"]
+    weights = {"wide": 1.0, "narrow": -1.0}
+    return Scores(rewards=rewards, weights=weights, valid=np.isfinite(total), total=total, strict=None)
+
+
+@pytest.mark.parametrize(("margin", "kept"), [("total", {0, 1, 4, 5}), ("each", {0, 2, 3, 5})])
+def test_margins_on_the_total_or_on_each_reward(margin: Any, kept: set[int]) -> None:
+    scores = two_rewards([0, 10, 50, 51, 80, 100, np.nan], [0.5, 0.4, 0.9, 0.1, 0.3, 0.6, 0.0])
+    settings = SelectionSettings(keep=4, margin=margin)
+    selection = Selector(settings, 0).select(0, [3], [scores])
+    assert {one.candidate for one in selection.kept} == kept
+    advantages = [one.advantage for one in selection.kept]
+    assert advantages == sorted(advantages)
+
+
+def test_the_mean_reward_is_raw_even_where_the_total_is_not() -> None:
+    raw = np.array([3.0, 5.0])
+    scores = Scores(
+        rewards={"a": raw}, weights={"a": 2.0}, valid=np.ones(2, np.bool_), total=np.array([-1.0, 1.0]),
+        strict=None,
+    )  # fmt: skip
+    metrics = Selector(SelectionSettings(), 0).select(0, [3], [scores]).metrics
+    assert (metrics["reward_mean"], metrics["margin_mean"]) == (8.0, 2.0)
 
 
 def test_keys_belong_to_candidates() -> None:

@@ -30,6 +30,7 @@ def test_defaults() -> None:
         ({"tolerance": float("nan")}, "finite"),
         ({"strategy": "best"}, "noise_margin"),
         ({"advantages": "none"}, "batch"),
+        ({"margin": "each", "strategy": "random"}, "'each' needs strategy noise_margin, got random"),
         ({"kept": 8}, "Extra inputs are not permitted"),
     ],
 )
