@@ -1,0 +1,95 @@
+"""The arms of the study: what each changes of a preset, under budgets that can be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cluster.errors import UserError
+from cluster.settings import RunSettings
+from selection.budget import Budget, BudgetMode, plan_budget
+from selection.settings import StrategyName
+
+BASELINE: Final = "flowgrpo"
+"""The arm that all others are compared with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A strategy, how many times it oversamples, what stays as in the baseline, and how advantages scale."""
+
+    strategy: StrategyName
+    oversample: int = 1
+    mode: BudgetMode = "fixed_train"
+    rms_match: bool = False
+    what: str
+
+
+def _margin(oversample: int, what: str, *, mode: BudgetMode = "fixed_train", rms: bool = False) -> Arm:
+    return Arm(strategy="noise_margin", oversample=oversample, mode=mode, rms_match=rms, what=what)
+
+
+ARMS: Final[dict[str, Arm]] = {
+    BASELINE: Arm(strategy="all", what="every candidate trained on"),
+    "random_2x": Arm(strategy="random", oversample=2, what="control: a random half of 2x candidates"),
+    "all_2x": Arm(strategy="all", oversample=2, what="control: 2x candidates, all trained on"),
+    "noise_margin_2x": _margin(2, "widest margins of 2x candidates"),
+    "noise_margin_4x": _margin(4, "widest margins of 4x candidates"),
+    "noise_margin_2x_rms": _margin(2, "2x, advantages as large as the baseline's", rms=True),
+    "noise_margin_4x_rms": _margin(4, "4x, advantages as large as the baseline's", rms=True),
+    "noise_margin_2x_fixed_rollout": _margin(2, "2x candidates, half the prompts", mode="fixed_rollout"),
+    "noise_margin_4x_fixed_rollout": _margin(4, "4x candidates, quarter the prompts", mode="fixed_rollout"),
+    "max_variance_2x": Arm(strategy="max_variance", oversample=2, what="most varied half of 2x (PODS)"),
+    "global_margin_2x": Arm(strategy="global_margin", oversample=2, what="widest margins of the batch"),
+    "prompt_filter_2x": Arm(strategy="prompt_filter", oversample=2, what="2x prompts, the most varied half"),
+}
+"""Every arm by its name on the command line."""
+
+_EXTRA: Final = 1_000_000_000
+"""Where the prompts beyond the baseline's come from in the endless walk: no run gets there."""
+
+
+def arm_settings(name: str, base: RunSettings) -> RunSettings:
+    """The preset as an arm runs it; the baseline samples and keeps the preset's ``selection.keep``.
+
+    Raises:
+        UserError: if there is no such arm, or its budget does not fit the preset.
+    """
+    if name not in ARMS:
+        raise UserError(f"arms: no arm {name!r}; there are {', '.join(ARMS)}")
+    arm = ARMS[name]
+    try:
+        budget = _budget(arm, base.groups_per_step, base.selection.keep)
+        chosen = {
+            "candidates": budget.candidates,
+            "keep": budget.keep,
+            "strategy": arm.strategy,
+            "rms_match": arm.rms_match,
+        }
+        values = base.model_dump()
+        values["selection"] |= chosen
+        return RunSettings.model_validate(values | {"groups_per_step": budget.groups})
+    except ValueError as error:
+        raise UserError(f"arm {name}: {error}") from None
+
+
+def group_ids(step: int, base: int, count: int) -> list[int]:
+    """The ``count`` groups of a step in an arm whose baseline has ``base``: as many as can be are the same.
+
+    Groups fix prompts and noise, so arms share both: with fewer groups an arm has a part of the baseline's,
+    with more it has others besides, and nobody sees a group twice.
+    """
+    shared = range(step * base, step * base + min(base, count))
+    extra = max(0, count - base)
+    return [*shared, *range(_EXTRA + step * extra, _EXTRA + (step + 1) * extra)]
+
+
+def _budget(arm: Arm, groups: int, candidates: int) -> Budget:
+    times = arm.oversample
+    if arm.strategy == "all":
+        return Budget(groups=groups, candidates=times * candidates, keep=times * candidates)
+    if arm.strategy == "prompt_filter":  # oversamples prompts, not noise
+        if candidates % times:
+            raise ValueError(f"a filter that keeps 1 of {times} prompts needs selection.keep to divide by it")
+        return Budget(groups=times * groups, candidates=candidates, keep=candidates // times)
+    return plan_budget(arm.mode, groups=groups, candidates=candidates, oversample=times)

@@ -1,0 +1,179 @@
+"""The stages of the service in one process, without Ray: for studies of many short runs on few cores.
+
+The workers are the service's own, so that a step is the same maths; only what passes weights and
+trajectories on is a function call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.evaluation import Drawn, eval_means
+from cluster.settings import RunSettings
+from learner.batch import shares
+from learner.worker import LearnerWorker
+from rewards.combine import Scores, combine
+from rewards.settings import Combination, RewardSettings
+from rewards.worker import RewardWorker
+from rollout.noise import candidate_noises
+from rollout.prompts import prompt_at
+from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
+from rollout.worker import RolloutWorker
+from selection.records import Kept
+from selection.selector import Selector
+
+Scorers = Mapping[str, RewardWorker]
+Sampled = tuple[NDArray[np.uint8], Conditioning, list[Trajectory]]
+
+
+class Meter:
+    """Counts what passes through transformers: rows forward, and rows that a backward pass follows."""
+
+    def __init__(self) -> None:
+        self.forwards = self.backwards = 0
+
+    def watch(self, transformer: torch.nn.Module) -> None:
+        """Count this model's passes too; a guided image is two rows."""
+        transformer.register_forward_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        rows = len(output[0])
+        self.forwards += rows
+        self.backwards += rows * torch.is_grad_enabled()
+
+
+class Stopwatch:
+    """Seconds since the last reading, of the wall clock and of this process's CPU time."""
+
+    def __init__(self) -> None:
+        self.last = self._now()
+
+    def lap(self, stage: str) -> dict[str, float]:
+        """Name the readings ``seconds_STAGE`` and ``cpu_seconds_STAGE``, and start again."""
+        then, self.last = self.last, self._now()
+        wall, cpu = (now - before for now, before in zip(self.last, then, strict=True))
+        return {f"seconds_{stage}": wall, f"cpu_seconds_{stage}": cpu}
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+
+def load_scorers(settings: RunSettings) -> Scorers:
+    """Every reward of training and evaluation, loaded once."""
+    listed = settings.distinct_rewards
+    return {name: RewardWorker(reward.target, reward.options) for name, reward in listed.items()}
+
+
+def score(
+    scorers: Scorers,
+    rewards: Sequence[RewardSettings],
+    images: NDArray[np.uint8],
+    prompts: Sequence[Prompt],
+    how: Combination = "raw",
+) -> Scores:
+    """All the given rewards of N images, combined; a reward that fails ends the study rather than bend it."""
+    judgements = {reward.name: scorers[reward.name].score(images, prompts) for reward in rewards}
+    return combine(judgements, {reward.name: reward.weight for reward in rewards}, how)
+
+
+class Solo:
+    """One run: a sampler, the rewards, a selector and a learner that take turns."""
+
+    def __init__(self, settings: RunSettings, prompts: tuple[Prompt, ...], scorers: Scorers) -> None:
+        """Load the policy twice, as the service does: the learner's copy and the sampler's."""
+        self.settings, self.prompts, self.scorers = settings, prompts, scorers
+        self.sampler = RolloutWorker(
+            settings.model, settings.rollout, settings.seed, keep_means=settings.learner.needs_means
+        )
+        self.learner = LearnerWorker(
+            settings.model, settings.rollout, settings.learner, settings.seed, settings.optimizer_steps
+        )
+        self.learner.join(0, 1, "127.0.0.1", 0)
+        self.selector = Selector(settings.selection, settings.seed)
+        self.meter = Meter()
+        for worker in (self.sampler, self.learner):
+            self.meter.watch(worker.policy.transformer)
+        self._hand_over(0)
+
+    def step(self, step: int, groups: Sequence[int]) -> dict[str, float]:
+        """One training step on the given groups: its metrics, its counts and its seconds.
+
+        Counts are rows of the transformer (``forwards``, ``backwards``), images (``sampled``, ``decodes``,
+        ``trained``) and images times rewards (``scores``).
+        """
+        watch, before = Stopwatch(), (self.meter.forwards, self.meter.backwards)
+        prompts = [prompt_at(self.prompts, self.settings.seed, group) for group in groups]
+        sampled = [self._sample(step, group, p) for group, p in zip(groups, prompts, strict=True)]
+        costs = watch.lap("sample")
+        rewards = self.settings.rewards
+        scores = [
+            score(self.scorers, rewards, images, [prompt] * len(images), self.settings.combine)
+            for (images, _, _), prompt in zip(sampled, prompts, strict=True)
+        ]
+        costs |= watch.lap("score")
+        selection = self.selector.select(step, groups, scores)
+        by_group = dict(zip(groups, sampled, strict=True))
+        learnt = self._update(step, selection.kept, by_group) if selection.kept else {}
+        self._hand_over(step + 1)
+        count = sum(len(images) for images, _, _ in sampled)
+        return {
+            **learnt,
+            **selection.metrics,
+            **costs,
+            **watch.lap("learn"),
+            "sampled": count,
+            "trained": len(selection.kept),
+            "forwards": self.meter.forwards - before[0],
+            "backwards": self.meter.backwards - before[1],
+            "decodes": count,
+            "scores": count * len(rewards),
+        }
+
+    def evaluate(self, step: int, drawn: Sequence[Drawn]) -> dict[str, float]:
+        """The eval_* figures of held-out prompts on fixed noise, by the ODE under averaged weights."""
+        watch = Stopwatch()
+        self._hand_over(step, averaged=True)
+        prompts = [prompt for prompt, _, _ in drawn]
+        _, images = self.sampler.evaluate(prompts, [noise for _, _, noise in drawn])
+        self._hand_over(step)
+        scores = score(self.scorers, self.settings.judges, images, prompts)
+        return {**eval_means(scores), "eval_diversity": diversity(images, prompts), **watch.lap("eval")}
+
+    def _sample(self, step: int, group: int, prompt: Prompt) -> Sampled:
+        noises = candidate_noises(self.settings.seed, prompt.index, group, self.settings.selection.candidates)
+        request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=step)
+        _, images, conditioning, *trajectories = self.sampler.sample(request)
+        return images, conditioning, trajectories
+
+    def _update(self, step: int, kept: Sequence[Kept], sampled: Mapping[int, Sampled]) -> dict[str, float]:
+        updates = self.settings.learner.updates
+        (mine,) = shares(kept, ranks=1, updates=updates, seed=self.settings.seed, step=step)
+        owners = sorted({one.group_id for one in kept})
+        trajectories = [sampled[one.group_id][2][one.candidate] for one in kept]
+        found = self.learner.update(mine, owners, *(sampled[g][1] for g in owners), *trajectories)
+        return {name: value for name, value in found.metrics.items() if "." not in name}
+
+    def _hand_over(self, version: int, averaged: bool = False) -> None:
+        for number, (digest, flat) in enumerate(self.learner.publish(averaged)):
+            assert flat is not None  # the only rank
+            self.sampler.load(version, number, self.learner.parts(), digest, flat)
+
+
+def diversity(images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> float:
+    """How much images of one prompt differ: the root mean squared deviation of a pixel, in [0, 1].
+
+    NaN where every prompt has one image. A policy that collapses to one picture per prompt shows here.
+    """
+    numbers = np.array([prompt.index for prompt in prompts])
+    scaled = images.astype(np.float64) / 255
+    spreads = [
+        scaled[numbers == n].var(0, ddof=1).mean() for n in np.unique(numbers) if (numbers == n).sum() > 1
+    ]
+    return float(np.sqrt(np.mean(spreads))) if spreads else float("nan")

@@ -1,0 +1,91 @@
+"""Policy gradients one trajectory at a time, as seeded random projections of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.batch import Item
+from learner.loss import clipped_objective
+from learner.rows import rows_of
+from rollout.records import Conditioning, Trajectory
+from rollout.sampler import transition
+from rollout.sde import log_prob
+from rollout.settings import RolloutSettings
+from rollout.tensors import NamedParameters
+
+
+class Sketch:
+    """A random projection to ``width`` numbers: each coordinate is added, its sign random, to one of them.
+
+    Inner products are kept on average, with an error of about 1 / sqrt(width) of the lengths' product
+    (count sketch; Charikar et al. 2002). It needs nine bytes per parameter, whatever the width.
+    """
+
+    def __init__(self, parameters: NamedParameters, width: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.parameters, self.width = [parameter for _, parameter in parameters], width
+        self.places = [self._draw(width, p, generator) for p in self.parameters]
+        self.signs = [self._draw(2, p, generator).to(torch.int8) * 2 - 1 for p in self.parameters]
+
+    def gradient(self) -> NDArray[np.float32]:
+        """The projection (width,) of the parameters' gradients; one without a gradient counts as zero."""
+        found = torch.zeros(self.width, device=self.parameters[0].device)
+        for parameter, places, signs in zip(self.parameters, self.places, self.signs, strict=True):
+            if parameter.grad is not None:
+                found.index_add_(0, places, parameter.grad.flatten().float() * signs)
+        return found.cpu().numpy()
+
+    @staticmethod
+    def _draw(limit: int, parameter: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randint(limit, (parameter.numel(),), generator=generator).to(parameter.device)
+
+
+class GradientProbe:
+    """Gradients of the log-probability that the policy gave to what it did.
+
+    ``policy`` is that of a sampler; its ``parameters`` collect gradients only while this works.
+    """
+
+    def __init__(
+        self, policy: Any, rollout: RolloutSettings, parameters: NamedParameters, width: int, seed: int
+    ) -> None:
+        self.policy, self.rollout, self.parameters = policy, rollout, parameters
+        self.sketch = Sketch(parameters, width, seed)
+
+    def scores(self, conditioning: Conditioning, trajectories: Sequence[Trajectory]) -> NDArray[np.float32]:
+        """(n, width): per trajectory of one prompt, the gradient of its mean log-probability over steps.
+
+        Times its advantage it is what the trajectory adds to FlowGRPO's ascent direction while on-policy.
+        """
+        for _, parameter in self.parameters:
+            parameter.requires_grad_(True)
+        try:
+            return np.stack([self._score(conditioning, one) for one in trajectories])
+        finally:
+            for _, parameter in self.parameters:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    def _score(self, conditioning: Conditioning, trajectory: Trajectory) -> NDArray[np.float32]:
+        device = str(self.parameters[0][1].device)
+        item = Item(trajectory=0, group_id=0, advantage=1.0, weight=1.0)
+        rows = rows_of([item], {0: trajectory}, {0: conditioning}, 1.0, device)
+        schedule = self.policy.schedule(self.rollout.steps)
+        sigmas, timesteps = schedule.sigmas.to(device), schedule.timesteps.to(device)
+        move = transition(
+            self.policy, self.rollout, self.policy.transformer, rows.states, rows.conditioning,
+            (sigmas[rows.steps], sigmas[rows.steps + 1]), timesteps[rows.steps],
+        )  # fmt: skip
+        log_ratio = log_prob(rows.next_states, move) - rows.log_probs
+        # Far from the clip range, since the policy is the one that sampled: minus the loss is the score.
+        surrogate, _ = clipped_objective(log_ratio, rows.advantages, clip=0.5)
+        for _, parameter in self.parameters:
+            parameter.grad = None
+        (-(rows.weights * surrogate).sum()).backward()
+        return self.sketch.gradient()

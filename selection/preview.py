@@ -1,0 +1,59 @@
+"""Screening: how well a cheap preview's reward tells which candidates will end with the widest margins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from selection.compare import Interval, interval
+from selection.strategies import Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Means over ``prompts`` whose final rewards differ, with 95% intervals.
+
+    ``correlation`` is Spearman's, within a prompt. ``captured`` compares the final rewards of the best and
+    the worst half by preview: their difference over that of the best and worst halves by final reward; 1 is
+    as good as waiting for the end, 0 as good as chance.
+    """
+
+    correlation: Interval
+    captured: Interval
+    prompts: int
+
+
+def agreement(previews: Floats, finals: Floats) -> Agreement:
+    """Compare (P, n) rewards of previews with those of the finished images.
+
+    Raises ``ValueError`` when no prompt's final rewards differ.
+    """
+    varied = np.ptp(finals, axis=1) > 0
+    if not varied.any():
+        raise ValueError("no prompt has final rewards that differ: nothing to predict")
+    early, late = previews[varied], finals[varied]
+    return Agreement(
+        correlation=interval(_spearman(early, late)),
+        captured=interval(_contrast(early, late) / _contrast(late, late)),
+        prompts=int(varied.sum()),
+    )
+
+
+def _spearman(early: Floats, late: Floats) -> Floats:
+    """Per prompt; zero where all previews tie, since they then tell nothing."""
+    ranks = [stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (early, late)]
+    products = (ranks[0] * ranks[1]).sum(1)
+    lengths = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
+    correlation: Floats = products / np.where(lengths > 0, lengths, 1.0)
+    return correlation
+
+
+def _contrast(chosen_by: Floats, rewards: Floats) -> Floats:
+    """Mean reward of the best half by ``chosen_by`` minus that of the worst; ties share their places."""
+    ranks = stats.rankdata(chosen_by, axis=1)
+    middle = (ranks.shape[1] + 1) / 2
+    sides = np.sign(ranks - middle)
+    contrast: Floats = (sides * rewards).mean(1) * 2
+    return contrast

@@ -1,0 +1,73 @@
+"""The arms: equal budgets where the name says so, and the same prompts and noise for all."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.arms import ARMS, BASELINE, arm_settings, group_ids
+from cluster.errors import UserError
+from cluster.settings import RunSettings, resolve
+
+
+@pytest.fixture(scope="module")
+def base() -> RunSettings:
+    return resolve("shapes", {})
+
+
+def sampled(settings: RunSettings) -> int:
+    return settings.groups_per_step * settings.selection.candidates
+
+
+def trained(settings: RunSettings) -> int:
+    selection = settings.selection
+    kept = selection.candidates if selection.strategy == "all" else selection.keep
+    return settings.groups_per_step * kept
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_fits_the_budget_of_its_name(base: RunSettings, arm: str) -> None:
+    baseline, found = arm_settings(BASELINE, base), arm_settings(arm, base)
+    assert sampled(baseline) == trained(baseline) == 64
+    times = ARMS[arm].oversample
+    if ARMS[arm].mode == "fixed_rollout":
+        assert sampled(found) == 64
+        assert trained(found) == 64 // times
+    else:
+        assert sampled(found) == 64 * times
+        assert trained(found) == (128 if arm == "all_2x" else 64)
+    assert found.selection.rms_match == arm.endswith("_rms")
+
+
+def test_an_arm_changes_nothing_but_selection_and_prompts_per_step(base: RunSettings) -> None:
+    for arm in ARMS:
+        found = arm_settings(arm, base)
+        same = found.model_copy(update={"selection": base.selection, "groups_per_step": base.groups_per_step})
+        assert same == base
+
+
+def test_the_filter_oversamples_prompts_and_not_noise(base: RunSettings) -> None:
+    found = arm_settings("prompt_filter_2x", base)
+    assert (found.groups_per_step, found.selection.candidates, found.selection.keep) == (16, 8, 4)
+
+
+def test_arms_share_the_groups_of_a_step() -> None:
+    baseline = [group_ids(step, 8, 8) for step in range(3)]
+    assert baseline == [[*range(8)], [*range(8, 16)], [*range(16, 24)]]
+    assert group_ids(2, 8, 4) == baseline[2][:4]
+    wide = [group_ids(step, 8, 16) for step in range(3)]
+    assert [ids[:8] for ids in wide] == baseline
+    assert len({group for ids in wide for group in ids}) == 48
+
+
+@pytest.mark.parametrize(
+    ("arm", "changes", "message"),
+    [
+        ("noise_margin_3x", {}, "no arm 'noise_margin_3x'; there are flowgrpo, random_2x"),
+        ("noise_margin_4x_fixed_rollout", {"groups_per_step": 6}, "6 / 4 is not whole"),
+        ("noise_margin_2x", {"selection": {"keep": 7, "strategy": "all"}}, "must be even"),
+        ("prompt_filter_2x", {"selection": {"keep": 7, "strategy": "all"}}, "needs selection.keep to divide"),
+    ],
+)
+def test_what_does_not_fit_is_said(arm: str, changes: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(UserError, match=message):
+        arm_settings(arm, resolve("shapes", changes))
