@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from learner.engine import Masters
 from rollout.tensors import NamedParameters
 
 
 class Ema:
-    """Flow-GRPO's average: every ``every`` optimizer steps, with a decay that warms up."""
+    """Flow-GRPO's average: every ``every`` optimizer steps, with a decay that warms up.
 
-    def __init__(self, parameters: NamedParameters, decay: float, every: int) -> None:
+    Each rank averages what it holds, so under ZeRO-3 the average is partitioned like the parameters.
+    """
+
+    def __init__(self, parameters: NamedParameters, masters: Masters, decay: float, every: int) -> None:
         """Start from the parameters as they are."""
-        self.parameters = parameters
+        self.parameters, self.masters = parameters, masters
         self.decay, self.every = decay, every
-        self.shadow = [p.detach().float().clone() for _, p in parameters]
+        self.shadow = {name: masters.share(p).clone() for name, p in parameters}
 
     @torch.no_grad()
     def step(self, updates: int) -> None:
@@ -23,15 +27,14 @@ class Ema:
         if updates % self.every:
             return
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        for average, (_, parameter) in zip(self.shadow, self.parameters, strict=True):
-            average.lerp_(parameter.detach().float(), 1 - decay)
+        for name, parameter in self.parameters:
+            self.shadow[name].lerp_(self.masters.share(parameter), 1 - decay)
 
-    def state(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
-        return {name: t for (name, _), t in zip(self.parameters, self.shadow, strict=True)}
+    def whole(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """The average of one parameter, float32; collective."""
+        return self.masters.assemble(parameter, self.shadow[name])
 
     @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over averages saved by `state`."""
-        for (name, _), average in zip(self.parameters, self.shadow, strict=True):
-            average.copy_(state[name])
+    def load(self, name: str, parameter: nn.Parameter, values: Tensor) -> None:
+        """Take over a whole parameter's average."""
+        self.shadow[name].copy_(self.masters.cut(parameter, values.to(self.shadow[name].device)))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
+from torch import Tensor, nn
 
+from learner.config import deepspeed_config
+from learner.optimizer import Schedule, build_optimizer
 from learner.settings import LearnerSettings
 from rollout.tensors import NamedParameters
 
 COLLECTIVE_TIMEOUT: Final = timedelta(minutes=10)
+TAG: Final = "engine"
 
 
 def join(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:
@@ -36,66 +42,121 @@ def join(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:
     )
 
 
-def build_engine(transformer: Any, parameters: NamedParameters, settings: LearnerSettings, dtype: str) -> Any:
-    """Wrap the transformer; its trained parameters get a plain AdamW, which needs no compiled op."""
+def build_engine(
+    transformer: Any, parameters: NamedParameters, settings: LearnerSettings, dtype: str, horizon: int
+) -> Any:
+    """Wrap the transformer; ``horizon`` is the run's length in optimizer steps."""
     import deepspeed
 
-    trained = [p for _, p in parameters]
-    optimizer = torch.optim.AdamW(
-        trained, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Warmup(settings.warmup))
+    optimizer = build_optimizer(parameters, settings, dtype)
+    schedule = Schedule(settings.schedule, settings.warmup, horizon)
     engine, *_ = deepspeed.initialize(
         model=transformer,
-        model_parameters=trained,
+        model_parameters=[p for _, p in parameters],
         optimizer=optimizer,
-        lr_scheduler=schedule,
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, schedule),
         config=deepspeed_config(settings, dtype),
     )
     return engine
 
 
-class Warmup:
-    """A linear rise of the learning rate over the first optimizer steps, then constant."""
+def build_frozen(transformer: Any, settings: LearnerSettings, dtype: str) -> Any:
+    """A frozen model under ZeRO-3, for a reference too large to be whole on every rank."""
+    import deepspeed
 
-    def __init__(self, steps: int) -> None:
-        """``steps`` of 0 starts at the full rate."""
-        self.steps = steps
-
-    def __call__(self, step: int) -> float:
-        """The factor of the learning rate at an optimizer step."""
-        return min(1.0, (step + 1) / (self.steps + 1))
+    config = deepspeed_config(settings, dtype)
+    engine, *_ = deepspeed.initialize(model=transformer, config=config)
+    return engine
 
 
-def deepspeed_config(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
-    """DeepSpeed's configuration, derived from ours.
+def grad_norm(engine: Any) -> float:
+    """The norm of the last update's gradient, before it was clipped."""
+    own = getattr(engine.basic_optimizer, "norm", None)
+    return float(engine.get_global_grad_norm() if own is None else own)
 
-    Accumulation is ours: each loss carries its exact weight, and `step` is called once per update.
+
+@contextmanager
+def whole(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, parameters that ZeRO-3 has partitioned are whole; collective."""
+    import deepspeed
+
+    partitioned = any(hasattr(p, "ds_id") for p in parameters)
+    with deepspeed.zero.GatheredParameters(list(parameters), enabled=partitioned):
+        yield
+
+
+class Masters:
+    """The float32 values behind trained parameters, wherever this stage of ZeRO keeps them.
+
+    A rank holds its own share: all values of a parameter, or with ZeRO-3 an equal part of them, padded.
     """
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": settings.max_grad_norm,
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
+
+    def __init__(self, rank: int, world: int) -> None:
+        """Ranks are needed to cut shares and to put them together."""
+        self.rank, self.world = rank, world
+
+    def share(self, parameter: Any) -> Tensor:
+        """This rank's share, float32; collective."""
+        if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
+            return cast(Tensor, parameter.detach())
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
+
+        if hasattr(parameter, "ds_id"):
+            found: Tensor = safe_get_local_fp32_param(parameter)
+            return found.flatten()
+        full: Tensor | None = safe_get_full_fp32_param(parameter)
+        return cast(Tensor, parameter.detach().float()) if full is None else full
+
+    def assemble(self, parameter: Any, share: Tensor) -> Tensor:
+        """A whole parameter out of every rank's share, on every rank; collective."""
+        if not hasattr(parameter, "ds_id"):
+            return share
+        parts = [torch.empty_like(share) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, share)
+        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def cut(self, parameter: Any, values: Tensor) -> Tensor:
+        """This rank's share of whole values; the inverse of `assemble`."""
+        if not hasattr(parameter, "ds_id"):
+            return values
+        size = -(-parameter.ds_numel // self.world)
+        share = values.flatten()[self.rank * size : (self.rank + 1) * size]
+        return torch.nn.functional.pad(share, (0, size - len(share)))
 
 
 def save(engine: Any, folder: Path) -> None:
     """Write parameters, optimizer and schedule; collective, every rank calls it."""
-    engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
+    engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
 
-def restore(engine: Any, folder: Path) -> None:
-    """Read what `save` wrote; collective.
+def restore(engine: Any, folder: Path, *, universal: bool = False) -> None:
+    """Read what `save` wrote, or with ``universal`` what `to_universal` made of it; collective.
 
     Raises:
         FileNotFoundError: if the folder holds no engine state.
     """
-    if not (folder / "engine").is_dir():  # deepspeed only asserts
+    if not (folder / TAG).is_dir():  # deepspeed only asserts
         raise FileNotFoundError(f"{folder}: no learner state to resume from")
-    engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+    # DeepSpeed reads this at every load; as part of the configuration it would have to be known at start.
+    engine._config.load_universal_checkpoint = universal
+    engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+    engine._config.load_universal_checkpoint = False
+
+
+def to_universal(folder: Path, target: Path) -> None:
+    """Make a checkpoint that any number of ranks can read out of one that only as many can."""
+    from argparse import Namespace
+
+    from deepspeed.checkpoint import ds_to_universal
+
+    ds_to_universal.main(
+        Namespace(
+            input_folder=str(folder / TAG),
+            output_folder=str(target / TAG),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+    )

@@ -16,7 +16,11 @@ from rollout.tensors import unpack
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """N pairs: states around a step (N, ...), behaviour log-probs, advantages, weights and steps (N,)."""
+    """N pairs: states around a step (N, ...), behaviour log-probs, advantages, weights and steps (N,).
+
+    ``trajectories`` (N,) numbers the trajectory that a row is of; ``means`` (N, ...) are the behaviour
+    policy's, where they were kept.
+    """
 
     states: Tensor
     next_states: Tensor
@@ -24,6 +28,8 @@ class Rows:
     advantages: Tensor
     weights: Tensor
     steps: Tensor
+    trajectories: Tensor
+    means: Tensor | None
     groups: Tensor
     embeddings: Tensors
     """Conditioning tensors of the distinct groups (G, ...); ``groups`` (N,) says whose row is whose."""
@@ -39,7 +45,8 @@ class Rows:
             part = slice(i, i + size)
             yield Rows(
                 self.states[part], self.next_states[part], self.log_probs[part], self.advantages[part],
-                self.weights[part], self.steps[part], self.groups[part], self.embeddings,
+                self.weights[part], self.steps[part], self.trajectories[part],
+                None if self.means is None else self.means[part], self.groups[part], self.embeddings,
             )  # fmt: skip
 
 
@@ -70,9 +77,16 @@ def rows_of(
         advantages=repeated([_cut(item.advantage, advantage_clip) for item in share]),
         weights=repeated([item.weight / per_step for item in share]),
         steps=torch.cat([unpack(t.steps) for t in mine]).to(device),
+        trajectories=repeated([item.trajectory for item in share]).long(),
+        means=_means(mine, device),
         groups=repeated([owners.index(item.group_id) for item in share]).long(),
         embeddings=embeddings,
     )
+
+
+def _means(trajectories: Sequence[Trajectory], device: str) -> Tensor | None:
+    kept = [unpack(t.means) for t in trajectories if t.means is not None]
+    return torch.cat(kept).to(device) if kept else None
 
 
 def _cut(advantage: float, bound: float) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rollout.settings import Settings
 
@@ -15,20 +16,52 @@ class LearnerSettings(Settings):
     ranks: int = Field(1, ge=1, description="data-parallel DeepSpeed ranks")
     gpus: float = Field(1, ge=0, description="GPUs per rank; 0 trains on the CPU over gloo")
     threads: int = Field(1, ge=1, description="CPU threads per rank")
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="adamw8bit keeps its moments in 8 bits; needs a GPU and bitsandbytes"
+    )
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
     warmup: int = Field(0, ge=0, description="optimizer steps of linear learning-rate warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate after the warm-up; linear and cosine end at 0 with the run"
+    )
     updates: int = Field(2, ge=1, description="optimizer steps per batch of groups")
     micro_batch: int = Field(8, ge=1, description="(trajectory, step) pairs per forward pass")
     clip: float = Field(1e-4, gt=0, description="clip range of the ratio")
+    ratio: Literal["plain", "guard"] = Field(
+        "plain", description="guard centres each step's ratio and evens out the steps (GRPO-Guard)"
+    )
     advantage_clip: float = Field(5.0, gt=0, description="advantages are cut at plus and minus this")
     beta: float = Field(0.0, ge=0, description="weight of the KL to the frozen start policy; 0 turns it off")
     kl: Literal["gaussian", "flow_grpo"] = Field(
         "gaussian", description="gaussian divides by 2 std^2; flow_grpo by 2 s^2, without the step size"
     )
     max_grad_norm: float = Field(1.0, gt=0)
-    zero_stage: Literal[1, 2] = Field(1, description="DeepSpeed ZeRO stage")
+    max_skipped: int = Field(
+        4, ge=1, description="optimizer steps in a row skipped as non-finite before stopping"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none", description="keep on the CPU: the optimizer's state, or with ZeRO 3 the parameters as well"
+    )
+    deepspeed: Path | None = Field(None, description="a DeepSpeed JSON for what has no key here")
     gradient_checkpointing: bool = False
     ema_decay: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights")
     ema_every: int = Field(8, ge=1, description="optimizer steps between two averagings")
+    bucket_mb: float = Field(128, gt=0, description="weights travel to the samplers in parts of this size")
+
+    @property
+    def needs_means(self) -> bool:
+        """Whether the objective needs the behaviour policy's means besides its log-probs."""
+        return self.ratio == "guard"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LearnerSettings:
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload = 'optimizer' needs zero_stage 1, 2 or 3, got 0")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError(f"offload = 'parameters' needs zero_stage 3, got {self.zero_stage}")
+        if self.optimizer == "adamw8bit" and (self.gpus == 0 or self.offload != "none"):
+            raise ValueError("optimizer 'adamw8bit' works on GPUs only: set gpus and leave offload out")
+        return self

@@ -2,151 +2,212 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learner import engine as deepspeed_engine
+from learner import state
 from learner.batch import Item
 from learner.ema import Ema
-from learner.loss import Objective, clipped_objective, flow_grpo_kl, gaussian_kl, weighted_objective
+from learner.guard import GradientGuard
+from learner.loss import (
+    Objective,
+    clipped_objective,
+    flow_grpo_kl,
+    gaussian_kl,
+    guarded_log_ratio,
+    weighted_objective,
+)
 from learner.metrics import UpdateMetrics
+from learner.records import Update
+from learner.reference import Reference
 from learner.rows import Rows, rows_of
 from learner.settings import LearnerSettings
-from rollout.adapter import adapter_off
+from learner.storage import Storage
 from rollout.families import load_policy
 from rollout.records import Conditioning, Trajectory
 from rollout.sampler import transition
 from rollout.sde import Transition, log_prob
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import checksum, flatten, trainable
+from rollout.tensors import buckets, checksum, flatten, numel_of, trainable
 
 
 class LearnerWorker:
     """Holds the policy that is trained, its optimizer and its average."""
 
     def __init__(
-        self, model: ModelSettings, rollout: RolloutSettings, learner: LearnerSettings, seed: int
+        self,
+        model: ModelSettings,
+        rollout: RolloutSettings,
+        learner: LearnerSettings,
+        seed: int,
+        horizon: int,
     ) -> None:
-        """Load the transformer onto the GPU where one is assigned, else onto the CPU."""
+        """Load the transformer onto the GPU where one is assigned, else onto the CPU.
+
+        ``horizon`` is the length of the run in optimizer steps, for schedules that end with it.
+        """
         torch.set_num_threads(learner.threads)
         self.gpu = learner.gpus > 0 and torch.cuda.is_available()
         self.device = "cuda" if self.gpu else "cpu"
-        self.model, self.rollout, self.settings = model, rollout, learner
+        self.model, self.rollout, self.settings, self.horizon = model, rollout, learner, horizon
         self.policy = load_policy(model, rollout, device=self.device, seed=seed, whole=False)
         if learner.gradient_checkpointing:
             self.policy.transformer.enable_gradient_checkpointing()
-        self.reference = self._frozen_reference()
+        self.reference = Reference(self.policy.transformer, model, learner, self.device)
         self.parameters = trainable(self.policy.transformer)
-        self.updates = 0
-
-    def _frozen_reference(self) -> Any:
-        """A second copy for the KL term, where there is no adapter that could be switched off."""
-        if self.settings.beta == 0 or self.model.lora_rank:
-            return None
-        return copy.deepcopy(self.policy.transformer).eval().requires_grad_(False)
+        self.buckets = buckets(self.parameters, learner.bucket_mb * 1e6)
+        self.staging: Tensor | None = None
+        self.storage = Storage()
+        self.updates = self.skipped_in_a_row = 0
 
     def join(self, rank: int, world: int, address: str, port: int) -> None:
         """Form the process group with the other ranks and build the engine; every rank calls it."""
         self.rank, self.world = rank, world
         deepspeed_engine.join(rank, world, address, port, gpu=self.gpu)
+        self.guard = GradientGuard(self.parameters, self.device)
+        self.reference.join()
         self.engine = deepspeed_engine.build_engine(
-            self.policy.transformer, self.parameters, self.settings, self.model.dtype
+            self.policy.transformer, self.parameters, self.settings, self.model.dtype, self.horizon
         )
-        self.ema = Ema(self.parameters, self.settings.ema_decay, self.settings.ema_every)
+        masters = deepspeed_engine.Masters(rank, world)
+        self.ema = Ema(self.parameters, masters, self.settings.ema_decay, self.settings.ema_every)
 
-    def publish(self, averaged: bool = False) -> tuple[str, NDArray[np.float32] | None]:
-        """The checksum and the flat weights (the averaged ones for evaluation); only rank 0 has them."""
-        if self.rank:
-            return "", None
-        flat = flatten(self.ema.shadow if averaged else [p for _, p in self.parameters])
-        return checksum(flat, self.parameters), flat
+    def parts(self) -> int:
+        """In how many parts the weights travel."""
+        return len(self.buckets)
 
-    def update(
-        self, shares: Sequence[Sequence[Item]], groups: Sequence[int], *arrays: Any
-    ) -> dict[str, float]:
+    def part(self, number: int, averaged: bool = False) -> tuple[str, NDArray[Any] | None]:
+        """One part of the weights (of the averaged ones for evaluation) with its checksum.
+
+        Every rank calls it; only rank 0 has something to show. All parts take turns in the same memory, so
+        copy one before asking for the next. Under ZeRO-3 no more than one part is whole at a time.
+        """
+        bucket = self.buckets[number]
+        if self.staging is None and self.rank == 0:
+            longest = max(map(numel_of, self.buckets))
+            self.staging = torch.empty(longest, dtype=self.parameters[0][1].dtype)
+        if averaged:
+            tensors = [self.ema.whole(name, p).to(p.dtype) for name, p in bucket]
+            flat = flatten(tensors, into=self.staging) if self.rank == 0 else None
+        else:
+            with deepspeed_engine.whole([p for _, p in bucket]):
+                flat = flatten((p for _, p in bucket), into=self.staging) if self.rank == 0 else None
+        return ("", None) if flat is None else (checksum(flat, bucket), flat)
+
+    def publish(self, averaged: bool = False) -> Iterator[tuple[str, NDArray[Any] | None]]:
+        """Every `part` in turn."""
+        return (self.part(number, averaged) for number in range(self.parts()))
+
+    def update(self, shares: Sequence[Sequence[Item]], groups: Sequence[int], *arrays: Any) -> Update:
         """Apply one optimizer step per share; every rank calls it with shares of equal sizes.
 
         ``arrays`` are the conditionings of ``groups``, in that order, then every trajectory that an
         item's ``trajectory`` points to, in order of that number.
 
         Returns:
-            The metrics of the batch, averaged over all ranks.
+            The metrics of the batch, averaged over all ranks, and this rank's broken trajectories.
         """
         started = time.perf_counter()
         conditionings: dict[int, Conditioning] = dict(zip(groups, arrays, strict=False))
         numbers = sorted({item.trajectory for share in shares for item in share})
         trajectories: dict[int, Trajectory] = dict(zip(numbers, arrays[len(groups) :], strict=True))
-        metrics = UpdateMetrics(self.settings.clip)
-        for number, share in enumerate(shares):
-            rows = rows_of(share, trajectories, conditionings, self.settings.advantage_clip, self.device)
-            self._accumulate(rows, metrics, first=number == 0)
-            self._apply(metrics)
-        return metrics.reduce(seconds=time.perf_counter() - started)
+        metrics = UpdateMetrics(self.settings.clip, self.rollout.steps)
+        with self.reference.awake():
+            for number, share in enumerate(shares):
+                rows = rows_of(share, trajectories, conditionings, self.settings.advantage_clip, self.device)
+                self._accumulate(rows, metrics, first=number == 0)
+                self._apply(metrics)
+        found = metrics.reduce(seconds=time.perf_counter() - started)
+        return Update(
+            metrics={**found, "skipped_in_a_row": self.skipped_in_a_row}, suspects=metrics.suspects()
+        )
 
     def _accumulate(self, rows: Rows, metrics: UpdateMetrics, *, first: bool) -> None:
         schedule = self.policy.schedule(self.rollout.steps)
         sigmas, timesteps = schedule.sigmas.to(self.device), schedule.timesteps.to(self.device)
         for part in rows.split(self.settings.micro_batch):
             pair = sigmas[part.steps], sigmas[part.steps + 1]
-            objective = self._objective(part, pair, timesteps[part.steps])
+            objective, mean = self._objective(part, pair, timesteps[part.steps])
             # DeepSpeed averages over ranks; the weights already count every trajectory of the world.
             self.engine.backward(objective.loss * self.world)
-            metrics.add(objective, part.weights, first=first)
+            pull = mean.grad.flatten(1).norm(dim=1) / self.world
+            metrics.add(objective, part, pull, first=first)
 
-    def _objective(self, part: Rows, sigmas: tuple[Tensor, Tensor], timestep: Tensor) -> Objective:
-        move = transition(
-            self.policy, self.rollout, self.engine, part.states, part.conditioning, sigmas, timestep
-        )
-        surrogate, ratio = clipped_objective(
-            log_prob(part.next_states, move), part.log_probs, part.advantages, self.settings.clip
-        )
-        kl = self._kl(move, part, sigmas, timestep) if self.settings.beta else torch.zeros_like(ratio)
-        return weighted_objective(surrogate, ratio, kl, part.weights, self.settings.beta)
+    def _objective(
+        self, part: Rows, sigmas: tuple[Tensor, Tensor], timestep: Tensor
+    ) -> tuple[Objective, Any]:
+        """The objective of a micro-batch and the predicted means, which will hold their gradient."""
+        # First, since ZeRO-3 expects the policy's own backward right after its forward.
+        reference = self._reference_move(part, sigmas, timestep) if self.settings.beta else None
+        move = self._move(self.engine, part, sigmas, timestep)
+        move.mean.retain_grad()
+        log_ratio = log_prob(part.next_states, move) - part.log_probs
+        step_size = sigmas[0] - sigmas[1]
+        if self.settings.ratio == "guard":
+            assert part.means is not None
+            log_ratio = guarded_log_ratio(log_ratio, move, part.means)
+        surrogate, ratio = clipped_objective(log_ratio, part.advantages, self.settings.clip)
+        if self.settings.ratio == "guard":
+            surrogate = surrogate / step_size
+        kl = torch.zeros_like(ratio)
+        if reference is not None:
+            kl = gaussian_kl(move, reference)
+            kl = flow_grpo_kl(move, reference, step_size) if self.settings.kl == "flow_grpo" else kl
+        return weighted_objective(surrogate, ratio, kl, part.weights, self.settings.beta), move.mean
+
+    def _move(self, model: Any, part: Rows, sigmas: tuple[Tensor, Tensor], timestep: Tensor) -> Transition:
+        return transition(self.policy, self.rollout, model, part.states, part.conditioning, sigmas, timestep)
 
     @torch.no_grad()
     def _reference_move(self, part: Rows, sigmas: tuple[Tensor, Tensor], timestep: Tensor) -> Transition:
-        model = self.reference or self.policy.transformer
-        return transition(self.policy, self.rollout, model, part.states, part.conditioning, sigmas, timestep)
-
-    def _kl(self, move: Transition, part: Rows, sigmas: tuple[Tensor, Tensor], timestep: Tensor) -> Tensor:
-        if self.reference is not None:
-            reference = self._reference_move(part, sigmas, timestep)
-        else:
-            with adapter_off(self.policy.transformer):
-                reference = self._reference_move(part, sigmas, timestep)
-        if self.settings.kl == "flow_grpo":
-            return flow_grpo_kl(move, reference, sigmas[0] - sigmas[1])
-        return gaussian_kl(move, reference)
+        with self.reference.active(self.engine) as model:
+            return self._move(model, part, sigmas, timestep)
 
     def _apply(self, metrics: UpdateMetrics) -> None:
+        """One optimizer step, unless a gradient of any rank is not finite; then nothing changes anywhere."""
+        optimizer = self.engine.basic_optimizer
+        optimizer.hold = self.guard.tripped()
         metrics.learning_rate = float(self.engine.get_lr()[0])
         self.engine.step()
+        metrics.grad_norms.append(deepspeed_engine.grad_norm(self.engine))
+        if optimizer.hold:
+            metrics.skipped += 1
+            self.skipped_in_a_row += 1
+            return
+        self.skipped_in_a_row = 0
         self.updates += 1
-        metrics.grad_norms.append(float(self.engine.get_global_grad_norm()))
         self.ema.step(self.updates)
 
-    def save(self, folder: str) -> None:
-        """Write everything the update depends on; every rank calls it."""
-        deepspeed_engine.save(self.engine, Path(folder))
-        if self.rank == 0:
-            state = {**self.ema.state(), "updates": torch.tensor(self.updates)}
-            save_file(state, str(Path(folder) / "average.safetensors"))
+    def save(self, url: str) -> None:
+        """Write everything the update depends on to a folder or an fsspec URL; every rank calls it.
 
-    def restore(self, folder: str) -> None:
-        """Continue from what `save` wrote; every rank calls it."""
-        deepspeed_engine.restore(self.engine, Path(folder))
-        state = load_file(str(Path(folder) / "average.safetensors"))
-        self.updates = int(state.pop("updates"))
-        self.ema.load(state)
+        What goes elsewhere is written here first and travels while training goes on; see `saved`.
+        """
+        self.storage.save(url, self._write)
+
+    def saved(self, wait: bool) -> bool:
+        """Whether everything that this rank saved has arrived; with ``wait``, once it has."""
+        return self.storage.saved(wait)
+
+    def restore(self, url: str) -> None:
+        """Continue from what `save` wrote, on any number of ranks; every rank calls it."""
+        with self.storage.fetched(url) as path:
+            counts = state.load(path, self.ema)
+            self.updates = counts.updates
+            with state.readable(path, counts, self.world, converts=self.rank == 0) as (found, universal):
+                deepspeed_engine.restore(self.engine, found, universal=universal)
+
+    def _write(self, path: Path) -> None:
+        deepspeed_engine.save(self.engine, path)
+        counts = state.Counts(world=self.world, zero_stage=self.settings.zero_stage, updates=self.updates)
+        state.save(path, self.ema, counts, writes=self.rank == 0)
 
     def ping(self) -> int:
         """The number of optimizer steps applied, as a sign of life."""

@@ -10,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from learner.loss import clipped_objective, flow_grpo_kl, gaussian_kl, weighted_objective
-from rollout.sde import Transition
+from learner.loss import (
+    clipped_objective,
+    flow_grpo_kl,
+    gaussian_kl,
+    guarded_log_ratio,
+    weighted_objective,
+)
+from rollout.sde import Transition, log_prob
 
 CLIP = 0.2
 
@@ -19,7 +25,7 @@ CLIP = 0.2
 def one(ratio: float, advantage: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Surrogate and its gradient in the log-prob, for a single pair."""
     log_prob = torch.tensor([math.log(ratio)], requires_grad=True)
-    surrogate, found = clipped_objective(log_prob, torch.zeros(1), torch.tensor([advantage]), CLIP)
+    surrogate, found = clipped_objective(log_prob, torch.tensor([advantage]), CLIP)
     assert found.item() == pytest.approx(ratio, rel=1e-5)
     (gradient,) = torch.autograd.grad(surrogate.sum(), log_prob)
     return surrogate, gradient
@@ -47,14 +53,14 @@ def test_clipping_by_hand(ratio: float, advantage: float, surrogate: float, grad
 def test_on_policy_the_surrogate_is_minus_the_advantage(advantages: list[float], log_prob: float) -> None:
     given_advantages = torch.tensor(advantages)
     log_probs = torch.full_like(given_advantages, log_prob)
-    surrogate, ratio = clipped_objective(log_probs, log_probs.clone(), given_advantages, 1e-4)
+    surrogate, ratio = clipped_objective(log_probs - log_probs.clone(), given_advantages, 1e-4)
     assert torch.equal(ratio, torch.ones_like(ratio))
     assert torch.equal(surrogate, -given_advantages)
 
 
 @given(st.floats(-1, 1), st.floats(-5, 5))
 def test_clipping_only_ever_raises_the_loss(shift: float, advantage: float) -> None:
-    surrogate, _ = clipped_objective(torch.tensor([shift]), torch.zeros(1), torch.tensor([advantage]), CLIP)
+    surrogate, _ = clipped_objective(torch.tensor([shift]), torch.tensor([advantage]), CLIP)
     assert surrogate.item() >= -advantage * math.exp(shift) - 1e-5
 
 
@@ -103,3 +109,18 @@ def test_what_is_reported_holds_no_graph() -> None:
     assert found.loss.requires_grad
     assert not found.ratio.requires_grad
     assert not found.kl.requires_grad
+
+
+@given(st.integers(0, 2**16))
+def test_guards_ratio_is_centred_and_as_wide_on_every_step(seed: int) -> None:
+    """The log-ratio becomes the noise's part along the shift of the mean, whatever the std."""
+    generator = torch.Generator().manual_seed(seed)
+    shift, noise = torch.randn(2, 1, 3, 8, 8, generator=generator).expand(2, 4, 3, 8, 8)
+    std = torch.tensor([0.01, 0.1, 0.7, 2.0]).view(4, 1, 1, 1)
+    old = Transition(torch.zeros(4, 3, 8, 8), std)
+    new = Transition(0.01 * shift, std)
+    x = old.mean + std * noise
+    log_ratio = log_prob(x, new) - log_prob(x, old)
+    found = guarded_log_ratio(log_ratio, new, old.mean)
+    assert torch.allclose(found, (0.01 * shift * noise).flatten(1).mean(1), rtol=1e-2, atol=2e-5)
+    assert torch.allclose(guarded_log_ratio(torch.zeros(4), old, old.mean), torch.zeros(4))

@@ -2,55 +2,93 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from learner.engine import Warmup
 from learner.loss import Objective
 from learner.metrics import UpdateMetrics
+from learner.rows import Rows
 
 
 def objective(ratio: list[float], kl: list[float], loss: float) -> Objective:
-    return Objective(torch.tensor(loss), torch.tensor(ratio), torch.tensor(kl))
+    return Objective(torch.tensor(loss), -torch.tensor(ratio), torch.tensor(ratio), torch.tensor(kl))
+
+
+def rows(weights: list[float], steps: list[int] | None = None, advantages: list[float] | None = None) -> Rows:
+    count = len(weights)
+    empty = torch.zeros(count, 1)
+    return Rows(
+        states=empty, next_states=empty, log_probs=torch.zeros(count), means=None, embeddings={},
+        advantages=torch.tensor(advantages or [1.0] * count), weights=torch.tensor(weights),
+        steps=torch.tensor(steps or [0] * count), groups=torch.zeros(count).long(),
+        trajectories=torch.arange(count) + 10,
+    )  # fmt: skip
+
+
+def collected(*parts: tuple[Objective, Rows, bool]) -> UpdateMetrics:
+    metrics = UpdateMetrics(clip=0.1, steps=3)
+    for found, mine, first in parts:
+        metrics.add(found, mine, torch.full((len(mine.weights),), 2.0), first=first)
+    metrics.grad_norms += [1.0, 4.0]
+    metrics.learning_rate = 3e-4
+    return metrics
 
 
 def test_sums_become_weighted_means() -> None:
-    metrics = UpdateMetrics(clip=0.1)
-    metrics.add(objective([1.0, 1.05], [0.0, 0.2], 0.4), torch.tensor([0.25, 0.25]), first=True)
-    metrics.add(objective([1.2], [0.4], -1.0), torch.tensor([0.5]), first=False)
-    metrics.add(objective([0.5], [0.8], 0.2), torch.tensor([1.0]), first=False)
-    metrics.grad_norms += [1.0, 4.0]
-    metrics.learning_rate = 3e-4
+    metrics = collected(
+        (objective([1.0, 1.05], [0.0, 0.2], 0.4), rows([0.25, 0.25], advantages=[1.0, -3.0]), True),
+        (objective([1.2], [0.4], -1.0), rows([0.5]), False),
+        (objective([0.5], [0.8], 0.2), rows([1.0]), False),
+    )
     found = metrics.reduce(seconds=1.5)
-    assert found == pytest.approx(
+    assert {name: value for name, value in found.items() if ".t" not in name} == pytest.approx(
         {
             "loss": (0.4 - 1.0 + 0.2) / 2,
             "ratio_mean": (0.25 * 2.05 + 0.5 * 1.2 + 0.5) / 2,
             "ratio_max_deviation": 0.05,  # of the first update only
+            "drift": math.log(1.05) / 2,  # likewise
             "clip_fraction": (0.5 + 1.0) / 2,
             "kl": (0.05 + 0.2 + 0.8) / 2,
+            "advantage_rms": math.sqrt((0.25 + 0.25 * 9 + 0.5 + 1) / 2),
+            "pull": 4.0,
             "grad_norm": 2.5,
             "learning_rate": 3e-4,
+            "skipped_updates": 0,
             "seconds_learn": 1.5,
         },
         rel=1e-5,
     )
 
 
+def test_every_step_has_its_own_figures() -> None:
+    found = collected(
+        (objective([1.0, 1.3, 1.5], [0.1, 0.2, 0.6], 0.0), rows([0.5, 0.25, 0.25], steps=[0, 2, 2]), True)
+    ).reduce(seconds=0.0)
+    assert found["ratio_mean.t0"] == 1
+    assert found["ratio_mean.t2"] == pytest.approx(1.4)
+    assert found["kl.t2"] == pytest.approx(0.4)
+    assert found["clip_fraction.t0"] == 0
+    assert found["clip_fraction.t2"] == 1
+    assert found["pull.t2"] == pytest.approx(math.sqrt(8))
+    assert "kl.t1" not in found  # not trained, so there is nothing to say
+
+
 def test_padding_is_not_counted() -> None:
-    metrics = UpdateMetrics(clip=0.1)
-    metrics.add(objective([1.0, 7.0], [0.1, 9.0], 0.5), torch.tensor([1.0, 0.0]), first=True)
-    metrics.add(objective([9.0], [9.0], 0.0), torch.tensor([0.0]), first=True)
-    metrics.grad_norms.append(1.0)
-    found = metrics.reduce(seconds=0.0)
+    found = collected(
+        (objective([1.0, 7.0], [0.1, 9.0], 0.5), rows([1.0, 0.0]), True),
+        (objective([9.0], [9.0], 0.0), rows([0.0]), True),
+    ).reduce(seconds=0.0)
     assert found["ratio_max_deviation"] == 0
     assert found["ratio_mean"] == 1
     assert found["clip_fraction"] == 0
     assert found["kl"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(0, [1, 1, 1]), (1, [0.5, 1, 1]), (3, [0.25, 0.5, 0.75])])
-def test_the_learning_rate_rises_to_its_full_value(steps: int, expected: list[float]) -> None:
-    warmup = Warmup(steps)
-    assert [warmup(step) for step in range(3)] == expected
-    assert warmup(steps) == warmup(10_000) == 1
+def test_trajectories_without_a_finite_objective_are_named() -> None:
+    metrics = collected(
+        (objective([1.0, math.nan, 1.0], [0.0, 0.0, 0.0], math.nan), rows([0.2, 0.2, 0.2]), True),
+        (objective([math.inf], [0.0], math.inf), rows([0.2]), False),
+    )
+    assert metrics.suspects() == (10, 11)

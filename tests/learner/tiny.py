@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from learner.worker import LearnerWorker
 from rollout.noise import candidate_noises
 from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
 from rollout.settings import ModelSettings, RolloutSettings
+from rollout.tensors import unpack
 from rollout.worker import RolloutWorker
 from selection.records import Kept
 
 TEXTS = ("a photo of a red circle", "a photo of two crosses")
 CANDIDATES = 4
+HORIZON = 1000
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,20 @@ def model_settings(folder: Path, **changes: Any) -> ModelSettings:
     return ModelSettings(path=str(folder), **changes)
 
 
-def sampler(model: ModelSettings, rollout: RolloutSettings) -> RolloutWorker:
-    worker = RolloutWorker(model, rollout, seed=0)
+def sampler(model: ModelSettings, rollout: RolloutSettings, *, keep_means: bool = False) -> RolloutWorker:
+    worker = RolloutWorker(model, rollout, seed=0, keep_means=keep_means)
     worker.version = 0
     return worker
 
 
-def sample(model: ModelSettings, rollout: RolloutSettings) -> Batch:
-    worker = sampler(model, rollout)
+def sample(
+    model: ModelSettings, rollout: RolloutSettings, *, keep_means: bool = False, candidates: int = CANDIDATES
+) -> Batch:
+    """All candidates of two groups but the last one."""
+    worker = sampler(model, rollout, keep_means=keep_means)
     conditionings, trajectories = {}, {}
     for group_id, text in enumerate(TEXTS):
-        noises = candidate_noises(0, group_id, group_id, CANDIDATES)
+        noises = candidate_noises(0, group_id, group_id, candidates)
         prompt = Prompt(index=group_id, text=text)
         request = SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=0)
         _, _, conditionings[group_id], *found = worker.sample(request)
@@ -86,29 +92,40 @@ def free_port() -> int:
 
 def start(model: ModelSettings, rollout: RolloutSettings, learner: LearnerSettings) -> LearnerWorker:
     """The only rank of its world; later workers of a process share the process group of the first."""
-    worker = LearnerWorker(model, rollout, learner, seed=0)
-    worker.join(0, 1, "127.0.0.1", free_port())
+    return member(model, rollout, learner, 0, 1, free_port())
+
+
+def member(
+    model: ModelSettings, rollout: RolloutSettings, learner: LearnerSettings, rank: int, world: int, port: int
+) -> LearnerWorker:
+    """One rank of a world."""
+    worker = LearnerWorker(model, rollout, learner, seed=0, horizon=HORIZON)
+    worker.join(rank, world, "127.0.0.1", port)
     return worker
 
 
+def update(worker: LearnerWorker, *call: Any) -> dict[str, float]:
+    return dict(worker.update(*call).metrics)
+
+
+def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name != "seconds_learn"}
+
+
 def weights(worker: LearnerWorker, *, averaged: bool = False) -> NDArray[np.float32]:
-    flat = worker.publish(averaged)[1]
-    assert flat is not None
-    return flat.copy()
+    """All published values as float32; on ranks that publish nothing, none."""
+    parts = [flat for _, flat in worker.publish(averaged)]
+    return np.concatenate(
+        [unpack(flat).float().numpy() for flat in parts if flat is not None] or [np.empty(0)]
+    )
 
 
-def run_rank(rank: int, world: int, port: int, folder: str, batch: Batch, checkpoint: str) -> dict[str, Any]:
-    """One of several ranks in its own process: an update, a checkpoint, another update, and that again."""
-    model, rollout, learner = model_settings(Path(folder)), rollout_settings(), learner_settings(ranks=world)
-    worker = LearnerWorker(model, rollout, learner, seed=0)
-    worker.join(rank, world, "127.0.0.1", port)
-    mine = batch.calls(ranks=world)[rank]
-    metrics, first = worker.update(*mine), worker.publish()
-    worker.save(checkpoint)
-    worker.update(*mine)
-    second = worker.publish()
-    resumed = LearnerWorker(model, rollout, learner, seed=0)
-    resumed.join(rank, world, "127.0.0.1", port)
-    resumed.restore(checkpoint)
-    resumed.update(*mine)
-    return {"metrics": metrics, "first": first, "second": second, "resumed": resumed.publish()}
+def hand_over(worker: LearnerWorker, receiver: RolloutWorker, version: int) -> int:
+    """Publish to a sampler, part by part; returns the version it then holds."""
+    count = worker.parts()
+    held = [
+        receiver.load(version, number, count, digest, flat)
+        for number, (digest, flat) in enumerate(worker.publish())
+    ]
+    assert held[:-1] == [-1] * (count - 1)
+    return held[-1]

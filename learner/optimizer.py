@@ -1,0 +1,80 @@
+"""The optimizer that DeepSpeed wraps, and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from learner.settings import LearnerSettings
+from rollout.tensors import NamedParameters
+
+
+class _Holding:
+    """An optimizer whose step can be held back.
+
+    Every stage of ZeRO ends in the wrapped optimizer's ``step``, and none but some fp16 ones can skip it. So
+    when a gradient is not finite, the step is held here, on all ranks, and DeepSpeed carries on as usual.
+    """
+
+    hold = False
+    max_norm: float | None = None
+    norm: float | None = None
+
+    def step(self, closure: Any = None) -> Any:
+        """Apply the gradients unless held back; clip them first where DeepSpeed does not."""
+        if self.hold:
+            return None
+        if self.max_norm is not None:
+            parameters = [p for group in self.param_groups for p in group["params"]]  # type: ignore[attr-defined]
+            self.norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_norm))
+        return super().step(closure)  # type: ignore[misc]
+
+
+class HoldingAdamW(_Holding, torch.optim.AdamW):
+    """AdamW with float32 moments; plain torch, so nothing has to be compiled at start."""
+
+
+def build_optimizer(parameters: NamedParameters, settings: LearnerSettings, dtype: str) -> Any:
+    """The optimizer over the trained parameters.
+
+    Raises:
+        RuntimeError: if the 8-bit one is asked for and bitsandbytes is not installed.
+    """
+    optimizer = _class_of(settings)(
+        [p for _, p in parameters],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+    if settings.zero_stage == 0 and dtype == "float32":
+        optimizer.max_norm = settings.max_grad_norm
+    return optimizer
+
+
+def _class_of(settings: LearnerSettings) -> Any:
+    if settings.optimizer == "adamw":
+        return HoldingAdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise RuntimeError("learner.optimizer 'adamw8bit' needs the package bitsandbytes") from error
+    return type("HoldingAdamW8bit", (_Holding, AdamW8bit), {})
+
+
+class Schedule:
+    """The learning rate's factor: a linear warm-up, then constant, linear or cosine down to the end."""
+
+    def __init__(self, kind: str, warmup: int, total: int) -> None:
+        """``warmup`` and ``total`` count optimizer steps; a warm-up of 0 starts at the full rate."""
+        self.kind, self.warmup, self.total = kind, warmup, total
+
+    def __call__(self, step: int) -> float:
+        """The factor at an optimizer step, counted from zero."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        if self.kind == "linear":
+            return 1 - done
+        return 0.5 * (1 + math.cos(math.pi * done)) if self.kind == "cosine" else 1.0

@@ -1,0 +1,52 @@
+"""The frozen start policy of the KL term: the model without its adapter, or a second copy of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from learner.engine import build_frozen
+from learner.settings import LearnerSettings
+from rollout.adapter import adapter_off
+from rollout.settings import ModelSettings
+
+
+class Reference:
+    """Hands out the model to call for the reference; a copy sleeps on the CPU between updates."""
+
+    def __init__(self, transformer: Any, model: ModelSettings, learner: LearnerSettings, device: str) -> None:
+        """Copy the model where switching an adapter off does not bring the start policy back."""
+        self.transformer, self.model, self.learner, self.device = transformer, model, learner, device
+        self.used = learner.beta > 0
+        self.copy: Any = None
+        if self.used and not model.lora_rank:
+            self.copy = copy.deepcopy(transformer).eval().requires_grad_(False)
+        self.partitioned = self.copy is not None and learner.zero_stage == 3
+
+    def join(self) -> None:
+        """Partition the copy over the ranks, under ZeRO-3; collective."""
+        if self.partitioned:
+            self.copy = build_frozen(self.copy, self.learner, self.model.dtype)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Keep a copy on the device for the length of an update."""
+        moves = self.copy is not None and not self.partitioned and self.device != "cpu"
+        if moves:
+            self.copy.to(self.device)
+        try:
+            yield
+        finally:
+            if moves:
+                self.copy.to("cpu")
+
+    @contextmanager
+    def active(self, engine: Any) -> Iterator[Any]:
+        """The model to call; ``engine`` is what runs the policy."""
+        if self.copy is not None:
+            yield self.copy
+            return
+        with adapter_off(self.transformer):
+            yield engine

@@ -1,0 +1,81 @@
+"""The learner's part of a checkpoint that does not depend on how ZeRO has cut it up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from learner.ema import Ema
+from learner.engine import to_universal
+
+WEIGHTS: Final = "weights.safetensors"
+AVERAGE: Final = "average.safetensors"
+COUNTS: Final = "learner.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many ranks wrote a checkpoint, under which stage of ZeRO, after how many optimizer steps."""
+
+    world: int
+    zero_stage: int
+    updates: int
+
+
+def save(folder: Path, ema: Ema, counts: Counts, *, writes: bool) -> None:
+    """Write the float32 weights, their average and the counts; every rank calls it, one writes."""
+    weights: dict[str, Any] = {}
+    average: dict[str, Any] = {}
+    for name, parameter in ema.parameters:
+        values = ema.masters.assemble(parameter, ema.masters.share(parameter))
+        mean = ema.whole(name, parameter)
+        if writes:
+            weights[name], average[name] = values.cpu().clone(), mean.cpu().clone()
+    if writes:
+        save_file(weights, str(folder / WEIGHTS))
+        save_file(average, str(folder / AVERAGE))
+        (folder / COUNTS).write_text(json.dumps(asdict(counts)), encoding="utf-8")
+
+
+def load(folder: Path, ema: Ema) -> Counts:
+    """Read the average into ``ema``, tensor by tensor, and return the counts.
+
+    Raises:
+        FileNotFoundError: if the folder holds no learner state.
+    """
+    if not (folder / COUNTS).is_file():
+        raise FileNotFoundError(f"{folder}: no learner state to resume from")
+    with safe_open(str(folder / AVERAGE), framework="pt") as file:
+        for name, parameter in ema.parameters:
+            ema.load(name, parameter, file.get_tensor(name))
+    return Counts(**json.loads((folder / COUNTS).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def readable(folder: Path, counts: Counts, world: int, *, converts: bool) -> Iterator[tuple[Path, bool]]:
+    """A folder that this number of ranks can read, and whether it is a universal checkpoint; collective.
+
+    DeepSpeed's own checkpoint fits the number of ranks that wrote it; for another one it is converted, for
+    as long as the context lasts.
+    """
+    if world == counts.world or counts.zero_stage == 0:
+        yield folder, False
+        return
+    target = folder / "universal"
+    if converts:
+        shutil.rmtree(target, ignore_errors=True)
+        to_universal(folder, target)
+    dist.barrier()
+    yield target, True
+    dist.barrier()
+    if converts:
+        shutil.rmtree(target)
