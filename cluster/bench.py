@@ -1,8 +1,10 @@
-"""Benchmarks: ``python -m cluster.bench overhead [PRESET] [--steps N] [--key value ...]``.
+"""Benchmarks: ``python -m cluster.bench overhead|rewards|weights``.
 
-``overhead`` times a step of the whole service against a bare loop that does the same maths on the same seeds
-in one process, without Ray and without DeepSpeed. Both take turns, step by step, and both start every step
-from the same weights they would have had alone.
+``overhead [PRESET] [--steps N] [--key value ...]`` times a step of the whole service against a bare loop that
+does the same maths on the same seeds in one process, without Ray and without DeepSpeed. Both take turns, step
+by step, and both start every step from the same weights they would have had alone. ``rewards [--repeats N]``
+times OCR (`cluster.bench_rewards`), ``weights [--repeats N]`` full weights to two samplers
+(`cluster.bench_weights`).
 """
 
 from __future__ import annotations
@@ -24,20 +26,23 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from cluster import bench_rewards, bench_weights
 from cluster.checkpoints import Checkpoints
 from cluster.errors import UserError
+from cluster.guard import Guard
 from cluster.loop import Produced, Run, produce, train_step
 from cluster.placement import connect
 from cluster.preflight import check
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings, parse_overrides, resolve
+from cluster.solo import load_scorers, score
 from cluster.stages import start_stages
 from learner.batch import shares
 from learner.ema import Ema
+from learner.engine import Masters
 from learner.loss import clipped_objective
 from learner.rows import Rows, rows_of
-from rewards.combine import Scores, combine
-from rewards.worker import RewardWorker
+from rewards.combine import Scores
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at
 from rollout.records import Prompt, SampleRequest
@@ -47,6 +52,7 @@ from rollout.worker import RolloutWorker
 from selection.selector import Selector
 
 PROG = "python -m cluster.bench"
+MEASURES = {"rewards": bench_rewards.measure, "weights": bench_weights.measure}
 
 
 class BareLoop:
@@ -59,7 +65,7 @@ class BareLoop:
         self.settings, self.prompts = settings, prompts
         self.sampler = RolloutWorker(settings.model, settings.rollout, settings.seed)
         torch.set_num_threads(settings.learner.threads)
-        self.rewards = {r.name: RewardWorker(r.name, r.options) for r in settings.rewards}
+        self.scorers = load_scorers(settings)
         self.selector = Selector(settings.selection, settings.seed)
         self.model = self.sampler.policy.transformer.requires_grad_(True)
         self.sampler.version = 0
@@ -70,7 +76,9 @@ class BareLoop:
             betas=learner.betas,
             weight_decay=learner.weight_decay,
         )
-        self.ema = Ema(list(self.model.named_parameters()), learner.ema_decay, learner.ema_every)
+        self.ema = Ema(
+            list(self.model.named_parameters()), Masters(0, 1), learner.ema_decay, learner.ema_every
+        )
         self.updates = 0
 
     def step(self, step: int) -> NDArray[np.float64]:
@@ -96,8 +104,7 @@ class BareLoop:
 
     def _score(self, group: int, images: NDArray[np.uint8]) -> Scores:
         prompts = [prompt_at(self.prompts, self.settings.seed, group)] * len(images)
-        judgements = {name: worker.score(images, prompts) for name, worker in self.rewards.items()}
-        return combine(judgements, {reward.name: reward.weight for reward in self.settings.rewards})
+        return score(self.scorers, self.settings.rewards, images, prompts, self.settings.combine)
 
     def _update(self, rows: Rows) -> None:
         learner, policy = self.settings.learner, self.sampler.policy
@@ -108,9 +115,8 @@ class BareLoop:
             move = transition(
                 policy, self.settings.rollout, self.model, part.states, part.conditioning, pair, timestep
             )
-            surrogate, _ = clipped_objective(
-                log_prob(part.next_states, move), part.log_probs, part.advantages, learner.clip
-            )
+            log_ratio = log_prob(part.next_states, move) - part.log_probs
+            surrogate, _ = clipped_objective(log_ratio, part.advantages, learner.clip)
             (part.weights * surrogate).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), learner.max_grad_norm)
         self.optimizer.step()
@@ -123,9 +129,10 @@ async def overhead(settings: RunSettings, folder: Path, steps: int) -> list[tupl
     """Per step: seconds of the service, seconds of the bare loop, and the largest reward difference."""
     inputs = check(settings)
     bare = BareLoop(settings, inputs.train)
-    stages = start_stages(settings)
+    stages, guard = start_stages(settings), Guard(settings.guard, [])
     await stages.ready()
-    run = Run(settings, RunFolder(folder), inputs.train, [], stages, Checkpoints(folder, 1), ())
+    checkpoints = Checkpoints(str(folder), 1)
+    run = Run(settings, RunFolder(folder), inputs.train, [], stages, checkpoints, (), guard)
     await stages.rollouts.load(await stages.learner.publish(0))
     figures = []
     for step in range(steps):
@@ -162,14 +169,18 @@ def _table(figures: Sequence[tuple[float, float, float]], warmup: int) -> Table:
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
-    parser.add_argument("benchmark", choices=["overhead"])
+    parser.add_argument("benchmark", choices=["overhead", "rewards", "weights"])
     parser.add_argument("preset", nargs="?", default="shapes")
     parser.add_argument("--steps", type=int, default=22)
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     options, rest = parser.parse_known_args(arguments)
     try:
         settings = resolve(options.preset, parse_overrides(rest, PROG))
         connect(settings.cluster)
+        if options.benchmark in MEASURES:
+            Console().print(MEASURES[options.benchmark](options.repeats))
+            return 0
         with tempfile.TemporaryDirectory() as folder:
             figures = asyncio.run(overhead(settings, Path(folder), options.steps))
         Console().print(_table(figures, options.warmup))

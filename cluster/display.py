@@ -38,6 +38,8 @@ class Display:
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Show a step's metrics; step 0 is the evaluation before training."""
+        for name, story in metrics.get("alarms", {}).items():
+            self.console.print(f"step {metrics['step']}: guard: {name} {story}", highlight=False)
         if metrics["step"] == 0:
             self.console.print(f"start: held-out {describe_evaluation(metrics)}", highlight=False)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -57,17 +57,23 @@ def _joined(parts: Sequence[Scores]) -> Scores:
     stricts = [part.strict for part in parts if part.strict is not None]
     return Scores(
         rewards={k: np.concatenate([part.rewards[k] for part in parts]) for k in parts[0].rewards},
+        weights=parts[0].weights,
         valid=np.concatenate([part.valid for part in parts]),
         total=np.concatenate([part.total for part in parts]),
         strict=np.concatenate(stricts) if len(stricts) == len(parts) else None,
     )
 
 
-def _metrics(folder: RunFolder, scores: Scores) -> dict[str, float]:
-    found: dict[str, Any] = {"eval_reward": _mean(scores.total)}
+def eval_means(scores: Scores) -> dict[str, float]:
+    """The eval_* metrics of held-out scores: means over what is valid."""
+    found = {"eval_reward": _mean(scores.total)}
     if scores.strict is not None:
         found["eval_strict"] = _mean(scores.strict)
-    found |= {f"eval_{name}": _mean(values) for name, values in scores.rewards.items()}
+    return found | {f"eval_{name}": _mean(values) for name, values in scores.rewards.items()}
+
+
+def _metrics(folder: RunFolder, scores: Scores) -> dict[str, float]:
+    found = eval_means(scores)
     before = np.array(
         pq.read_table(folder.eval / "step-000000.parquet")["reward"].to_pylist(), dtype=np.float64
     )

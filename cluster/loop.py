@@ -5,27 +5,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+import numpy as np
+
 from cluster.checkpoints import Checkpoints
 from cluster.evaluation import Drawn, evaluate
+from cluster.guard import Guard, Observer, image_metrics
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
 from cluster.stages import Stages
+from learner.records import Update
 from rewards.combine import Scores
 from rollout.prompts import prompt_at
-from rollout.records import CandidateGroup, Prompt
+from rollout.records import CandidateGroup, Chunk, Prompt, SampleRequest
 from selection.records import Selection
 
 PAIRS_SHOWN: Final = 4
 RATIO_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 2e-2}
 """How far an on-policy ratio may be from one before the sampler and the learner count as different."""
 LEARNER_METRICS: Final = (
-    "loss", "ratio_mean", "ratio_max_deviation", "clip_fraction", "kl", "grad_norm", "learning_rate",
-    "seconds_learn",
+    "loss", "ratio_mean", "ratio_max_deviation", "drift", "clip_fraction", "kl", "advantage_rms", "pull",
+    "grad_norm", "learning_rate", "skipped_updates", "skipped_in_a_row", "seconds_learn",
 )  # fmt: skip
 
 
@@ -35,10 +39,11 @@ class RunStopped(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """A scored group, and when its sampling and its scoring were done (`time.perf_counter`)."""
+    """A scored group, statistics of its images, and when it was sampled and scored (`time.perf_counter`)."""
 
     group: CandidateGroup
     scores: Scores
+    observed: Mapping[str, float]
     sampled: float
     scored: float
 
@@ -54,6 +59,7 @@ class Run:
     stages: Stages
     checkpoints: Checkpoints
     trackers: Sequence[Callable[[dict[str, Any]], None]]
+    guard: Guard
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     empty_batches: int = 0
 
@@ -70,7 +76,9 @@ async def train(run: Run, start: int) -> int:
     admitted = iter(range(start * settings.groups_per_step, settings.steps * settings.groups_per_step))
     await stages.rollouts.load(await stages.learner.publish(start))
     if start == 0:
-        run.track({"step": 0, **await _evaluation(run, 0)})
+        metrics: dict[str, Any] = {"step": 0, **await _evaluation(run, 0)}
+        run.guard.look(metrics)
+        run.track(metrics)
     step = start
     async with asyncio.TaskGroup() as producers:
         while step < settings.steps:
@@ -89,12 +97,44 @@ async def train(run: Run, start: int) -> int:
 
 
 async def produce(run: Run, group_id: int, *, version: int) -> Produced:
-    """One group: oversample its noise, then score every candidate with every reward."""
-    prompt = prompt_at(run.prompts, run.settings.seed, group_id)
-    group = await run.stages.rollouts.sample(prompt, group_id, version=version)
-    sampled = time.perf_counter()
-    scores = await run.stages.rewards.score(group)
-    return Produced(group, scores, sampled, time.perf_counter())
+    """One group: oversample its noise, and score every candidate with every reward as they come."""
+    prompt, rollouts = prompt_at(run.prompts, run.settings.seed, group_id), run.stages.rollouts
+    requests = rollouts.requests(prompt, group_id, version=version)
+    chunks = [asyncio.ensure_future(rollouts.sample(request)) for request in requests]
+    scoring = run.stages.rewards.score(prompt, chunks)
+    (group, sampled), (scores, scored), observed = await asyncio.gather(
+        _sampled(requests, chunks), _timed(scoring), _observed(run.stages.observer, chunks)
+    )
+    return Produced(group, scores, observed, sampled, scored)
+
+
+async def _timed(scoring: Awaitable[Scores]) -> tuple[Scores, float]:
+    return await scoring, time.perf_counter()
+
+
+async def _observed(
+    observer: Observer | None, chunks: Sequence[asyncio.Future[Chunk]]
+) -> Mapping[str, float]:
+    return await observer.measure(chunks) if observer else {}
+
+
+async def _sampled(
+    requests: Sequence[SampleRequest], chunks: Sequence[asyncio.Future[Chunk]]
+) -> tuple[CandidateGroup, float]:
+    """The chunks of a group as one, and when the last of them was done."""
+    done = await asyncio.gather(*chunks)
+    first = requests[0]
+    group = CandidateGroup(
+        group_id=first.group_id,
+        prompt=first.prompt,
+        version=first.version,
+        noises=tuple(noise for request in requests for noise in request.noises),
+        images=tuple(chunk.images for chunk in done),
+        conditioning=done[0].conditioning,
+        trajectories=tuple(handle for chunk in done for handle in chunk.trajectories),
+        seconds=sum(chunk.seconds for chunk in done),
+    )
+    return group, time.perf_counter()
 
 
 async def train_step(run: Run, step: int, batch: Sequence[Produced], began: float) -> dict[str, Any]:
@@ -116,6 +156,7 @@ async def train_step(run: Run, step: int, batch: Sequence[Produced], began: floa
         "staleness": step - min(group.version for group in groups),
         **selection.metrics,
         **update,
+        **image_metrics([one.observed for one in batch]),
         # What of sampling and scoring the step had to wait for: the rest hid behind the last update.
         "seconds_sample": max(0.0, sampled - began),
         "seconds_score": max(0.0, scored - max(sampled, began)),
@@ -138,16 +179,34 @@ async def _update(
         return dict.fromkeys(LEARNER_METRICS)
     run.empty_batches = 0
     update = await run.stages.learner.update(step, selection, groups)
-    _check_on_policy(run, step, groups, update)
-    return update
+    await _check_finite(run, step, selection, groups, update)
+    _check_on_policy(run, step, groups, update.metrics)
+    return dict(update.metrics)
+
+
+async def _check_finite(
+    run: Run, step: int, selection: Selection, groups: Sequence[CandidateGroup], update: Update
+) -> None:
+    """Keep the evidence of a skipped update; too many in a row, and there is nothing left to learn."""
+    if not update.metrics["skipped_updates"]:
+        return
+    suspects = [selection.kept[number] for number in update.suspects]
+    await asyncio.to_thread(run.folder.record_nonfinite, step + 1, groups, suspects)
+    if update.metrics["skipped_in_a_row"] >= run.settings.learner.max_skipped:
+        raise RunStopped(
+            f"{update.metrics['skipped_in_a_row']:.0f} optimizer steps in a row had a gradient that is not "
+            f"finite; what led to it is in {run.folder.nonfinite}"
+        )
 
 
 def _check_rewards(run: Run, selection: Selection) -> None:
     if selection.metrics["valid"] == 0 and run.stages.rewards.failures:
-        raise RunStopped("; ".join(run.stages.rewards.failures.values()))
+        raise RunStopped("; ".join(run.stages.rewards.failures))
 
 
-def _check_on_policy(run: Run, step: int, groups: Sequence[CandidateGroup], update: dict[str, float]) -> None:
+def _check_on_policy(
+    run: Run, step: int, groups: Sequence[CandidateGroup], update: Mapping[str, float]
+) -> None:
     """Right after the start nothing is stale, so a ratio other than one is a defect and not a fact."""
     fresh = step == min(group.version for group in groups)
     tolerance = RATIO_TOLERANCE[run.settings.model.dtype]
@@ -168,7 +227,7 @@ async def _save_pairs(run: Run, step: int, groups: Sequence[CandidateGroup], sel
     for statistics in widest:
         kept = [k.candidate for k in selection.kept if k.group_id == statistics.group_id]
         if len(kept) >= 2:
-            images = await by_id[statistics.group_id].images
+            images = np.concatenate([await chunk for chunk in by_id[statistics.group_id].images])
             pair = (kept[0], kept[-1])
             await asyncio.to_thread(run.folder.save_pair, step, statistics.group_id, images, pair)
 
@@ -179,9 +238,16 @@ async def _conclude(run: Run, step: int, metrics: dict[str, Any]) -> None:
     last = step == settings.steps
     if last or step % settings.eval_every == 0:
         metrics |= await _evaluation(run, step)
+    alarms = run.guard.look(metrics)
+    if alarms:
+        metrics["alarms"] = alarms
+        if settings.guard.action == "pause":
+            run.stop.set()
     run.track(metrics)
-    if last or run.stop.is_set() or step % settings.checkpoint_every == 0:
-        await run.checkpoints.commit(step, run.stages.learner)
+    ends = last or run.stop.is_set()
+    if ends or step % settings.checkpoint_every == 0:
+        await run.checkpoints.commit(step, run.stages.learner, empty_batches=run.empty_batches)
+    await run.checkpoints.settle(run.stages.learner, wait=ends)
 
 
 async def _evaluation(run: Run, step: int) -> dict[str, float]:

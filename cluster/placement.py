@@ -17,17 +17,21 @@ from cluster.settings import ClusterSettings
 
 JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
+NODE_LABEL: Final = "noisemargin.io/role"
+"""The label of Ray nodes by which `cluster.nodes` places actors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What an actor is: the worker class as "module:Class", its arguments and its resources."""
+    """What an actor is: the worker class as "module:Class", its arguments, its resources and its nodes."""
 
     name: str
     target: str
     arguments: dict[str, Any] = field(default_factory=dict)
     gpus: float = 0
     threads: int = 1
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    node: str | None = None
 
 
 class Host:
@@ -42,6 +46,10 @@ class Host:
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the worker; object references among the arguments arrive as their values."""
         return getattr(self.worker, method)(*arguments)
+
+    def pid(self) -> int:
+        """This process."""
+        return os.getpid()
 
     def address(self) -> tuple[str, int]:
         """This node's address as its peers see it, and a free port on it."""
@@ -64,7 +72,8 @@ def spawn(role: Role, number: int) -> ActorHandle[Any]:
         num_cpus=0 if role.gpus else 0.01,
         num_gpus=role.gpus,
         max_restarts=0,
-        runtime_env={"env_vars": environment},
+        runtime_env={**role.runtime_env, "env_vars": environment | role.runtime_env.get("env_vars", {})},
+        label_selector={NODE_LABEL: role.node} if role.node else None,
     )
     handle: ActorHandle[Any] = actor.remote(f"{role.name}-{number}", role.target, role.arguments)
     return handle

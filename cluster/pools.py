@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import ray
@@ -13,6 +14,8 @@ from cluster.placement import Role, spawn
 
 ATTEMPTS: Final = 3
 START_DEADLINE: Final = 600.0
+STARTING: Final = 2
+"""Calls that another actor may have waiting before work waits for one to start."""
 LOST: Final = (ActorDiedError, ActorUnavailableError, TimeoutError)
 
 
@@ -30,6 +33,7 @@ class Slot:
         self.waiting = 0
         self.holds = ""
         self.started = False
+        self.warming: asyncio.Future[None] | None = None
         self.actor = spawn(role, number)
 
     async def start(self) -> None:
@@ -37,6 +41,16 @@ class Slot:
         if not self.started:
             await call(self, "ping", deadline=START_DEADLINE)
             self.started = True
+
+    @property
+    def load(self) -> int:
+        """How long the queue is here: one that is still starting counts as a long one."""
+        return self.waiting + (0 if self.started else STARTING)
+
+    async def warm(self) -> None:
+        """Start ahead of work; who comes to an actor that could not start learns why."""
+        with suppress(*LOST):
+            await self.start()
 
     def replace(self) -> None:
         """Kill the actor, hung or dead, and start another one that holds nothing yet."""
@@ -57,16 +71,19 @@ async def call(slot: Slot, method: str, *arguments: Any, returns: int = 1, deadl
     """
     refs: Any = slot.actor.call.options(num_returns=returns).remote(method, *arguments)
     refs = refs if returns > 1 else [refs]
-    value = await asyncio.wait_for(asyncio.wrap_future(refs[0].future()), deadline)
+    try:
+        value = await asyncio.wait_for(asyncio.wrap_future(refs[0].future()), deadline)
+    except TimeoutError:
+        raise TimeoutError(f"{method} gave no answer in {deadline:g} s") from None
     return [value, *refs[1:]]
 
 
 class Pool:
     """Equal actors that take turns; a lost or hung one is replaced and its work is done again elsewhere."""
 
-    def __init__(self, role: Role, count: int, deadline: float) -> None:
+    def __init__(self, role: Role, count: int, deadline: float, attempts: int = ATTEMPTS) -> None:
         """Start ``count`` actors; each call gets ``deadline`` seconds once it has its actor."""
-        self.role, self.deadline = role, deadline
+        self.role, self.deadline, self.attempts = role, deadline, attempts
         self.slots = [Slot(role, number) for number in range(count)]
         self.restarts = 0
 
@@ -90,13 +107,13 @@ class Pool:
             PoolError: after the last attempt.
         """
         cause: Exception | None = None
-        for _ in range(ATTEMPTS):
-            slot = on or min(self.slots, key=lambda s: s.waiting)
+        for _ in range(self.attempts):
+            slot = on or min(self.slots, key=lambda s: s.load)
             try:
                 return await self._at(slot, work)
             except (*LOST, RayTaskError) as error:
                 cause = error
-        raise PoolError(f"{self.role.name}: failed {ATTEMPTS} times: {reason(cause)}") from cause
+        raise PoolError(f"{self.role.name}: failed {self.attempts} times: {reason(cause)}") from cause
 
     async def _at(self, slot: Slot, work: Callable[[Slot], Awaitable[Any]]) -> Any:
         slot.waiting += 1
@@ -107,6 +124,7 @@ class Pool:
         except LOST:
             self.restarts += 1
             slot.replace()
+            slot.warming = asyncio.ensure_future(slot.warm())
             raise
         finally:
             slot.waiting -= 1

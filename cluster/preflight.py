@@ -7,17 +7,26 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from fsspec.core import url_to_fs
 from rich.table import Table
 
 from cluster.errors import UserError
 from cluster.placement import check_port
 from cluster.settings import RunSettings
+from learner.config import deepspeed_config
 from rewards.table import resolve
 from rollout.families import ModelFolderError, family_of
 from rollout.prompts import PromptFileError, load_prompts
 from rollout.records import Prompt
 
-PROCESS_GB: Final = {"ray": 0.9, "rollout": 0.75, "reward": 0.5, "selector": 0.2, "learner": 0.9}
+PROCESS_GB: Final = {
+    "ray": 0.9,
+    "rollout": 0.75,
+    "reward": 0.5,
+    "selector": 0.2,
+    "observer": 0.2,
+    "learner": 0.9,
+}
 """Resident memory of each process with a small model, as measured on Linux; models come on top."""
 
 
@@ -40,7 +49,12 @@ def check(settings: RunSettings) -> Inputs:
         inputs = Inputs(load_prompts(settings.prompts.train), load_prompts(settings.prompts.eval))
     except (ModelFolderError, PromptFileError) as error:
         raise UserError(str(error)) from None
-    rewards = {reward.name for reward in (*settings.rewards, *settings.judges)}
+    _check_checkpoints(settings)
+    try:
+        deepspeed_config(settings.learner, settings.model.dtype)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    rewards = {reward.target for reward in settings.distinct_rewards.values()}
     for name in sorted(rewards):
         _check_reward(name, settings.prompts.train, inputs.train)
         _check_reward(name, settings.prompts.eval, inputs.held_out)
@@ -48,6 +62,13 @@ def check(settings: RunSettings) -> Inputs:
         check_port(settings.cluster.dashboard_port)
         _check_memory(settings)
     return inputs
+
+
+def _check_checkpoints(settings: RunSettings) -> None:
+    try:
+        url_to_fs(settings.checkpoints or "")
+    except (ImportError, ValueError) as error:  # an unknown protocol, or its package is missing
+        raise UserError(f"checkpoints: cannot reach {settings.checkpoints}: {error}") from None
 
 
 def _check_reward(name: str, path: Path, prompts: tuple[Prompt, ...]) -> None:
@@ -66,12 +87,12 @@ def _check_reward(name: str, path: Path, prompts: tuple[Prompt, ...]) -> None:
 
 def processes(settings: RunSettings) -> dict[str, int]:
     """How many processes of each kind a run starts."""
-    pools = {reward.name: reward.workers for reward in (*settings.judges, *settings.rewards)}
     return {
         "ray": 1,
         "rollout": settings.rollout.workers,
-        "reward": sum(pools.values()),
+        "reward": sum(reward.workers for reward in settings.distinct_rewards.values()),
         "selector": 1,
+        "observer": int(settings.guard.action != "off"),
         "learner": settings.learner.ranks,
     }
 
@@ -110,6 +131,6 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     table.add_row("optimizer steps", f"{learner.updates}")
     table.add_row("images scored", f"{sampled} by {', '.join(r.name for r in settings.rewards)}")
     table.add_row("held-out images", f"{len(inputs.held_out) * settings.eval_samples}")
-    table.add_row("processes", ", ".join(f"{n} {kind}" for kind, n in processes(settings).items()))
+    table.add_row("processes", ", ".join(f"{n} {kind}" for kind, n in processes(settings).items() if n))
     table.add_row("memory, estimated", f"{memory_gb(settings):.1f} GB")
     return table

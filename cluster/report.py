@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from cluster.report_charts import DARK, LIGHT, diagnostic_charts, learning_charts, time_chart
+from cluster.files import write_text
+from cluster.page import assets, environment, script_json
+from cluster.report_charts import DARK, LIGHT, diagnostic_charts, guard_chart, learning_charts, time_chart
 from cluster.report_data import NotARunError, Row, Run, load_run, number
 from cluster.report_format import MISSING, duration, show
 from cluster.report_heldout import held_out_story
@@ -28,18 +25,11 @@ from cluster.report_summary import changes, headline, stage_costs, summary_table
 
 __all__ = ["main", "summary_table", "write_report"]
 
-_TEMPLATES: Final = Path(__file__).parent / "templates"
-
 
 def write_report(folder: Path) -> Path:
     """Write the report of a run folder and return its path; raises NotARunError if the folder is none."""
     page = _render(load_run(folder))
-    path = folder / "report.html"
-    # A reader that has the page open must never meet half of it.
-    draft = folder / ".report.html.part"
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, path)
-    return path
+    return write_text(folder / "report.html", page)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,17 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _render(run: Run) -> str:
     moments, noise_notes = noise_story(run)
     held_out, held_out_notes = held_out_story(run)
-    charts = [*learning_charts(run), time_chart(run), *diagnostic_charts(run)]
+    charts = [*learning_charts(run), time_chart(run), guard_chart(run), *diagnostic_charts(run)]
     drawn = [chart for chart in charts if chart]
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         run=run,
         head=headline(run),
         notes=[*run.notes, *noise_notes, *held_out_notes],
         moments=moments,
         held_out=held_out,
-        learning=[chart for chart in drawn if chart.size in ("wide", "half") and chart.key != "time"],
+        learning=[c for c in drawn if c.size in ("wide", "half") and c.key not in ("time", "guard")],
         time=next((chart for chart in drawn if chart.key == "time"), None),
+        guard=next((chart for chart in drawn if chart.key == "guard"), None),
+        alarms=[(row["step"], *alarm) for row in run.metrics for alarm in _alarms(row)],
         diagnostics=[chart for chart in drawn if chart.size == "small"],
         costs=stage_costs(run) if run.training else [],
         saved=_saved(run),
@@ -80,34 +72,17 @@ def _render(run: Run) -> str:
         config=_config_sections(run.config),
         last=_last_metrics(run),
         palettes={"light": LIGHT, "dark": DARK},
-        figures=_script_json({chart.key: json.loads(chart.figure) for chart in drawn}),
-        colors=_script_json({LIGHT[name]: DARK[name] for name in LIGHT}),
-        assets=_assets(),
+        figures=script_json({chart.key: json.loads(chart.figure) for chart in drawn}),
+        colors=script_json({LIGHT[name]: DARK[name] for name in LIGHT}),
+        assets=assets(),
         thumbnail=THUMBNAIL,
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(show=show, duration=duration)
-    return environment
-
-
-def _assets() -> dict[str, Markup]:
-    """The parts of the page that are code, not text, and so stand in it unescaped."""
-    own = {name: (_TEMPLATES / f"report.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    return {name: Markup(text) for name, text in (own | {"plotly": get_plotlyjs()}).items()}
-
-
-def _script_json(value: Any) -> Markup:
-    """JSON for a script element, which a `</script>` in the data must not end."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+def _alarms(row: Row) -> list[tuple[str, str]]:
+    """What the guard said at a step: the metric and its story."""
+    alarms = row.get("alarms")
+    return [(str(name), str(story)) for name, story in alarms.items()] if isinstance(alarms, dict) else []
 
 
 def _saved(run: Run) -> str | None:
@@ -146,7 +121,7 @@ def _last_metrics(run: Run) -> list[tuple[str, str, str]]:
     if not run.metrics:
         return []
     first, last = (run.training or run.metrics)[0], (run.training or run.metrics)[-1]
-    keys = list(dict.fromkeys([*first, *last]))
+    keys = [key for key in dict.fromkeys([*first, *last]) if key != "alarms"]
     return [(key, _metric(first, key), _metric(last, key)) for key in keys]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,7 @@ DARK: Final = {
     "sample": "#6c9dd6", "score": "#ddb062", "select": "#8fbe97", "learn": "#b97fa1", "broadcast": "#8d8a83",
 }  # fmt: skip
 _BARS: Final = 120  # above this number of steps, an area draws faster than bars and shows the same
-_AXIS: Final = {
+AXIS: Final = {
     "gridcolor": LIGHT["line"],
     "linecolor": LIGHT["line"],
     "tickcolor": LIGHT["line"],
@@ -35,7 +36,7 @@ _AXIS: Final = {
     "automargin": True,
     "layer": "below traces",
 }
-_LAYOUT: Final = {
+LAYOUT: Final = {
     "template": "none",
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -57,6 +58,8 @@ _DIAGNOSTICS: Final = (
     ("loss", "Loss", "The policy objective; its level says little."),
     ("advantage_rms", "Advantage RMS", "The size of the learning signal after selection."),
 )
+
+_WATCHED_COLORS: Final = ("accent", "high", "low", "score", "learn", "sample", "select", "soft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +122,52 @@ def diagnostic_charts(run: Run) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
+def guard_chart(run: Run) -> Chart | None:
+    """What the guard watches, relative to its start; a cross marks where it gave an alarm."""
+    traces = [
+        trace
+        for key, color in zip(_watched(run), cycle(_WATCHED_COLORS))
+        for trace in _relative_line(run, key, color)
+    ]
+    note = "Statistics of the sampled images, and rewards that only watch, as multiples of their start."
+    return _chart("guard", "Drift from the start", note, traces, "wide", yaxis_ticksuffix=" x")
+
+
+def _watched(run: Run) -> list[str]:
+    listed = run.config.get("eval_rewards") or []
+    watching = [f"eval_{reward.get('name')}" for reward in listed if reward.get("weight") == 0]
+    return [*dict.fromkeys(key for row in run.metrics for key in row if key.startswith("image_")), *watching]
+
+
+def _relative_line(run: Run, key: str, color: str) -> list[go.Scatter]:
+    """The mean of the latest steps over that of the first, which is what the guard compares."""
+    steps, values = series(run.metrics, key)
+    width = int(run.section("guard").get("steps", 5)) if key.startswith("image_") else 1
+    start = sum(values[:width]) / width
+    if len(values) < width or start == 0:
+        return []
+    shares = [value / start for value in moving_average(values, width)]
+    name = key.removeprefix("image_").removeprefix("eval_").replace("_", " ")
+    shared = {"legendgroup": key, "hovertemplate": "%{y:.3g} x"}
+    line = {"color": LIGHT[color], "width": 2, "dash": "solid" if key.startswith("image_") else "dash"}
+    traces = [go.Scatter(x=steps, y=shares, name=name, mode="lines", line=line, **shared)]
+    alarmed = {int(row["step"]) for row in run.metrics if key in (row.get("alarms") or ())}
+    marks = [(step, share) for step, share in zip(steps, shares, strict=True) if step in alarmed]
+    if marks:
+        cross = {"symbol": "x", "size": 11, "color": LIGHT[color]}
+        x, y = zip(*marks, strict=True)
+        traces.append(go.Scatter(x=x, y=y, mode="markers", marker=cross, showlegend=False, **shared))
+    return traces
+
+
 def _chart(key: str, title: str, note: str, traces: Sequence[Any], size: str, **layout: Any) -> Chart | None:
     """A chart in the page's style; None where there is nothing to draw."""
     if not traces:
         return None
     figure = go.Figure(traces)
-    figure.update_layout(_LAYOUT, showlegend=len(traces) > 1)
-    figure.update_xaxes(_AXIS, showgrid=False, ticks="outside", range=_steps(traces))
-    figure.update_yaxes(_AXIS, nticks=6, exponentformat="power")
+    figure.update_layout(LAYOUT, showlegend=len(traces) > 1)
+    figure.update_xaxes(AXIS, showgrid=False, ticks="outside", range=_steps(traces))
+    figure.update_yaxes(AXIS, nticks=6, exponentformat="power")
     # Evaluations lie on the axis at step 0, and must be whole there.
     figure.update_traces(cliponaxis=False)
     figure.update_layout(margin_t=40 if len(traces) > 1 else 8, **layout)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from cluster.errors import UserError
+from cluster.files import write_text
 from cluster.settings import RunSettings, to_toml
 from rewards.combine import Scores
 from rollout.records import CandidateGroup, Noise, Prompt
-from selection.ledger import ledger_table, write_ledger
-from selection.records import Selection
+from selection.ledger import ledger_table, write_ledger, write_table
+from selection.records import Kept, Selection
 
 
 class RunFolder:
@@ -29,7 +29,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Name a run folder; nothing is touched yet."""
         self.path = path
+        self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
+        self.nonfinite = path / "nonfinite.jsonl"
         self.ledger = path / "ledger"
         self.images = path / "images"
         self.eval = path / "eval"
@@ -42,13 +44,14 @@ class RunFolder:
         Raises:
             UserError: if the folder is in use already or cannot be written.
         """
-        if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
+        found = self.path.iterdir() if self.path.is_dir() else [self.path]
+        if self.path.exists() and any(not entry.name.startswith(".config.toml.") for entry in found):
             raise UserError(
                 f"folder: {self.path} is already used; choose another, or continue with --resume {self.path}"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.toml").write_text(to_toml(settings), encoding="utf-8")
+            write_text(self.config, to_toml(settings))
         except OSError as error:
             raise UserError(f"folder: cannot write {self.path}: {error.strerror}") from None
 
@@ -60,15 +63,14 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """All metrics so far; a last line that a kill cut short is left out."""
-        if not self.metrics.exists():
-            return []
-        whole = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in whole]
+        return _lines(self.metrics) if self.metrics.exists() else []
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after a step, before a resumed run does it again."""
-        kept = [line for line in self.history() if line["step"] <= step]
-        _replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for path in (self.metrics, self.nonfinite):
+            if path.exists():
+                kept = [line for line in _lines(path) if line["step"] <= step]
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         for folder in (self.ledger, self.eval):
             for path in folder.glob("step-*.parquet"):
                 if int(path.stem.removeprefix("step-")) > step:
@@ -79,6 +81,22 @@ class RunFolder:
     ) -> None:
         """Write the step's rows of the ledger."""
         write_ledger(self.ledger, step, ledger_table(step, groups, scores, selection))
+
+    def record_nonfinite(self, step: int, groups: Sequence[CandidateGroup], suspects: Sequence[Kept]) -> None:
+        """Append what led to a skipped update: the trajectories whose loss was not finite, by their seeds."""
+        by_id = {group.group_id: group for group in groups}
+        found = [
+            {
+                "group": kept.group_id,
+                "candidate": kept.candidate,
+                "prompt": by_id[kept.group_id].prompt.text,
+                **asdict(by_id[kept.group_id].noises[kept.candidate]),
+                "advantage": kept.advantage,
+            }
+            for kept in suspects
+        ]
+        with self.nonfinite.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "trajectories": found}) + "\n")
 
     def save_pair(self, step: int, group_id: int, images: NDArray[np.uint8], pair: Sequence[int]) -> None:
         """Save candidates of a group, named so that they join to the ledger."""
@@ -105,13 +123,15 @@ class RunFolder:
                 **{f"reward_{k}": pa.array(v, from_pandas=True) for k, v in scores.rewards.items()},
             }
         )
-        self.eval.mkdir(exist_ok=True)
-        path = self.eval / f"step-{step:06d}.parquet"
-        pq.write_table(table, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        write_table(self.eval / f"step-{step:06d}.parquet", table)
         folder = self.images / f"eval-{step:06d}"
         for (prompt, sample, _), image in zip(drawn, images, strict=False):  # only the first are shown
             _save_png(folder / f"p{prompt.index:03d}-s{sample}.png", image)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file; a last one that a kill cut short is left out."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def _strict(scores: Scores, count: int) -> NDArray[np.float64]:
@@ -121,9 +141,3 @@ def _strict(scores: Scores, count: int) -> NDArray[np.float64]:
 def _save_png(path: Path, image: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)

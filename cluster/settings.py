@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import tomllib
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -13,7 +13,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from cluster.errors import UserError
 from learner.settings import LearnerSettings
-from rollout.settings import ModelSettings, RolloutSettings, Settings
+from rewards.settings import Combination, RewardSettings
+from rollout.settings import ModelSettings, RolloutSettings, Settings, explain
 from selection.settings import SelectionSettings
 
 PRESETS: Final = Path(__file__).parent / "presets"
@@ -26,17 +27,6 @@ class PromptSettings(Settings):
     eval: Path
 
 
-class RewardSettings(Settings):
-    """One reward, its share of the total, and the pool of shards that computes it."""
-
-    name: str = Field(description="a built-in reward, or module:Class")
-    weight: float = 1.0
-    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the scorer")
-    workers: int = Field(1, ge=1, description="reward actors (shards)")
-    gpus: float = Field(0, ge=0, description="GPUs per shard")
-    deadline: float = Field(120, gt=0, description="seconds a call may take before its shard is replaced")
-
-
 class ClusterSettings(Settings):
     """Where the actors run."""
 
@@ -44,6 +34,21 @@ class ClusterSettings(Settings):
     dashboard_port: int | None = Field(None, ge=1, le=65535, description="serve Ray's dashboard on loopback")
     deadline: float = Field(600, gt=0, description="seconds a sampling call may take")
     object_store_gb: float = Field(1.0, gt=0, description="object store of a local node, in GB")
+    nodes: dict[str, str] = Field(
+        default_factory=dict,
+        description="label noisemargin.io/role of the Ray nodes for rollout, learner, selector or a reward",
+    )
+
+
+class GuardSettings(Settings):
+    """What counts as a sign of reward hacking, and what then happens."""
+
+    action: Literal["off", "warn", "pause"] = Field(
+        "warn", description="off, warn, or pause: stop after the step with a checkpoint, to be resumed"
+    )
+    steps: int = Field(5, ge=2, description="first steps that are the start, and latest that are compared")
+    change: float = Field(0.3, gt=0, description="relative change from the start that alarms")
+    sigmas: float = Field(4, ge=0, description="standard deviations of the first steps it must also exceed")
 
 
 class RunSettings(Settings):
@@ -59,6 +64,7 @@ class RunSettings(Settings):
     eval_samples: int = Field(1, ge=1, description="images per held-out prompt")
     image_every: int = Field(10, ge=1, description="steps between saved margin pairs")
     checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
+    checkpoints: str | None = Field(None, description="fsspec URL for them; default in the run folder")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept, newest first")
     max_empty_batches: int = Field(5, ge=1, description="steps in a row without a margin before stopping")
     prompts: PromptSettings
@@ -68,6 +74,10 @@ class RunSettings(Settings):
     learner: LearnerSettings = Field(default_factory=LearnerSettings)
     rewards: tuple[RewardSettings, ...] = Field(min_length=1)
     eval_rewards: tuple[RewardSettings, ...] = Field((), description="default: the training rewards")
+    combine: Combination = Field(
+        "raw", description="add up training rewards as they are, or per-group z-scores"
+    )
+    guard: GuardSettings = Field(default_factory=GuardSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     @property
@@ -80,19 +90,36 @@ class RunSettings(Settings):
         """The rewards of an evaluation."""
         return self.eval_rewards or self.rewards
 
+    @property
+    def distinct_rewards(self) -> dict[str, RewardSettings]:
+        """Every reward once, by its name, whether it trains, evaluates or both."""
+        return {reward.name: reward for reward in (*self.judges, *self.rewards)}
+
+    @property
+    def optimizer_steps(self) -> int:
+        """The length of the run in optimizer steps."""
+        return self.steps * self.learner.updates
+
     @model_validator(mode="after")
     def _consistent(self) -> RunSettings:
-        if self.groups_per_step % self.learner.ranks:
-            raise ValueError(
-                f"groups_per_step ({self.groups_per_step}) must be a multiple of "
-                f"learner.ranks ({self.learner.ranks})"
-            )
+        trained = {reward.name: reward for reward in self.rewards}
+        for reward in self.eval_rewards:
+            same = trained.get(reward.name, reward)
+            if (same.target, same.options) != (reward.target, reward.options):
+                raise ValueError(
+                    f"eval reward {reward.name} differs from the training reward of that name; "
+                    f"give it a name of its own, and scorer = '{reward.target}'"
+                )
         for listed in (self.rewards, self.eval_rewards):
             names = [reward.name for reward in listed]
             if len(set(names)) < len(names):
                 raise ValueError(f"every reward may be listed once, got {', '.join(names)}")
         if all(reward.weight == 0 for reward in self.rewards):
             raise ValueError("at least one training reward needs a weight other than 0")
+        named = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
+        roles = ["rollout", "learner", "selector", "observer", *named]
+        if unknown := self.cluster.nodes.keys() - set(roles):
+            raise ValueError(f"cluster.nodes: no {', '.join(sorted(unknown))}; there is {', '.join(roles)}")
         return self
 
 
@@ -151,27 +178,12 @@ def resolve(source: str, overrides: dict[str, Any]) -> RunSettings:
     try:
         return RunSettings.model_validate(_merged(values, overrides))
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
+        raise UserError(f"{source}: {explain(error)}") from None
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and k in base}
     return {**base, **over, **both}
-
-
-def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(dict(one)) for one in error.errors())
-
-
-def _explain_one(one: dict[str, Any]) -> str:
-    key = ".".join(map(str, one["loc"]))
-    message = str(one["msg"]).removeprefix("Value error, ")
-    if one["type"] == "extra_forbidden":
-        return f"unknown key {key}"
-    if one["type"] == "missing":
-        return f"{key} is missing"
-    shown = "" if isinstance(one["input"], dict) else f", got {one['input']!r}"
-    return f"{key}: {message}{shown}" if key else message
 
 
 def to_toml(settings: RunSettings) -> str:

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 from ray.exceptions import RayTaskError
 
+from cluster.guard import Observer
 from cluster.placement import Role, spawn
-from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
-from cluster.settings import RewardSettings, RunSettings
+from cluster.pools import LOST, Pool, Slot, call, reason
+from cluster.scoring import Rewards
+from cluster.settings import RunSettings
 from learner.batch import shares
-from rewards.combine import Scores, combine
-from rewards.scorer import Judgement
+from learner.records import Update
+from rewards.combine import Scores
 from rollout.noise import candidate_noises
-from rollout.records import CandidateGroup, Handle, Noise, Prompt, SampleRequest, Weights
+from rollout.records import (
+    CandidateGroup,
+    Chunk,
+    Handle,
+    Noise,
+    Prompt,
+    SampleRequest,
+    Weights,
+    WeightsMismatch,
+)  # fmt: skip
 from selection.records import Selection
 
 UPDATE_DEADLINE: Final = 3600.0
+
+
+async def _made(weights: Weights) -> None:
+    """Tell a learner that could not make its parts from a sampler that could not take them."""
+    try:
+        await asyncio.gather(*(asyncio.wrap_future(digest.future()) for digest in weights.checksums))
+    except (*LOST, RayTaskError) as error:
+        raise LearnerError(f"learner publish: {reason(error)}") from error
+
+
+class WeightsError(RuntimeError):
+    """Weights did not arrive as they were sent, twice."""
 
 
 class Rollouts:
@@ -29,14 +51,17 @@ class Rollouts:
     def __init__(self, settings: RunSettings) -> None:
         """Start the samplers."""
         rollout = settings.rollout
-        arguments = {"model": settings.model, "rollout": rollout, "seed": settings.seed}
+        arguments = {
+            "model": settings.model, "rollout": rollout, "seed": settings.seed,
+            "keep_means": settings.learner.needs_means,
+        }  # fmt: skip
         role = Role(
             name="rollout", target="rollout.worker:RolloutWorker", arguments=arguments,
-            gpus=rollout.gpus, threads=rollout.threads,
+            gpus=rollout.gpus, threads=rollout.threads, node=settings.cluster.nodes.get("rollout"),
         )  # fmt: skip
         self.pool = Pool(role, rollout.workers, settings.cluster.deadline)
-        self.candidates, self.seed = settings.selection.candidates, settings.seed
-        self.kept_versions = settings.max_staleness + 2
+        self.candidates, self.batch, self.seed = settings.selection.candidates, rollout.batch, settings.seed
+        self.kept_versions = settings.max_staleness + 1
         self.published: dict[int, Weights] = {}
 
     async def load(self, weights: Weights) -> None:
@@ -51,26 +76,55 @@ class Rollouts:
 
     async def _ensure(self, slot: Slot, weights: Weights) -> None:
         """Load weights unless the sampler holds them: after a restart or an evaluation it may not."""
-        if slot.holds == weights.checksum:
+        if slot.holds == str(weights.version):
             return
         slot.holds = ""
-        await call(slot, "load", weights, weights.flat, deadline=self.pool.deadline)
-        slot.holds = weights.checksum
+        for attempt in (1, 2):
+            try:
+                await self._send(slot, weights)
+                break
+            except (*LOST, RayTaskError) as error:
+                await _made(weights)
+                if not isinstance(error, RayTaskError):
+                    raise
+                if attempt == 2 or not isinstance(error, WeightsMismatch):
+                    raise WeightsError(
+                        f"sampler {slot.number}, v{weights.version}: {reason(error)}"
+                    ) from error
+        slot.holds = str(weights.version)
 
-    async def sample(self, prompt: Prompt, group_id: int, *, version: int) -> CandidateGroup:
-        """Oversample one prompt's noise under a policy version; the same seeds on every attempt."""
+    async def _send(self, slot: Slot, weights: Weights) -> None:
+        """All parts at once: the sampler takes each in its turn, as soon as the learner has made it."""
+        whole = zip(weights.checksums, weights.parts, strict=True)
+        refs: list[Any] = [
+            slot.actor.call.remote("load", weights.version, number, len(weights.parts), digest, flat)
+            for number, (digest, flat) in enumerate(whole)
+        ]
+        loaded = asyncio.gather(*(asyncio.wrap_future(ref.future()) for ref in refs))
+        await asyncio.wait_for(loaded, self.pool.deadline)
+
+    def requests(self, prompt: Prompt, group_id: int, *, version: int) -> list[SampleRequest]:
+        """One prompt's noise, oversampled, in chunks of a forward pass that are sampled by themselves."""
         noises = candidate_noises(self.seed, prompt.index, group_id, self.candidates)
-        request = SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=version)
+        return [
+            SampleRequest(
+                group_id=group_id, prompt=prompt, noises=noises[i : i + self.batch], version=version
+            )
+            for i in range(0, len(noises), self.batch)
+        ]
+
+    async def sample(self, request: SampleRequest) -> Chunk:
+        """Sample a chunk under the version it asks for; the same seeds on every attempt."""
+        returns = 3 + len(request.noises)
 
         async def work(slot: Slot) -> list[Any]:
-            await self._ensure(slot, self.published[version])
-            return await call(slot, "sample", request, returns=3 + len(noises), deadline=self.pool.deadline)
+            await self._ensure(slot, self.published[request.version])
+            return await call(slot, "sample", request, returns=returns, deadline=self.pool.deadline)
 
         seconds, images, conditioning, *trajectories = await self.pool.run(work)
-        return CandidateGroup(
-            group_id=group_id, prompt=prompt, version=version, noises=noises, seconds=seconds,
-            images=images, conditioning=conditioning, trajectories=tuple(trajectories),
-        )  # fmt: skip
+        return Chunk(
+            images=images, conditioning=conditioning, trajectories=tuple(trajectories), seconds=seconds
+        )
 
     async def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights) -> Handle:
         """A handle of ODE images, one per prompt and noise, under the given (averaged) weights."""
@@ -82,58 +136,16 @@ class Rollouts:
         return (await self.pool.run(work))[1]
 
 
-class Rewards:
-    """A pool of shards per reward; what no attempt could score is missing, never zero."""
-
-    def __init__(self, settings: RunSettings) -> None:
-        """Start the shards of all training and evaluation rewards, each reward once."""
-        listed = {reward.name: reward for reward in (*settings.judges, *settings.rewards)}
-        self.pools = {name: _reward_pool(reward) for name, reward in listed.items()}
-        self.training = {reward.name: reward.weight for reward in settings.rewards}
-        self.judging = {reward.name: reward.weight for reward in settings.judges}
-        self.failures: dict[str, str] = {}
-
-    async def score(self, group: CandidateGroup) -> Scores:
-        """Every training reward of a group, in parallel."""
-        prompts = [group.prompt] * len(group.noises)
-        return await self._all(group.images, prompts, self.training)
-
-    async def judge(self, images: Handle, prompts: Sequence[Prompt]) -> Scores:
-        """Every evaluation reward of some images, in parallel."""
-        return await self._all(images, prompts, self.judging)
-
-    async def _all(self, images: Handle, prompts: Sequence[Prompt], weights: Mapping[str, float]) -> Scores:
-        judgements = await asyncio.gather(*(self._one(name, images, prompts) for name in weights))
-        return combine(dict(zip(weights, judgements, strict=True)), weights)
-
-    async def _one(self, name: str, images: Handle, prompts: Sequence[Prompt]) -> Judgement:
-        pool = self.pools[name]
-
-        async def work(slot: Slot) -> Any:
-            return (await call(slot, "score", images, list(prompts), deadline=pool.deadline))[0]
-
-        try:
-            judgement: Judgement = await pool.run(work)
-        except PoolError as error:
-            self.failures[name] = str(error)
-            missing = np.zeros(len(prompts), dtype=bool)
-            return Judgement(values=np.full(len(prompts), np.nan), valid=missing)
-        return judgement
-
-
-def _reward_pool(reward: RewardSettings) -> Pool:
-    arguments = {"name": reward.name, "options": reward.options}
-    role = Role(name=reward.name, target="rewards.worker:RewardWorker", arguments=arguments, gpus=reward.gpus)
-    return Pool(role, reward.workers, reward.deadline)
-
-
 class Selector:
     """The selection actor."""
 
     def __init__(self, settings: RunSettings) -> None:
         """Start the actor."""
         arguments = {"settings": settings.selection, "seed": settings.seed}
-        role = Role(name="selector", target="selection.selector:Selector", arguments=arguments)
+        role = Role(
+            name="selector", target="selection.selector:Selector", arguments=arguments,
+            node=settings.cluster.nodes.get("selector"),
+        )  # fmt: skip
         self.pool = Pool(role, 1, settings.cluster.deadline)
 
     async def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
@@ -159,12 +171,14 @@ class Learner:
         learner = settings.learner
         arguments = {
             "model": settings.model, "rollout": settings.rollout, "learner": learner, "seed": settings.seed,
+            "horizon": settings.optimizer_steps,
         }  # fmt: skip
         role = Role(
             name="learner", target="learner.worker:LearnerWorker", arguments=arguments,
-            gpus=learner.gpus, threads=learner.threads,
+            gpus=learner.gpus, threads=learner.threads, node=settings.cluster.nodes.get("learner"),
         )  # fmt: skip
         self.settings, self.seed = learner, settings.seed
+        self.parts = 0
         self.actors = [spawn(role, rank) for rank in range(learner.ranks)]
 
     async def join(self) -> None:
@@ -177,11 +191,10 @@ class Learner:
             address = "127.0.0.1"
         world = len(self.actors)
         await self._every("join", [(rank, world, address, port) for rank in range(world)])
+        self.parts = (await self._every("parts", [()] * world))[0]
 
-    async def update(
-        self, step: int, selection: Selection, groups: Sequence[CandidateGroup]
-    ) -> dict[str, float]:
-        """One batch of FlowGRPO on the kept trajectories; returns the metrics."""
+    async def update(self, step: int, selection: Selection, groups: Sequence[CandidateGroup]) -> Update:
+        """One batch of FlowGRPO on the kept trajectories; the suspects of all ranks together."""
         ranks = len(self.actors)
         plan = shares(selection.kept, ranks=ranks, updates=self.settings.updates, seed=self.seed, step=step)
         by_id = {group.group_id: group for group in groups}
@@ -192,32 +205,45 @@ class Learner:
             kept = [selection.kept[number] for number in numbers]
             handles = [by_id[k.group_id].trajectories[k.candidate] for k in kept]
             calls.append((mine, owners, *(by_id[g].conditioning for g in owners), *handles))
-        metrics: dict[str, float] = (await self._every("update", calls))[0]
-        return metrics
+        found: list[Update] = await self._every("update", calls)
+        suspects = sorted({number for update in found for number in update.suspects})
+        return Update(metrics=found[0].metrics, suspects=tuple(suspects))
 
     async def publish(self, version: int, *, averaged: bool = False) -> Weights:
-        """The weights of all ranks as one object of the store; averaged ones are marked by their version."""
-        actor: Any = self.actors[0]
-        digest, flat = actor.call.options(num_returns=2).remote("publish", averaged)
-        return Weights(version=-1 - version if averaged else version, checksum=await digest, flat=flat)
+        """The weights of all ranks as objects of the store; averaged ones are marked by their version."""
+        made: list[list[Any]] = [
+            [actor.call.options(num_returns=2).remote("part", number, averaged) for actor in self.actors]
+            for number in range(self.parts)
+        ]
+        return Weights(
+            version=-1 - version if averaged else version,
+            checksums=tuple(digest for (digest, _), *_ in made),
+            parts=tuple(flat for (_, flat), *_ in made),
+        )
 
-    async def save(self, folder: str) -> None:
-        """Every rank writes its share of a checkpoint."""
-        await self._every("save", [(folder,)] * len(self.actors))
+    async def save(self, url: str) -> None:
+        """Every rank writes its share of a checkpoint, or starts to send it."""
+        await self._every("save", [(url,)] * len(self.actors))
 
-    async def restore(self, folder: str) -> None:
+    async def saved(self, *, wait: bool) -> bool:
+        """Whether every rank's share has arrived."""
+        return all(await self._every("saved", [(wait,)] * len(self.actors)))
+
+    async def restore(self, url: str) -> None:
         """Every rank reads its share of a checkpoint."""
-        await self._every("restore", [(folder,)] * len(self.actors))
+        await self._every("restore", [(url,)] * len(self.actors))
 
     async def _every(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         refs: list[Any] = [
             actor.call.remote(method, *arguments) for actor, arguments in zip(self.actors, calls, strict=True)
         ]
-        waits = [asyncio.wait_for(asyncio.wrap_future(ref.future()), UPDATE_DEADLINE) for ref in refs]
         try:
-            return list(await asyncio.gather(*waits))
+            return await self._in_time([asyncio.wrap_future(ref.future()) for ref in refs])
         except (*LOST, RayTaskError) as error:
             raise LearnerError(f"learner {method}: {reason(error)}") from error
+
+    async def _in_time(self, waits: Sequence[Any]) -> list[Any]:
+        return list(await asyncio.wait_for(asyncio.gather(*waits), UPDATE_DEADLINE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,19 +254,25 @@ class Stages:
     rewards: Rewards
     selector: Selector
     learner: Learner
+    observer: Observer | None
+
+    @property
+    def pools(self) -> list[Pool]:
+        """Every pool; the learner is none."""
+        watching = [self.observer.pool] if self.observer else []
+        return [self.rollouts.pool, *self.rewards.pools, self.selector.pool, *watching]
 
     @property
     def restarts(self) -> int:
         """How many actors had to be replaced so far."""
-        pools = [self.rollouts.pool, *self.rewards.pools.values(), self.selector.pool]
-        return sum(pool.restarts for pool in pools)
+        return sum(pool.restarts for pool in self.pools)
 
     async def ready(self) -> None:
         """Wait until every actor is up and the learner's ranks have found each other."""
-        pools = [self.rollouts.pool, *self.rewards.pools.values(), self.selector.pool]
-        await asyncio.gather(*(pool.ready() for pool in pools), self.learner.join())
+        await asyncio.gather(*(pool.ready() for pool in self.pools), self.learner.join())
 
 
 def start_stages(settings: RunSettings) -> Stages:
     """Start every actor of a run; they come up in parallel."""
-    return Stages(Rollouts(settings), Rewards(settings), Selector(settings), Learner(settings))
+    observer = None if settings.guard.action == "off" else Observer(settings)
+    return Stages(Rollouts(settings), Rewards(settings), Selector(settings), Learner(settings), observer)

@@ -20,11 +20,11 @@ class TensorBoard:
         self.writer = EventFileWriter(str(folder))
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Write one line of metrics; missing ones (None) are left out."""
+        """Write one line of metrics; what is missing (None) or no number is left out."""
         values = [
             Summary.Value(tag=_tag(name), simple_value=float(value))
             for name, value in metrics.items()
-            if value is not None and name != "step"
+            if isinstance(value, int | float) and name != "step"
         ]
         event = Event(wall_time=time.time(), step=metrics["step"], summary=Summary(value=values))
         self.writer.add_event(event)
@@ -38,4 +38,6 @@ class TensorBoard:
 def _tag(name: str) -> str:
     """Group names by their first word, so that TensorBoard shows them in sections."""
     group, _, rest = name.partition("_")
-    return f"{group}/{rest}" if group in {"eval", "seconds", "ratio", "reward"} else f"training/{name}"
+    return (
+        f"{group}/{rest}" if group in {"eval", "image", "seconds", "ratio", "reward"} else f"training/{name}"
+    )

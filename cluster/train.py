@@ -3,6 +3,7 @@
 The first argument is a preset (shapes, words, preference, sd35-geneval, sd35-ocr, sd35-pickscore) or a TOML
 file; every key of the configuration can be overridden, for instance ``--selection.keep 8 --steps 40``.
 ``--dry-run`` prints the resolved configuration and the plan. ``--resume RUN_FOLDER`` continues a run.
+``--auto-resume`` with ``--folder`` starts a run, or continues it where an attempt before this one left off.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from typing import Any, NoReturn
 import ray
 from rich.console import Console
 
-from cluster.checkpoints import Checkpoints
+from cluster.checkpoints import Checkpoints, Commit, checkpoints_of
 from cluster.display import Display
 from cluster.errors import UserError
 from cluster.evaluation import held_out
+from cluster.guard import Guard, watching_rewards
 from cluster.loop import Run, RunStopped, train
 from cluster.placement import connect
 from cluster.pools import PoolError
 from cluster.preflight import Inputs, check, plan
+from cluster.prometheus import Prometheus
 from cluster.report import summary_table, write_report
+from cluster.resume import changed_packages, resumable, started_before
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
-from cluster.stages import LearnerError, start_stages
+from cluster.stages import LearnerError, WeightsError, start_stages
 from cluster.tensorboard import TensorBoard
 
 PROG = "python -m cluster.train"
 INTERRUPTED = 130
-FAILURES = (PoolError, LearnerError, RunStopped)
+FAILURES = (PoolError, LearnerError, WeightsError, RunStopped)
 
 
 def main(arguments: list[str]) -> int:
@@ -72,13 +76,14 @@ def _main(arguments: list[str], console: Console) -> int:
         console.print(to_toml(settings), markup=False, highlight=False, soft_wrap=True)
         console.print(plan(settings, inputs))
         return 0
-    return _run(settings, inputs, options.resume, console)
+    return _run(settings, inputs, options, console)
 
 
 def _configure(arguments: list[str]) -> tuple[argparse.Namespace, RunSettings]:
     parser = argparse.ArgumentParser(prog=PROG, add_help=False)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--auto-resume", action="store_true")
     options, rest = parser.parse_known_args(arguments)
     source = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if source is None and {"-h", "--help"} & set(rest):
@@ -91,34 +96,39 @@ def _configure(arguments: list[str]) -> tuple[argparse.Namespace, RunSettings]:
     if source is None:
         raise UserError(f"which preset or TOML file? Presets are {', '.join(preset_names())}")
     settings = resolve(source, overrides)
+    if options.auto_resume and (options.resume or settings.folder is None):
+        raise UserError("--auto-resume needs --folder, the same in every attempt, and excludes --resume")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = settings.folder or Path("runs") / f"{settings.preset}-{stamp}"
     return options, settings.model_copy(update={"folder": folder})
 
 
-def _run(settings: RunSettings, inputs: Inputs, resume: Path | None, console: Console) -> int:
+def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, console: Console) -> int:
     assert settings.folder is not None
     folder = RunFolder(settings.folder)
-    checkpoints = Checkpoints(folder.checkpoints, settings.keep_checkpoints)
-    start = _resumed_step(folder, checkpoints) if resume else 0
-    if not resume:
-        folder.create(settings)
+    checkpoints = checkpoints_of(settings, folder)
+    commit = _start_or_resume(settings, folder, checkpoints, options)
+    if commit and (changes := changed_packages(commit)):
+        console.print(f"packages have changed, so numbers may differ slightly: {changes}", highlight=False)
     console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
     started = time.perf_counter()
     connect(settings.cluster)
     try:
-        done = asyncio.run(_train(settings, inputs, folder, checkpoints, start, console))
+        done = asyncio.run(_train(settings, inputs, folder, checkpoints, commit, console))
     finally:
         ray.shutdown()
     return _farewell(settings, folder, done, time.perf_counter() - started, console)
 
 
-def _resumed_step(folder: RunFolder, checkpoints: Checkpoints) -> int:
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"--resume: {folder.checkpoints} holds no committed checkpoint")
-    folder.rewind(steps[-1])
-    return steps[-1]
+def _start_or_resume(
+    settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints, options: argparse.Namespace
+) -> Commit | None:
+    if options.resume:
+        return resumable(settings, folder, checkpoints)
+    if options.auto_resume:
+        return started_before(settings, folder, checkpoints)
+    folder.create(settings)
+    return None
 
 
 async def _train(
@@ -126,9 +136,10 @@ async def _train(
     inputs: Inputs,
     folder: RunFolder,
     checkpoints: Checkpoints,
-    start: int,
+    commit: Commit | None,
     console: Console,
 ) -> int:
+    start = commit.step if commit else 0
     with console.status("starting the actors"):
         stages = start_stages(settings)
         await stages.ready()
@@ -137,8 +148,13 @@ async def _train(
     with Display(console, settings.steps, start) as display:
         drawn = held_out(inputs.held_out, settings)
         board = TensorBoard(folder.tensorboard)
-        trackers = (folder.log, board.log, display.step)
-        run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, trackers)
+        gauges = Prometheus(folder.path.name, stages)
+        trackers = (folder.log, board.log, gauges.log, display.step)
+        guard = Guard(settings.guard, watching_rewards(settings))
+        for line in folder.history():
+            guard.look(line)
+        run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, trackers, guard)
+        run.empty_batches = commit.empty_batches if commit else 0
         _stop_on_signals(run, console)
         try:
             return await train(run, start)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import ray
 
-from cluster.settings import RunSettings, resolve
+from cluster.placement import connect
+from cluster.settings import ClusterSettings, RunSettings, resolve
 
 Configure = Callable[..., RunSettings]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[None]:
+    """A local Ray node of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        connect(ClusterSettings(object_store_gb=0.2))
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture

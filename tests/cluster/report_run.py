@@ -112,6 +112,8 @@ def metrics(step: int, rows: list[dict[str, Any]], margins: list[float], rng: An
         "loss": float(-0.01 * noise[5]), "ratio_mean": 1.0, "ratio_max_deviation": float(2e-4 * noise[6]),
         "clip_fraction": float(0.2 * noise[7]), "kl": 0.001 * step, "grad_norm": float(noise[6]),
         "learning_rate": 3e-4, "advantage_rms": float(1.2 * noise[7]),
+        "image_color_entropy": 3.0 * wrongness(step), "image_edge_density": 0.2,
+        **({"alarms": {"image_color_entropy": "fell from 1.3 to 0.6"}} if step == 17 else {}),
         **{f"seconds_{stage}": float(value) for stage, value in times.items()},
         "seconds_step": float(sum(times.values())),
     }  # fmt: skip

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ REWARDS = [{"name": "jpeg"}, {"name": "shapes", "weight": 0.5}]
 FLAGS = f"""
 --steps {STEPS} --groups_per_step {GROUPS} --selection.candidates {CANDIDATES} --selection.keep {KEEP}
 --eval_every {EVAL_EVERY} --eval_samples 1 --image_every 3 --checkpoint_every 2 --keep_checkpoints 2
---rollout.steps 3 --rollout.eval_steps 2 --learner.threads 2 --cluster.object_store_gb 0.2
+--rollout.steps 3 --rollout.eval_steps 2 --rollout.batch 3 --learner.threads 2 --cluster.object_store_gb 0.2
 """.split()
 
 
@@ -92,6 +93,20 @@ class Service:
             for process in [*self.family(), self.process]:
                 process.kill()
             self.process.wait()
+
+
+@contextmanager
+def services() -> Iterator[Callable[[list[str], Path], Service]]:
+    """Starts services; what a failed test left running is ended."""
+    started: list[Service] = []
+
+    def start(arguments: list[str], folder: Path) -> Service:
+        started.append(Service(arguments, folder))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.end()
 
 
 def survivors(family: list[psutil.Process], session: int) -> list[psutil.Process]:

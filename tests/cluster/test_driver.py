@@ -60,7 +60,11 @@ class Stand:
         found = self.values[[prompt.index for prompt in prompts]]
         strict = (found == 1).astype(float) if self.strict else None
         return Scores(
-            rewards={"one": found, "two": 2 * found}, valid=np.isfinite(found), total=found, strict=strict
+            rewards={"one": found, "two": 2 * found},
+            weights={"one": 1.0, "two": 0.0},
+            valid=np.isfinite(found),
+            total=found,
+            strict=strict,
         )
 
 
@@ -68,7 +72,7 @@ def evaluated(
     folder: Path, step: int, configure: Any, values: list[float], strict: bool = True
 ) -> dict[str, float]:
     stages: Any = Stand(values, strict)
-    weights = Weights(version=-1, checksum="", flat=None)
+    weights = Weights(version=-1, checksums=(), parts=())
     metrics = asyncio.run(
         evaluate(stages, RunFolder(folder), step, held_out(PROMPTS, configure()), weights, 2)
     )
@@ -144,7 +148,7 @@ def test_the_plan_counts_what_a_step_does(configure: Any) -> None:
     assert found["transformer passes, training"] == str(24 * 6 * 2)
     assert found["optimizer steps"] == "2"
     assert found["held-out images"] == "10"
-    assert found["processes"] == "1 ray, 3 rollout, 1 reward, 1 selector, 2 learner"
+    assert found["processes"] == "1 ray, 3 rollout, 1 reward, 1 selector, 1 observer, 2 learner"
 
 
 def test_the_plan_follows_guidance_and_window(configure: Any) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster import loop
-from cluster.loop import Run, train
+from cluster.guard import Guard
+from cluster.loop import Run, RunStopped, train
+from cluster.run_folder import RunFolder
+from learner.records import Update
+from rollout.records import CandidateGroup, Noise, Prompt
+from selection.records import Kept, Selection
 
 
 class Recorder:
@@ -20,6 +27,7 @@ class Recorder:
         self.rollouts = self.learner = self
         self.loaded: list[int] = []
         self.committed: list[int] = []
+        self.settled: list[bool] = []
         self.tracked: list[dict[str, Any]] = []
         self.admitted: list[tuple[int, int]] = []
         self.batches: list[list[int]] = []
@@ -30,8 +38,11 @@ class Recorder:
     async def load(self, version: int) -> None:
         self.loaded.append(version)
 
-    async def commit(self, step: int, learner: Any) -> None:
+    async def commit(self, step: int, learner: Any, *, empty_batches: int) -> None:
         self.committed.append(step)
+
+    async def settle(self, learner: Any, *, wait: bool) -> None:
+        self.settled.append(wait)
 
 
 @pytest.fixture
@@ -72,7 +83,8 @@ def go(record: Recorder, configure: Any) -> Callable[..., int]:
                     run.stop.set()
 
             settings = configure(groups_per_step=2, **overrides)
-            run = Run(settings, SimpleNamespace(), (), [], stand_in, stand_in, [track])  # type: ignore[arg-type]
+            guard = Guard(settings.guard, [])
+            run = Run(settings, SimpleNamespace(), (), [], stand_in, stand_in, [track], guard)  # type: ignore[arg-type]
             return await train(run, start)
 
         return asyncio.run(scenario())
@@ -100,6 +112,7 @@ def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(go: Any, recor
     assert [line["step"] for line in record.tracked] == list(range(8))
     assert [line["step"] for line in record.tracked if "eval_reward" in line] == [0, 3, 6, 7]
     assert record.committed == [2, 4, 6, 7]
+    assert record.settled == [False] * 6 + [True]
 
 
 def test_a_resumed_loop_goes_on_where_it_stopped(go: Any, record: Recorder) -> None:
@@ -128,3 +141,57 @@ def test_a_crash_of_a_producer_ends_the_loop_as_itself(
         go(steps=3)
     assert caught.group_contains(LookupError, match="the pool is empty")
     assert not record.batches
+
+
+class Learning:
+    """Stages around one update: two kept candidates, and a learner that skips what it is told to skip."""
+
+    def __init__(self, in_a_row: int) -> None:
+        self.rollouts = self.selector = self.learner = self
+        self.in_a_row, self.restarts = in_a_row, 0
+
+    async def select(self, step: int, group_ids: list[int], scores: Any) -> Selection:
+        kept = tuple(Kept(group_id=5, candidate=c, advantage=a) for c, a in ((0, -1.0), (1, 1.0)))
+        return Selection(kept=kept, groups=(), metrics={"valid": 2.0})
+
+    async def update(self, step: int, selection: Selection, groups: Any) -> Update:
+        skipped = {"skipped_updates": min(self.in_a_row, 2), "skipped_in_a_row": self.in_a_row}
+        return Update(metrics={"ratio_max_deviation": 0.0, **skipped}, suspects=(1,) if self.in_a_row else ())
+
+    async def publish(self, version: int) -> int:
+        return version
+
+    async def load(self, version: int) -> None: ...
+
+
+def learn(configure: Any, folder: RunFolder, in_a_row: int) -> dict[str, Any]:
+    noises = (Noise(initial=1, path=2), Noise(initial=3, path=4))
+    group = CandidateGroup(
+        group_id=5, prompt=Prompt(index=0, text="a red bus"), version=1, noises=noises, images=(),
+        conditioning=None, trajectories=(None, None), seconds=0.0,
+    )  # fmt: skip
+    stand_in: Any = Learning(in_a_row)
+    folder.record = lambda *arguments: None  # type: ignore[method-assign]
+    settings = configure(learner={"max_skipped": 4})
+    run = Run(settings, folder, (), [], stand_in, stand_in, [], Guard(settings.guard, []))
+    scores: Any = None
+    return asyncio.run(loop.train_step(run, 1, [loop.Produced(group, scores, {}, 0.0, 0.0)], 0.0))
+
+
+def test_the_evidence_of_a_skipped_update_is_kept(configure: Any, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert learn(configure, folder, in_a_row=0)["skipped_updates"] == 0
+    assert not folder.nonfinite.exists()
+    assert learn(configure, folder, in_a_row=3)["skipped_updates"] == 2
+    (line,) = folder.nonfinite.read_text().splitlines()
+    assert json.loads(line) == {
+        "step": 2,
+        "trajectories": [
+            {"group": 5, "candidate": 1, "prompt": "a red bus", "initial": 3, "path": 4, "advantage": 1.0}
+        ],
+    }
+
+
+def test_too_many_skipped_updates_in_a_row_stop_the_run(configure: Any, tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"4 optimizer steps in a row .*nonfinite\.jsonl"):
+        learn(configure, RunFolder(tmp_path), in_a_row=4)

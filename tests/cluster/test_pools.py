@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,15 @@ import pytest
 import ray
 
 from cluster import stages
-from cluster.placement import Role, connect
+from cluster.placement import Role
 from cluster.pools import Pool, PoolError, Slot, call
-from cluster.settings import ClusterSettings, RunSettings
-from cluster.stages import Rewards, Rollouts
-from rollout.records import CandidateGroup, Noise, Prompt, Weights
+from cluster.stages import Rollouts
+from rollout.records import Noise, Prompt, SampleRequest, Weights
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
 HERE = "tests.cluster.workers"
 PROMPT = Prompt(index=0, text="a photo of a circle")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def node() -> Iterator[None]:
-    """A local Ray node of this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        connect(ClusterSettings(object_store_gb=0.1))
-        yield
-        ray.shutdown()
 
 
 def make_pool(count: int, deadline: float = 60, target: str = "Echo", **arguments: Any) -> Pool:
@@ -158,58 +146,24 @@ def test_a_worker_that_cannot_be_built_gives_its_own_error() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_actor_gets_the_environment_of_its_role() -> None:
+    runtime_env = {"env_vars": {"OWN_TOKEN": "7", "TOKENIZERS_PARALLELISM": "true"}}
+    role = Role(name="echo", target=f"{HERE}:Echo", threads=3, runtime_env=runtime_env)
+
+    async def scenario() -> list[str]:
+        pool = Pool(role, 1, 60)
+        names = ("OWN_TOKEN", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+        return [await ask(pool, "variable", name) for name in names]
+
+    assert asyncio.run(scenario()) == ["7", "3", "true"]
+
+
 def test_arguments_reach_the_worker() -> None:
     async def scenario() -> str:
         answer: str = await ask(make_pool(1, greeting="servus"), "ping")
         return answer
 
     assert asyncio.run(scenario()) == "servus"
-
-
-def rewards_of(settings: RunSettings, *listed: dict[str, Any]) -> Rewards:
-    found = settings.model_validate({**settings.model_dump(), "rewards": listed})
-    return Rewards(found)
-
-
-def candidate_group(values: list[int]) -> CandidateGroup:
-    images = np.array(values, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), dtype=np.uint8)
-    noises = tuple(Noise(initial=i, path=i) for i in range(len(values)))
-    return CandidateGroup(
-        group_id=0, prompt=PROMPT, version=0, noises=noises, images=ray.put(images), conditioning=None,
-        trajectories=(), seconds=0.0,
-    )  # fmt: skip
-
-
-def test_a_failed_reward_is_missing_and_never_zero(configure: Any) -> None:
-    listed = [{"name": f"{HERE}:Scorer"}, {"name": f"{HERE}:BrokenScorer", "weight": 0.5}]
-    rewards = rewards_of(configure(), *listed)
-    scores = asyncio.run(rewards.score(candidate_group([3, 5])))
-    assert scores.rewards[f"{HERE}:Scorer"].tolist() == [3, 5]
-    assert np.isnan(scores.rewards[f"{HERE}:BrokenScorer"]).all()
-    assert np.isnan(scores.total).all()
-    assert not scores.valid.any()
-    assert "the detector is out of order" in rewards.failures[f"{HERE}:BrokenScorer"]
-
-
-def test_a_failed_reward_of_no_weight_costs_nothing(configure: Any) -> None:
-    listed = [{"name": f"{HERE}:Scorer"}, {"name": f"{HERE}:BrokenScorer", "weight": 0}]
-    scores = asyncio.run(rewards_of(configure(), *listed).score(candidate_group([3, 5])))
-    assert scores.total.tolist() == [3, 5]
-    assert scores.valid.all()
-    assert np.isnan(scores.rewards[f"{HERE}:BrokenScorer"]).all()
-
-
-def test_a_reward_past_its_deadline_is_missing(configure: Any) -> None:
-    rewards = rewards_of(configure(), {"name": f"{HERE}:HungScorer", "deadline": 0.5})
-
-    async def scenario() -> Any:
-        await rewards.pools[f"{HERE}:HungScorer"].ready()
-        return await rewards.score(candidate_group([1, 2, 3]))
-
-    scores = asyncio.run(scenario())
-    assert np.isnan(scores.total).all()
-    assert rewards.pools[f"{HERE}:HungScorer"].restarts == 3
-    assert "TimeoutError" in rewards.failures[f"{HERE}:HungScorer"]
 
 
 @pytest.fixture
@@ -220,26 +174,32 @@ def samplers(configure: Any, monkeypatch: pytest.MonkeyPatch) -> Rollouts:
         return Role(**{**role, "target": f"{HERE}:FakeSampler"})
 
     monkeypatch.setattr(stages, "Role", light)
-    overrides = {"rollout": {"workers": 1}, "selection": {"candidates": 4, "keep": 2}}
-    return Rollouts(configure(**overrides))
+    overrides = {"rollout": {"workers": 1, "batch": 3}, "selection": {"candidates": 4, "keep": 2}}
+    return Rollouts(configure(max_staleness=1, **overrides))
+
+
+async def sampled(samplers: Rollouts, group_id: int, *, version: int) -> Any:
+    """The images of a group, in its order."""
+    requests = samplers.requests(PROMPT, group_id, version=version)
+    chunks = await asyncio.gather(*(samplers.sample(request) for request in requests))
+    return np.concatenate([await chunk.images for chunk in chunks])
 
 
 def published(version: int) -> Weights:
     flat = ray.put(np.full(1, 10.0 + version, dtype=np.float32))
-    return Weights(version=version, checksum=f"checksum of {version}", flat=flat)
+    return Weights(version=version, checksums=(ray.put(f"checksum of {version}"),), parts=(flat,))
 
 
 def test_a_restarted_sampler_gets_its_weights_before_it_samples(samplers: Rollouts) -> None:
     async def scenario() -> None:
         slot = samplers.pool.slots[0]
         await samplers.load(published(7))
-        before = await (await samplers.sample(PROMPT, 3, version=7)).images
+        before = await sampled(samplers, 3, version=7)
         os.kill((await call(slot, "ping", deadline=60))[0], signal.SIGKILL)
-        again = await samplers.sample(PROMPT, 3, version=7)
-        assert (await again.images).tolist() == before.tolist()
+        assert (await sampled(samplers, 3, version=7)).tolist() == before.tolist()
         assert before[:, 2].tolist() == [17.0] * 4
         assert samplers.pool.restarts == 1
-        assert slot.holds == "checksum of 7"
+        assert slot.holds == "7"
 
     asyncio.run(scenario())
 
@@ -248,15 +208,29 @@ def test_a_group_is_sampled_under_the_version_it_was_admitted_with(samplers: Rol
     async def scenario() -> None:
         for version in (4, 5):
             await samplers.load(published(version))
-        stale = await samplers.sample(PROMPT, 0, version=4)
-        assert (await stale.images)[0, 2] == 14.0
-        fresh = await samplers.sample(PROMPT, 0, version=5)
-        assert (await fresh.images)[0, 2] == 15.0
-        averaged = Weights(version=-6, checksum="averaged", flat=ray.put(np.full(1, 99.0)))
+        assert (await sampled(samplers, 0, version=4))[0, 2] == 14.0
+        fresh = await sampled(samplers, 0, version=5)
+        assert fresh[0, 2] == 15.0
+        averaged = Weights(version=-6, checksums=(ray.put("averaged"),), parts=(ray.put(np.full(1, 99.0)),))
         handle = await samplers.evaluate([PROMPT], [Noise(initial=1, path=0)], averaged)
         assert (await handle)[0, 1:].tolist() == [-6, 99.0]
-        again = await samplers.sample(PROMPT, 0, version=5)
-        assert (await again.images).tolist() == (await fresh.images).tolist()
+        assert (await sampled(samplers, 0, version=5)).tolist() == fresh.tolist()
+
+    asyncio.run(scenario())
+
+
+def test_a_group_is_sampled_in_chunks_of_a_forward_pass(samplers: Rollouts) -> None:
+    async def scenario() -> None:
+        await samplers.load(published(0))
+        requests = samplers.requests(PROMPT, 5, version=0)
+        assert [len(request.noises) for request in requests] == [3, 1]
+        chunks = [await samplers.sample(request) for request in requests]
+        assert [len(chunk.trajectories) for chunk in chunks] == [3, 1]
+        whole = SampleRequest(
+            group_id=5, prompt=PROMPT, noises=requests[0].noises + requests[1].noises, version=0
+        )
+        images = await (await samplers.sample(whole)).images
+        assert (await sampled(samplers, 5, version=0)).tolist() == images.tolist()
 
     asyncio.run(scenario())
 

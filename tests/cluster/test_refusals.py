@@ -137,12 +137,24 @@ def test_too_little_memory(refuse: Callable[..., str], set_free_memory: Any) -> 
     [
         (["--selection.keep", "7"], "must be even"),
         (["--selection.keep", "32"], "at most selection.candidates (16), got 32"),
-        (["--learner.ranks", "3"], "learner.ranks (3)"),
+        (["--learner.offload", "parameters"], "offload = 'parameters' needs zero_stage 3, got 1"),
         (["--steps", "x"], "steps"),
     ],
 )
 def test_values_that_do_not_fit(refuse: Callable[..., str], flags: list[str], part: str) -> None:
     assert part in refuse(*flags)
+
+
+def test_a_store_that_nothing_reaches(refuse: Callable[..., str]) -> None:
+    said = refuse("--checkpoints", "nosuch://bucket/runs")
+    assert "checkpoints: cannot reach nosuch://bucket/runs: Protocol not known: nosuch" in said
+
+
+def test_a_deepspeed_json_that_collides(refuse: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"gradient_clipping": 7}')
+    said = refuse("--learner.deepspeed", str(path))
+    assert f"learner.deepspeed: {path}: gradient_clipping is 7, but the run's own keys say 1.0" in said
 
 
 def test_resume_of_a_folder_that_is_no_run(tmp_path: Path, capsys: Capture) -> None:

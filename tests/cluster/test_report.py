@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from cluster.report import main, summary_table, write_report
-from cluster.report_charts import DARK, LIGHT, moving_average
+from cluster.report_charts import DARK, LIGHT, guard_chart, moving_average
 from cluster.report_data import NotARunError, load_run
 from cluster.report_format import MISSING, change, duration, show
 from cluster.report_heldout import evenly, held_out_story, verdict
@@ -54,6 +54,28 @@ def test_page_is_one_file_that_loads_nothing(run: Path) -> None:
     assert "@import" not in body
     assert (run / "report.html").stat().st_size < 9 * 2**20
     assert not list(run.glob(".*"))
+
+
+def test_the_guard_shows_its_lines_and_alarms(run: Path) -> None:
+    assert 'id="plot-guard"' in body_of(run)
+    assert (
+        "It gave 1 alarm: <strong>image_color_entropy</strong> fell from 1.3 to 0.6 at step 17."
+        in body_of(run)
+    )
+    chart = guard_chart(load_run(run))
+    assert chart is not None
+    lines = {line.get("name"): line for line in json.loads(chart.figure)["data"]}
+    entropy, cross = lines["color entropy"], lines[None]
+    assert entropy["y"][4] == pytest.approx(1.0)
+    assert entropy["y"][-1] < 0.5
+    assert (cross["x"], cross["y"]) == ([17], [entropy["y"][16]])
+
+
+def test_a_run_without_a_guard_has_no_panel(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not k.startswith(("image_", "alarms"))} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert "The guard" not in body_of(run)
 
 
 def test_page_says_what_the_run_is(run: Path) -> None:

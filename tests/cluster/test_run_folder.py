@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.checkpoints import MARKER, Checkpoints
 from cluster.errors import UserError
 from cluster.run_folder import RunFolder
 from cluster.settings import resolve
@@ -30,7 +28,9 @@ def folder(tmp_path: Path, configure: Any) -> RunFolder:
 def scores(*totals: float, strict: bool = False) -> Scores:
     values = np.array(totals, dtype=np.float64)
     verdict = (values > 0.5).astype(np.float64) if strict else None
-    return Scores(rewards={"one": values}, valid=np.isfinite(values), total=values, strict=verdict)
+    return Scores(
+        rewards={"one": values}, weights={"one": 1.0}, valid=np.isfinite(values), total=values, strict=verdict
+    )
 
 
 def drawn(count: int) -> list[tuple[Prompt, int, Noise]]:
@@ -113,69 +113,3 @@ def test_pairs_are_named_after_their_rows_of_the_ledger(folder: RunFolder) -> No
     shown = sorted((folder.images / "step-000007").iterdir())
     assert [path.name for path in shown] == ["g000012-c03.png", "g000012-c17.png"]
     assert np.asarray(Image.open(shown[1])).max() == 17
-
-
-class StandIn:
-    """Saves and restores as the learner does, a file per rank; may fail half-way."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.restored = ""
-        self.fails = False
-
-    async def save(self, folder: str) -> None:
-        assert Path(folder).is_absolute()
-        assert not (Path(folder) / MARKER).exists()
-        (Path(folder) / "rank-0").write_text("state")
-        if self.fails:
-            raise RuntimeError("the disk is full")
-        (Path(folder) / "rank-1").write_text("state")
-
-    async def restore(self, folder: str) -> None:
-        self.restored = folder
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path / "checkpoints", keep=2)
-
-
-@pytest.fixture
-def learner(tmp_path: Path) -> Any:
-    return StandIn(tmp_path)
-
-
-def test_a_checkpoint_is_marked_when_everything_is_written(checkpoints: Checkpoints, learner: Any) -> None:
-    asyncio.run(checkpoints.commit(3, learner))
-    assert sorted(path.name for path in checkpoints.path(3).iterdir()) == [MARKER, "rank-0", "rank-1"]
-    assert checkpoints.steps() == [3]
-
-
-def test_only_the_newest_checkpoints_are_kept(checkpoints: Checkpoints, learner: Any) -> None:
-    for step in (2, 9, 10, 11):
-        asyncio.run(checkpoints.commit(step, learner))
-    assert checkpoints.steps() == [10, 11]
-    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-10", "step-11"]
-
-
-def test_a_failed_checkpoint_is_none_and_the_older_ones_stay(checkpoints: Checkpoints, learner: Any) -> None:
-    for step in (1, 2):
-        asyncio.run(checkpoints.commit(step, learner))
-    learner.fails = True
-    with pytest.raises(RuntimeError, match="disk is full"):
-        asyncio.run(checkpoints.commit(3, learner))
-    assert checkpoints.steps() == [1, 2]
-    learner.fails = False
-    asyncio.run(checkpoints.commit(3, learner))
-    assert checkpoints.steps() == [2, 3]
-    assert (checkpoints.path(3) / "rank-1").exists()
-
-
-def test_restore_names_the_folder_of_the_step(checkpoints: Checkpoints, learner: Any) -> None:
-    asyncio.run(checkpoints.commit(4, learner))
-    asyncio.run(checkpoints.restore(4, learner))
-    assert learner.restored == str(checkpoints.path(4).absolute())
-
-
-def test_no_folder_means_no_checkpoints(checkpoints: Checkpoints) -> None:
-    assert checkpoints.steps() == []

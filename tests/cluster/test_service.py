@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.cluster.service import (
     ledger_of,
     metrics_of,
     prepare,
+    services,
     survivors,
     timeless,
 )  # fmt: skip
@@ -32,8 +34,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 Start = Callable[..., Service]
 REQUIRED = """
     step policy_version staleness reward_mean reward_std margin_mean zero_margin_groups candidates valid
-    selected loss ratio_mean ratio_max_deviation clip_fraction kl grad_norm learning_rate seconds_sample
-    seconds_score seconds_select seconds_learn seconds_broadcast seconds_step
+    selected image_color_entropy image_pairwise_distance loss ratio_mean ratio_max_deviation
+    clip_fraction kl grad_norm learning_rate seconds_sample seconds_score seconds_select seconds_learn
+    seconds_broadcast seconds_step
 """.split()
 
 
@@ -42,16 +45,13 @@ def start(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> It
     """Start the service in a new folder; what a failed test left running is ended."""
     home = tmp_path_factory.mktemp("service")
     inputs = prepare(home, pipeline_folder)
-    started: list[Service] = []
+    with services() as started:
 
-    def begin(name: str, *flags: str) -> Service:
-        folder = home / name
-        started.append(Service(["shapes", *FLAGS, *inputs, "--folder", str(folder), *flags], folder))
-        return started[-1]
+        def begin(name: str, *flags: str) -> Service:
+            folder = home / name
+            return started(["shapes", *FLAGS, *inputs, "--folder", str(folder), *flags], folder)
 
-    yield begin
-    for service in started:
-        service.end()
+        yield begin
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +205,42 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert ledger_of(folder) == ledger_of(finished.folder)
     for path in (finished.folder / "eval").iterdir():
         assert pq.read_table(path) == pq.read_table(folder / "eval" / path.name)
+
+
+def test_a_guard_that_pauses_leaves_a_run_that_can_go_on(start: Start) -> None:
+    eager = ["--guard.steps", "2", "--guard.change", "0.001", "--guard.sigmas", "0"]
+    service = start("paused", "--guard.action", "pause", *eager)
+    assert service.finish() == 130, service.output
+    *_, last = metrics_of(service.folder)
+    assert last["step"] == 4
+    assert set(last["alarms"]) & {"image_color_entropy", "image_pairwise_distance", "image_jpeg_size"}
+    assert "step 4: guard: image_" in service.output
+    assert f"python -m cluster.train --resume {service.folder}" in service.output
+    resumed = Service(["--resume", str(service.folder), "--guard.action", "warn"], service.folder)
+    assert resumed.finish() == 0, resumed.output
+    assert metrics_of(service.folder)[-1]["step"] == STEPS
+
+
+def test_a_reward_that_always_fails_ends_the_run_with_its_own_error(start: Start) -> None:
+    service = start("broken", "--rewards", json.dumps([{"name": "tests.cluster.scorers:BrokenScorer"}]))
+    assert service.finish() == 1, service.output
+    assert "Traceback" not in service.output
+    assert "failed: reward 'tests.cluster.scorers:BrokenScorer': 8 calls in" in service.output
+    assert "RuntimeError: the detector is out of order" in service.output
+
+
+@pytest.mark.parametrize(("step", "every"), [(1, "100"), (3, "2")], ids=["no checkpoint", "a checkpoint"])
+def test_the_same_command_continues_a_run_that_was_killed(
+    start: Start, finished: Service, step: int, every: str
+) -> None:
+    flags = (f"again-{step}", "--auto-resume", "--checkpoint_every", every)
+    killed = start(*flags)
+    killed.wait_for_step(step)
+    killed.end()  # SIGKILL of everything at once: samplers, learner, Ray's own processes and the driver
+    again = start(*flags)
+    assert again.finish() == 0, again.output
+    assert timeless(again.folder) == timeless(finished.folder)
+    assert ledger_of(again.folder) == ledger_of(finished.folder)
 
 
 def test_ctrl_c_while_the_actors_start_leaves_nothing_behind(start: Start) -> None:

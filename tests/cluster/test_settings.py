@@ -82,8 +82,12 @@ def test_judges_default_to_the_training_rewards() -> None:
         (["--rollout.dynamics", "cps", "--rollout.noise_level", "1.2"], ["noise_level", "1.2", "cps"]),
         (["--selection.keep", "7"], ["selection.keep", "even", "noise_margin", "7"]),
         (["--selection.keep", "32"], ["selection.keep", "selection.candidates (16)", "32"]),
+        (["--selection.margin", "each", "--selection.strategy", "all"], ["'each'", "noise_margin", "all"]),
+        (["--combine", "sum"], ["combine", "'raw' or 'standardised'", "'sum'"]),
+        (["--guard.action", "stop"], ["guard.action", "'pause'", "'stop'"]),
+        (["--rewards", '[{"name": "jpeg", "batch": 0}]'], ["rewards.0.batch", "greater than or equal to 1"]),
         (["--selection.strategy", "best"], ["selection.strategy", "'noise_margin'", "'best'"]),
-        (["--learner.ranks", "3"], ["groups_per_step (8)", "learner.ranks (3)"]),
+        (["--learner.offload", "parameters"], ["learner", "needs zero_stage 3, got 1"]),
         (["--learner.kl", "other"], ["learner.kl", "'flow_grpo'", "'other'"]),
         (["--rewards", "[]"], ["rewards", "at least 1", "[]"]),
         (["--rewards", '[{"name": "jpeg"}, {"name": "jpeg"}]'], ["listed once", "jpeg, jpeg"]),
@@ -144,3 +148,30 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=r"odd\.toml"):
         read_toml(str(path))
+
+
+@pytest.mark.parametrize(
+    ("reward", "refused"),
+    [
+        ({"name": "shapes"}, False),
+        ({"name": "quality", "scorer": "jpeg", "weight": 0}, False),
+        ({"name": "shapes", "scorer": "jpeg"}, True),
+        ({"name": "shapes", "options": {"strict": True}}, True),
+    ],
+)
+def test_an_evaluation_reward_is_the_training_one_or_has_a_name_of_its_own(
+    configure: Any, reward: dict[str, Any], refused: bool
+) -> None:
+    if refused:
+        with pytest.raises(UserError, match="give it a name of its own, and scorer = '"):
+            configure(eval_rewards=[reward])
+        return
+    (judge,) = configure(eval_rewards=[reward]).judges
+    assert judge.target == reward.get("scorer", reward["name"])
+
+
+def test_actors_can_be_placed_by_the_names_of_their_roles(configure: Any) -> None:
+    nodes = {"rollout": "sampler", "learner": "learner", "selector": "learner", "shapes": "learner"}
+    assert configure(cluster={"nodes": nodes}).cluster.nodes == nodes
+    with pytest.raises(UserError, match=r"cluster\.nodes: no sampler; there is rollout, learner"):
+        configure(cluster={"nodes": {"sampler": "spot"}})

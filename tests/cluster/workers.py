@@ -1,18 +1,17 @@
-"""Workers and scorers of the tests: plain classes that the actors import by their name, without torch."""
+"""Workers of the tests: plain classes that the actors import by their name, without torch."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.scorer import Judgement, Traits
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, Weights
+from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory
+from tests.cluster.scorers import is_first
 
 
 class Echo:
@@ -24,6 +23,9 @@ class Echo:
 
     def ping(self) -> str:
         return self.greeting
+
+    def variable(self, name: str) -> str:
+        return os.environ[name]
 
     def pid(self) -> int:
         return os.getpid()
@@ -39,8 +41,7 @@ class Echo:
 
     def sleep_once(self, marker: str, seconds: float) -> int:
         """Hang the first time that anyone is asked, and answer the second time."""
-        if not Path(marker).exists():
-            Path(marker).touch()
+        if is_first(marker):
             time.sleep(seconds)
         return os.getpid()
 
@@ -60,14 +61,14 @@ class Unbuildable:
 class FakeSampler:
     """Has the interface of `rollout.worker.RolloutWorker`; images show the seeds and the weights."""
 
-    def __init__(self, model: Any, rollout: Any, seed: int) -> None:
+    def __init__(self, model: Any, rollout: Any, seed: int, keep_means: bool) -> None:
         self.version, self.value = -1, 0.0
 
     def ping(self) -> int:
         return os.getpid()
 
-    def load(self, weights: Weights, flat: NDArray[np.float32]) -> int:
-        self.version, self.value = weights.version, float(flat[0])
+    def load(self, version: int, part: int, parts: int, digest: str, flat: NDArray[np.float32]) -> int:
+        self.version, self.value = version, float(flat[0])
         return self.version
 
     def sample(self, request: SampleRequest) -> tuple[Any, ...]:
@@ -80,31 +81,3 @@ class FakeSampler:
 
     def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[Any]]:
         return len(prompts), np.array([[noise.initial % 251, self.version, self.value] for noise in noises])
-
-
-class Scorer:
-    """Scores an image by its first value."""
-
-    traits: ClassVar[Traits] = Traits(low=0.0, high=255.0)
-
-    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        values = images[:, 0, 0, 0].astype(np.float64)
-        return Judgement(values=values, valid=np.ones(len(images), dtype=np.bool_))
-
-    @classmethod
-    def check(cls, prompt: Prompt) -> None: ...
-
-
-class BrokenScorer(Scorer):
-    """Fails at every call."""
-
-    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        raise RuntimeError("the detector is out of order")
-
-
-class HungScorer(Scorer):
-    """Never answers in time."""
-
-    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        time.sleep(60)
-        return super().__call__(images, prompts)

@@ -1,0 +1,66 @@
+"""The run's metrics on Ray's Prometheus endpoint, where Ray puts its own ``ray_`` before every name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from ray.util.metrics import Gauge
+
+from cluster.stages import Stages
+
+PREFIX: Final = "noisemargin"
+FAMILIES: Final = {"seconds": "stage"}
+"""First words of metric names that become one gauge with the rest of the name as a tag."""
+
+
+class Prometheus:
+    """Sets a gauge for every number of a metrics line, and for what the pools hold at that moment.
+
+    Tags are the run's name and a stage, reward or sampler: few, because each combination is a series, which
+    Ray multiplies by its own tags.
+    """
+
+    def __init__(self, run: str, stages: Stages) -> None:
+        """Say which run this is; Ray must have been started."""
+        self.run, self.stages = run, stages
+        self.gauges: dict[str, Gauge] = {}
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Show one line of metrics; what is missing from it (None, not a number) keeps its last value."""
+        for name, tags, value in (*_line(metrics), *_pools(self.stages)):
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._gauge(name, tuple(tags)).set(float(value), {"run": self.run, **tags})
+
+    def _gauge(self, name: str, tags: tuple[str, ...]) -> Gauge:
+        if name not in self.gauges:
+            self.gauges[name] = Gauge(f"{PREFIX}_{name}", f"{name} of the run", ("run", *tags))
+        return self.gauges[name]
+
+
+Sample = tuple[str, dict[str, str], Any]
+
+
+def _line(metrics: Mapping[str, Any]) -> Iterator[Sample]:
+    for name, value in metrics.items():
+        family, _, rest = name.partition("_")
+        whole, _, step = name.partition(".t")
+        if family in FAMILIES:
+            yield family, {FAMILIES[family]: rest}, value
+        elif step:
+            yield f"step_{whole}", {"denoising_step": step}, value
+        else:
+            yield name, {}, value
+    if "valid" in metrics:
+        yield "missing_rewards", {}, metrics["candidates"] - metrics["valid"]
+
+
+def _pools(stages: Stages) -> Iterator[Sample]:
+    pools = {"sample": stages.rollouts.pool, "select": stages.selector.pool}
+    pools |= {name: shards.pool for name, shards in stages.rewards.shards.items()}
+    for stage, pool in pools.items():
+        yield "queue", {"stage": stage}, sum(slot.waiting for slot in pool.slots)
+    for slot in stages.rollouts.pool.slots:
+        if slot.holds.isdecimal():  # what averages an evaluation has a negative one
+            yield "weights_version", {"sampler": str(slot.number)}, int(slot.holds)

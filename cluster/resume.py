@@ -1,0 +1,94 @@
+"""Continuing a run: which checkpoint, and whether the configuration is still the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from typing import Any, Final
+
+from cluster.checkpoints import Checkpoints, Commit, installed
+from cluster.errors import UserError
+from cluster.run_folder import RunFolder
+from cluster.settings import RunSettings, resolve
+
+SAFE: Final = (
+    "folder", "preset", "steps", "eval_every", "image_every", "checkpoint_every", "checkpoints",
+    "keep_checkpoints", "max_empty_batches", "cluster.*", "rollout.workers", "rollout.gpus",
+    "rollout.threads", "learner.ranks", "learner.gpus", "learner.threads", "learner.bucket_mb",
+    "learner.max_skipped", "rewards.*.workers", "rewards.*.gpus", "rewards.*.deadline",
+    "rewards.*.threads", "rewards.*.max_wait", "rewards.*.attempts", "rewards.*.runtime_env*",
+    "eval_rewards.*.workers", "eval_rewards.*.gpus", "eval_rewards.*.deadline", "eval_rewards.*.threads",
+    "eval_rewards.*.max_wait", "eval_rewards.*.attempts", "eval_rewards.*.runtime_env*", "guard.*",
+)  # fmt: skip
+"""What a run may change when it continues: how long, where and how it runs, not what it computes."""
+
+
+def resumable(settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints) -> Commit:
+    """The newest committed checkpoint, once it is known to fit; the run folder forgets what came after.
+
+    Raises:
+        UserError: if there is none, it is damaged, or the configuration says something else than it did.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"--resume: {checkpoints.root} holds no committed checkpoint")
+    commit = checkpoints.read(steps[-1])
+    _check_unchanged(commit.settings, settings)
+    if commit.step > settings.steps:
+        raise UserError(f"--resume: the run has done {commit.step} steps, more than steps = {settings.steps}")
+    folder.rewind(commit.step)
+    return commit
+
+
+def started_before(settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints) -> Commit | None:
+    """What an attempt before this one left: its newest checkpoint, or none and a folder to start over in.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or the folder is another run's.
+    """
+    if not folder.config.exists():  # a first attempt, or only the checkpoints have survived, elsewhere
+        folder.create(settings)
+    if checkpoints.steps():
+        return resumable(settings, folder, checkpoints)
+    _check_unchanged(resolve(str(folder.config), {}).model_dump(mode="json"), settings)
+    folder.rewind(-1)
+    return None
+
+
+def changed_packages(commit: Commit) -> str:
+    """The packages that differ from the checkpoint's, in words; empty when none does."""
+    now = installed()
+    before = commit.packages.items()
+    return ", ".join(f"{name} {was} -> {now.get(name)}" for name, was in before if now.get(name) != was)
+
+
+def _check_unchanged(before: dict[str, Any], settings: RunSettings) -> None:
+    old, new = dict(_flat(before)), dict(_flat(settings.model_dump(mode="json")))
+    changes = [
+        f"  {key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _safe(key, settings)
+    ]
+    if changes:
+        raise UserError(
+            "--resume: the configuration differs from the run's, so this would be another one:\n"
+            + "\n".join(changes)
+            + "\nleave these as they were, or start a new run"
+        )
+
+
+def _safe(key: str, settings: RunSettings) -> bool:
+    if key == "steps":  # other schedules end with the run, so its length is part of every step
+        return settings.learner.schedule == "constant"
+    return any(fnmatch(key, pattern) for pattern in SAFE)
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+    elif isinstance(values, list) and values and isinstance(values[0], Mapping):
+        for number, value in enumerate(values):
+            yield from _flat(value, f"{prefix}.{number}")
+    else:
+        yield prefix, values

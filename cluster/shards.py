@@ -1,0 +1,196 @@
+"""The shards of one reward: images in, a judgement out, in calls of a bounded size to whoever is free."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+
+from ray.exceptions import RayTaskError
+
+from cluster.placement import Role
+from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
+from rewards.scorer import Judgement, cut, join, missing
+from rewards.settings import RewardSettings
+from rollout.records import Handle, Prompt
+
+ENOUGH: Final = 1.4
+"""Deadlines without a success after which nothing more is tried, so that all is over within two."""
+LAST: Final = 1.9
+"""Deadlines after which the last try ends; what is left of two is for stopping the run."""
+STREAK: Final = 8
+"""Failures in a row that are no coincidence, however quickly they came."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Images from ``start`` on of those behind a handle: as many as there are prompts."""
+
+    images: Handle
+    prompts: tuple[Prompt, ...]
+    start: int = 0
+
+    def split(self, size: int) -> list[Span]:
+        """The same images in spans of at most ``size``."""
+        return [
+            Span(images=self.images, prompts=self.prompts[i : i + size], start=self.start + i)
+            for i in range(0, len(self.prompts), size)
+        ]
+
+
+class Drought:
+    """How long a reward has worked without a success, and whether it is broken rather than unlucky.
+
+    One that never succeeded is broken after two deadlines; one that did gets ``attempts`` times as long.
+    Time in which a shard starts does not let the next call have less than half a deadline.
+    """
+
+    def __init__(self, deadline: float, attempts: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock`` gives seconds."""
+        self.deadline, self.attempts, self.clock = deadline, attempts, clock
+        self.failures = 0
+        self._since = 0.0
+        self._waiting = self._worked = False
+
+    @property
+    def patience(self) -> int:
+        """How many times two deadlines it may last."""
+        return self.attempts if self._worked else 1
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the first call without a success started."""
+        return self.clock() - self._since
+
+    def begin(self) -> float:
+        """Count a call that starts now; returns the seconds it may take."""
+        if not self._waiting:
+            self._since, self._waiting = self.clock(), True
+        if not self.failures:
+            return self.deadline
+        left = LAST * self.patience * self.deadline - self.seconds
+        return min(self.deadline, max(self.deadline / 2, left))
+
+    def succeeded(self) -> None:
+        """A call came back: start from nothing."""
+        self.failures, self._waiting, self._worked = 0, False, True
+
+    def failed(self) -> bool:
+        """Count a call that failed; returns whether the reward is broken."""
+        self.failures += 1
+        long = self.failures > 1 and self.seconds >= ENOUGH * self.patience * self.deadline
+        return long or self.failures >= STREAK * self.patience
+
+
+class _Basket:
+    """Spans of several groups that wait for each other to travel in one call."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.full = asyncio.Event()
+        self.call: asyncio.Task[Judgement]
+
+    @property
+    def size(self) -> int:
+        return sum(len(span.prompts) for span in self.spans)
+
+
+class Shards:
+    """The pool of one reward. A call goes to a shard when it is free, so what waits, waits as a handle.
+
+    Calls are cut from what was sampled together, which does not depend on time or on the number of shards;
+    only with ``max_wait`` are they merged as they happen to come, and then a model whose last bits depend
+    on the batch does not give the same bits again.
+    """
+
+    def __init__(self, reward: RewardSettings, *, groupwise: bool, node: str | None = None) -> None:
+        """Start the shards; ``groupwise`` ones get each group whole, in a call of its own.
+
+        ``node`` is the role of the Ray nodes that they have to be on.
+        """
+        role = Role(
+            name=reward.name, target="rewards.worker:RewardWorker",
+            arguments={"name": reward.target, "options": reward.options},
+            gpus=reward.gpus, threads=reward.threads, runtime_env=reward.runtime_env, node=node,
+        )  # fmt: skip
+        self.name, self.batch, self.max_wait = reward.name, reward.batch, reward.max_wait
+        self.groupwise = groupwise
+        self.pool = Pool(role, reward.workers, reward.deadline, reward.attempts)
+        self.failure = ""
+        self._turns = asyncio.Semaphore(reward.workers)
+        self._drought = Drought(reward.deadline, reward.attempts)
+        self._basket: _Basket | None = None
+
+    async def judge(self, spans: Sequence[Span]) -> Judgement:
+        """Score spans, in their order; what no attempt could score is missing.
+
+        Raises:
+            PoolError: if the reward is broken.
+        """
+        if self.groupwise:
+            return await self._send(spans)
+        pieces = chain.from_iterable(span.split(self.batch) for span in spans)
+        send = self._merged if self.max_wait else self._alone
+        return join(await asyncio.gather(*(send(piece) for piece in pieces)))
+
+    async def _alone(self, span: Span) -> Judgement:
+        return await self._send([span])
+
+    async def _merged(self, span: Span) -> Judgement:
+        basket = self._basket
+        if basket is None or basket.size + len(span.prompts) > self.batch:
+            self._close(basket)
+            basket = self._basket = _Basket()
+            basket.call = asyncio.create_task(self._send(basket.spans, basket))
+        start = basket.size
+        basket.spans.append(span)
+        if basket.size == self.batch:
+            self._close(basket)
+        # Shielded, since others wait for the same call.
+        return cut(await asyncio.shield(basket.call), start, start + len(span.prompts))
+
+    def _close(self, basket: _Basket | None) -> None:
+        if basket is not None:
+            basket.full.set()
+        if basket is self._basket:
+            self._basket = None
+
+    async def _send(self, spans: Sequence[Span], basket: _Basket | None = None) -> Judgement:
+        if basket is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(basket.full.wait(), self.max_wait)
+        async with self._turns:
+            self._close(basket)  # only now, so that it fills while every shard is busy
+            try:
+                judgement: Judgement = await self.pool.run(lambda slot: self._call(slot, spans))
+            except Broken:
+                raise
+            except PoolError as error:
+                self.failure = str(error)
+                return missing(sum(len(span.prompts) for span in spans))
+            return judgement
+
+    async def _call(self, slot: Slot, spans: Sequence[Span]) -> Any:
+        ranges = [(span.start, span.start + len(span.prompts)) for span in spans]
+        prompts = [prompt for span in spans for prompt in span.prompts]
+        images = [span.images for span in spans]
+        try:
+            found = await call(slot, "score_ranges", ranges, prompts, *images, deadline=self._drought.begin())
+        except (*LOST, RayTaskError) as error:
+            if self._drought.failed():
+                raise Broken(self._story(error)) from error
+            raise
+        self._drought.succeeded()
+        return found[0]
+
+    def _story(self, error: Exception) -> str:
+        count, seconds = self._drought.failures, self._drought.seconds
+        return f"reward {self.name!r}: {count} calls in {seconds:.0f} s and none succeeded: {reason(error)}"
+
+
+class Broken(PoolError):
+    """A reward that has stopped working; the message holds its own error."""

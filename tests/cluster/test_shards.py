@@ -1,0 +1,224 @@
+"""Shards without Ray: how images become calls, and when a reward counts as broken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import shards as module
+from cluster.pools import PoolError
+from cluster.shards import Drought, Shards, Span
+from rewards.scorer import Judgement
+from rewards.settings import RewardSettings
+from rollout.records import Prompt
+
+
+class FakePool:
+    """Runs work at once; notes what is asked of it and how much at a time."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.calls: list[list[tuple[int, int]]] = []
+        self.running = self.most = 0
+        self.fails: Callable[[int], bool] = lambda number: False
+
+    async def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            return await work(SimpleNamespace())
+        finally:
+            self.running -= 1
+
+    async def call(
+        self, slot: Any, method: str, ranges: Any, prompts: Any, *images: Any, deadline: float
+    ) -> list[Any]:
+        self.calls.append(list(ranges))
+        number = len(self.calls)
+        await asyncio.sleep(0.01)
+        if self.fails(number):
+            raise PoolError(f"call {number} failed")
+        values = [10 * handle + i for handle, (a, b) in zip(images, ranges, strict=True) for i in range(a, b)]
+        assert len(values) == len(prompts)
+        return [Judgement(values=np.array(values, float), valid=np.ones(len(values), bool))]
+
+
+Make = Callable[..., tuple[Shards, FakePool]]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Shards over a pool that answers 10 * handle + position."""
+
+    def build(*, groupwise: bool = False, **settings: Any) -> tuple[Shards, FakePool]:
+        pool = FakePool()
+        monkeypatch.setattr(module, "Pool", lambda *arguments: pool)
+        monkeypatch.setattr(module, "call", pool.call)
+        return Shards(RewardSettings(name="jpeg", **settings), groupwise=groupwise), pool
+
+    return build
+
+
+def span(handle: int, count: int) -> Span:
+    return Span(images=handle, prompts=tuple(Prompt(index=i, text="") for i in range(count)))
+
+
+def judged(shards: Shards, *groups: Sequence[Span]) -> list[list[float]]:
+    async def scenario() -> list[Judgement]:
+        return await asyncio.gather(*(shards.judge(spans) for spans in groups))
+
+    return [judgement.values.tolist() for judgement in asyncio.run(scenario())]
+
+
+def test_images_are_split_into_calls_and_put_together_in_order(make: Make) -> None:
+    shards, pool = make(batch=3, workers=2)
+    assert judged(shards, [span(1, 8)]) == [list(range(10, 18))]
+    assert pool.calls == [[(0, 3)], [(3, 6)], [(6, 8)]]
+    assert pool.most == 2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_cut_does_not_depend_on_shards_or_company(make: Make, workers: int) -> None:
+    shards, pool = make(batch=4, workers=workers)
+    judged(shards, [span(1, 6)], [span(2, 6)])
+    assert sorted(pool.calls) == [[(0, 4)], [(0, 4)], [(4, 6)], [(4, 6)]]
+    assert pool.most == workers
+
+
+def test_a_group_that_is_judged_as_one_is_never_cut(make: Make) -> None:
+    shards, pool = make(batch=3, groupwise=True)
+    assert judged(shards, [span(1, 4), span(2, 2)]) == [[10, 11, 12, 13, 20, 21]]
+    assert pool.calls == [[(0, 4), (0, 2)]]
+
+
+def test_small_calls_wait_for_company_up_to_the_batch(make: Make) -> None:
+    shards, pool = make(batch=8, max_wait=5.0)
+    groups = [[span(handle, 4)] for handle in range(4)]
+    assert judged(shards, *groups) == [[10 * h + i for i in range(4)] for h in range(4)]
+    assert pool.calls == [[(0, 4), (0, 4)]] * 2
+
+
+def test_company_that_does_not_fit_goes_on_its_own(make: Make) -> None:
+    shards, pool = make(batch=8, max_wait=0.05)
+    assert judged(shards, [span(0, 6)], [span(1, 6)]) == [list(range(6)), list(range(10, 16))]
+    assert pool.calls == [[(0, 6)], [(0, 6)]]
+
+
+def test_nobody_waits_longer_than_allowed(make: Make) -> None:
+    shards, pool = make(batch=100, max_wait=0.05)
+
+    async def scenario() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await shards.judge([span(1, 2)])
+        return loop.time() - began
+
+    assert 0.05 <= asyncio.run(scenario()) < 2
+    assert pool.calls == [[(0, 2)]]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), batch=st.integers(1, 8), merge=st.booleans()
+)
+def test_every_image_is_scored_once_whatever_the_cut(sizes: list[int], batch: int, merge: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        pool = FakePool()
+        patch.setattr(module, "Pool", lambda *arguments: pool)
+        patch.setattr(module, "call", pool.call)
+        shards = Shards(
+            RewardSettings(name="jpeg", batch=batch, workers=2, max_wait=0.001 if merge else 0),
+            groupwise=False,
+        )
+        found = judged(shards, *([span(handle, size)] for handle, size in enumerate(sizes)))
+    assert found == [[10 * handle + i for i in range(size)] for handle, size in enumerate(sizes)]
+    assert max(sum(b - a for a, b in call) for call in pool.calls) <= batch
+
+
+@pytest.mark.parametrize("max_wait", [0, 0.02])
+def test_a_call_that_fails_leaves_only_its_own_images_missing(make: Make, max_wait: float) -> None:
+    shards, pool = make(batch=2, max_wait=max_wait)
+    pool.fails = lambda number: number == 2
+    (values,) = judged(shards, [span(1, 6)])
+    assert np.isnan(values).tolist() == [False, False, True, True, False, False]
+    assert shards.failure == "call 2 failed"
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def fail(drought: Drought, clock: Clock, seconds: float | None = None, restart: float = 0.0) -> bool:
+    """One call after a restart; without ``seconds`` it hangs as long as it may."""
+    clock.now += restart
+    allowed = drought.begin()
+    clock.now += allowed if seconds is None else min(seconds, allowed)
+    return drought.failed()
+
+
+@pytest.mark.parametrize("restart", [0.0, 1.0, 3.0])
+def test_a_reward_that_always_hangs_is_broken_within_two_deadlines(clock: Clock, restart: float) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    assert not fail(drought, clock)
+    assert fail(drought, clock, restart=restart)
+    assert clock.now - 100 < 20
+
+
+def test_a_slow_start_never_takes_half_a_deadline_from_the_second_call(clock: Clock) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    assert not fail(drought, clock)
+    clock.now += 60
+    assert drought.begin() == 5.0
+    drought.succeeded()
+    assert drought.begin() == 10.0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 2.0, 3.9, 7.0, 9.9])
+def test_a_reward_that_always_raises_is_broken_within_two_deadlines(clock: Clock, seconds: float) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    while not fail(drought, clock, seconds):
+        assert drought.failures < 10
+    assert clock.now - 100 < 20
+
+
+def test_one_slow_call_breaks_nothing(clock: Clock) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    for _ in range(50):
+        assert not fail(drought, clock, restart=2.0)
+        drought.begin()
+        drought.succeeded()
+
+
+def test_a_reward_that_worked_gets_more_patience_but_not_forever(clock: Clock) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    drought.begin()
+    drought.succeeded()
+    hung = [fail(drought, clock) for _ in range(5)]
+    assert hung[:4] == [False] * 4
+    assert hung[4]
+    assert clock.now - 100 <= 60
+
+
+def test_time_without_work_is_no_drought(clock: Clock) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    drought.begin()
+    drought.succeeded()
+    clock.now += 1000
+    assert not fail(drought, clock)
+    assert not fail(drought, clock)
