@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format clean
+.PHONY: help train test study lint format clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -16,6 +16,13 @@ train: $(READY)  ## train the bundled model on composition; ends with a table an
 test: lint  ## lint, type check, and run the tests with coverage
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=90
+
+study: $(READY)  ## run the whole study on the bundled tasks (hours; it resumes) and remake RESULTS.md
+	@for task in shapes words preference; do \
+	    $(BIN)/python -m cluster.study variance $$task --learner.threads 1 && \
+	    $(BIN)/python -m cluster.study preview $$task --learner.threads 1 && \
+	    $(BIN)/python -m cluster.study compare $$task --learner.threads 1 || exit 1; done
+	@$(BIN)/python -m cluster.study report
 
 lint: $(READY)  ## check style, format and types
 	@echo "==> style, format, types"
