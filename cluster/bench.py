@@ -33,6 +33,7 @@ from cluster.guard import Guard
 from cluster.loop import Produced, Run, produce, train_step
 from cluster.placement import connect
 from cluster.preflight import check
+from cluster.process import leave
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings, parse_overrides, resolve
 from cluster.solo import load_scorers, score
@@ -193,4 +194,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

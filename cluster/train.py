@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
-import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -30,6 +28,7 @@ from cluster.loop import Run, RunStopped, train
 from cluster.placement import connect
 from cluster.pools import PoolError
 from cluster.preflight import Inputs, check, plan
+from cluster.process import leave
 from cluster.prometheus import Prometheus
 from cluster.report import summary_table, write_report
 from cluster.resume import changed_packages, resumable, started_before
@@ -188,18 +187,5 @@ def _farewell(settings: RunSettings, folder: RunFolder, done: int, seconds: floa
     return INTERRUPTED
 
 
-def _exit(status: int) -> NoReturn:
-    """End the process; after a stop or a failure, without taking the interpreter apart.
-
-    Calls that were given up leave callbacks in Ray's threads, which crash when the interpreter goes first.
-    """
-    if status == 0:
-        sys.exit(0)
-    atexit._run_exitfuncs()  # Ray's own, which ends its processes
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 if __name__ == "__main__":
-    _exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -9,9 +9,24 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cluster.process import leave
+
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+STATUS = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remember how the tests went, for when everything has been reported."""
+    session.config.stash[STATUS] = exitstatus
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End as a run does: calls that tests gave up would crash an interpreter that is taken apart."""
+    if STATUS in config.stash:
+        leave(config.stash[STATUS])
 
 
 @pytest.fixture(scope="session")
