@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from cluster.errors import UserError
 from cluster.settings import RunSettings
@@ -16,17 +17,39 @@ BASELINE: Final = "flowgrpo"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A strategy, how many times it oversamples, what stays as in the baseline, and how advantages scale."""
+    """A strategy, how many times it oversamples, what stays as in the baseline, and how advantages scale.
+
+    ``previews`` counts initial noises in multiples of the baseline's candidates; ``rollout`` changes how
+    noise is drawn.
+    """
 
     strategy: StrategyName
     oversample: int = 1
     mode: BudgetMode = "fixed_train"
     rms_match: bool = False
+    previews: int = 0
+    rollout: Mapping[str, Any] = field(default_factory=dict)
     what: str
 
 
-def _margin(oversample: int, what: str, *, mode: BudgetMode = "fixed_train", rms: bool = False) -> Arm:
-    return Arm(strategy="noise_margin", oversample=oversample, mode=mode, rms_match=rms, what=what)
+def _margin(
+    oversample: int,
+    what: str,
+    *,
+    mode: BudgetMode = "fixed_train",
+    rms: bool = False,
+    previews: int = 0,
+    **rollout: Any,
+) -> Arm:
+    return Arm(
+        strategy="noise_margin",
+        oversample=oversample,
+        mode=mode,
+        rms_match=rms,
+        previews=previews,
+        rollout=rollout,
+        what=what,
+    )
 
 
 ARMS: Final[dict[str, Arm]] = {
@@ -42,6 +65,12 @@ ARMS: Final[dict[str, Arm]] = {
     "max_variance_2x": Arm(strategy="max_variance", oversample=2, what="most varied half of 2x (PODS)"),
     "global_margin_2x": Arm(strategy="global_margin", oversample=2, what="widest margins of the batch"),
     "prompt_filter_2x": Arm(strategy="prompt_filter", oversample=2, what="2x prompts, the most varied half"),
+    "screened_4x": Arm(
+        strategy="all", previews=4, what="4x one-step previews, the most promising 1x finished"
+    ),
+    "screened_4x_margin_2x": _margin(2, "4x previews, 2x finished, widest margins of them", previews=4),
+    "branched_2x": _margin(2, "2x as 4 paths from each initial noise", branches=4, window_start=1),
+    "antithetic_2x": _margin(2, "2x, initial noises in opposite pairs", antithetic=True),
 }
 """Every arm by its name on the command line."""
 
@@ -67,7 +96,8 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
             "rms_match": arm.rms_match,
         }
         values = base.model_dump()
-        values["selection"] |= chosen
+        values["selection"] |= chosen | {"previews": arm.previews * base.selection.keep}
+        values["rollout"] |= arm.rollout
         return RunSettings.model_validate(values | {"groups_per_step": budget.groups})
     except ValueError as error:
         raise UserError(f"arm {name}: {error}") from None

@@ -21,8 +21,9 @@ from cluster.stages import Stages
 from learner.records import Update
 from rewards.combine import Scores
 from rollout.prompts import prompt_at
-from rollout.records import CandidateGroup, Chunk, Prompt, SampleRequest
+from rollout.records import CandidateGroup, Chunk, Noise, Prompt, SampleRequest
 from selection.records import Selection
+from selection.selector import screen
 
 PAIRS_SHOWN: Final = 4
 RATIO_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -99,13 +100,26 @@ async def train(run: Run, start: int) -> int:
 async def produce(run: Run, group_id: int, *, version: int) -> Produced:
     """One group: oversample its noise, and score every candidate with every reward as they come."""
     prompt, rollouts = prompt_at(run.prompts, run.settings.seed, group_id), run.stages.rollouts
-    requests = rollouts.requests(prompt, group_id, version=version)
+    noises = await _noises(run, prompt, group_id, version)
+    requests = rollouts.requests(prompt, group_id, noises, version=version)
     chunks = [asyncio.ensure_future(rollouts.sample(request)) for request in requests]
     scoring = run.stages.rewards.score(prompt, chunks)
     (group, sampled), (scores, scored), observed = await asyncio.gather(
         _sampled(requests, chunks), _timed(scoring), _observed(run.stages.observer, chunks)
     )
     return Produced(group, scores, observed, sampled, scored)
+
+
+async def _noises(run: Run, prompt: Prompt, group_id: int, version: int) -> Sequence[Noise]:
+    """The noise of a group's candidates: drawn, or chosen among more by the scores of their previews."""
+    rollouts, selection = run.stages.rollouts, run.settings.selection
+    if not selection.previews:
+        return rollouts.noises(prompt, group_id, selection.candidates)
+    noises = rollouts.noises(prompt, group_id, selection.previews)
+    requests = rollouts.requests(prompt, group_id, noises, version=version)
+    chunks = [asyncio.ensure_future(rollouts.preview(request)) for request in requests]
+    scores = await run.stages.rewards.score(prompt, chunks)
+    return [noises[place] for place in screen(scores, selection, run.settings.seed, group_id)]
 
 
 async def _timed(scoring: Awaitable[Scores]) -> tuple[Scores, float]:

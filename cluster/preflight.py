@@ -121,15 +121,20 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     selection, rollout, learner = settings.selection, settings.rollout, settings.learner
     sampled = settings.groups_per_step * selection.candidates
     kept = settings.groups_per_step * selection.keep
-    branches = 2 if rollout.guidance > 1 else 1
+    halves = 2 if rollout.guidance > 1 else 1
+    previews = settings.groups_per_step * selection.previews
+    shared = sampled - sampled // rollout.branches  # whose steps before the window another one makes
+    passes = previews * rollout.preview_steps + sampled * rollout.steps - shared * rollout.window_start
     table = Table("", "per step", title="plan", title_justify="left")
     table.add_row("prompts", f"{settings.groups_per_step} of {len(inputs.train)}")
+    if previews:
+        table.add_row("initial noises previewed", f"{previews} ({selection.previews} per prompt)")
     table.add_row("candidates sampled", f"{sampled} ({selection.candidates} per prompt)")
     table.add_row("candidates trained, at most", f"{kept} ({selection.keep} per prompt)")
-    table.add_row("transformer passes, sampling", f"{sampled * rollout.steps * branches}")
-    table.add_row("transformer passes, training", f"{kept * rollout.trained_steps * branches}")
+    table.add_row("transformer passes, sampling", f"{passes * halves}")
+    table.add_row("transformer passes, training", f"{kept * rollout.trained_steps * halves}")
     table.add_row("optimizer steps", f"{learner.updates}")
-    table.add_row("images scored", f"{sampled} by {', '.join(r.name for r in settings.rewards)}")
+    table.add_row("images scored", f"{sampled + previews} by {', '.join(r.name for r in settings.rewards)}")
     table.add_row("held-out images", f"{len(inputs.held_out) * settings.eval_samples}")
     table.add_row("processes", ", ".join(f"{n} {kind}" for kind, n in processes(settings).items() if n))
     table.add_row("memory, estimated", f"{memory_gb(settings):.1f} GB")

@@ -116,11 +116,24 @@ class RunSettings(Settings):
                 raise ValueError(f"every reward may be listed once, got {', '.join(names)}")
         if all(reward.weight == 0 for reward in self.rewards):
             raise ValueError("at least one training reward needs a weight other than 0")
+        self._check_noise()
         named = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
         roles = ["rollout", "learner", "selector", "observer", *named]
         if unknown := self.cluster.nodes.keys() - set(roles):
             raise ValueError(f"cluster.nodes: no {', '.join(sorted(unknown))}; there is {', '.join(roles)}")
         return self
+
+    def _check_noise(self) -> None:
+        branches, selection = self.rollout.branches, self.selection
+        if selection.candidates % branches:
+            raise ValueError(
+                f"selection.candidates must be a multiple of rollout.branches ({branches}), "
+                f"got {selection.candidates}"
+            )
+        if branches > 1 and selection.previews:
+            raise ValueError(
+                "selection.previews choose initial noises one by one: rollout.branches must be 1"
+            )
 
 
 class _CommandLine(BaseSettings, RunSettings):

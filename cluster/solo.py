@@ -23,10 +23,10 @@ from rewards.settings import Combination, RewardSettings
 from rewards.worker import RewardWorker
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at
-from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
+from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory
 from rollout.worker import RolloutWorker
 from selection.records import Kept
-from selection.selector import Selector
+from selection.selector import Selector, screen
 
 Scorers = Mapping[str, RewardWorker]
 Sampled = tuple[NDArray[np.uint8], Conditioning, list[Trajectory]]
@@ -123,6 +123,7 @@ class Solo:
         learnt = self._update(step, selection.kept, by_group) if selection.kept else {}
         self._hand_over(step + 1)
         count = sum(len(images) for images, _, _ in sampled)
+        looked_at = count + len(groups) * self.settings.selection.previews
         return {
             **learnt,
             **selection.metrics,
@@ -132,8 +133,8 @@ class Solo:
             "trained": len(selection.kept),
             "forwards": self.meter.forwards - before[0],
             "backwards": self.meter.backwards - before[1],
-            "decodes": count,
-            "scores": count * len(rewards),
+            "decodes": looked_at,
+            "scores": looked_at * len(rewards),
         }
 
     def evaluate(self, step: int, drawn: Sequence[Drawn]) -> dict[str, float]:
@@ -147,10 +148,22 @@ class Solo:
         return {**eval_means(scores), "eval_diversity": diversity(images, prompts), **watch.lap("eval")}
 
     def _sample(self, step: int, group: int, prompt: Prompt) -> Sampled:
-        noises = candidate_noises(self.settings.seed, prompt.index, group, self.settings.selection.candidates)
+        noises = self._noises(step, group, prompt)
         request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=step)
         _, images, conditioning, *trajectories = self.sampler.sample(request)
         return images, conditioning, trajectories
+
+    def _noises(self, step: int, group: int, prompt: Prompt) -> tuple[Noise, ...]:
+        """Drawn, or chosen by their previews, as in the service."""
+        settings = self.settings
+        count = settings.selection.previews or settings.selection.candidates
+        noises = candidate_noises(settings.seed, prompt.index, group, count, settings.rollout)
+        if not settings.selection.previews:
+            return noises
+        request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=step)
+        _, images = self.sampler.preview(request)
+        scores = score(self.scorers, settings.rewards, images, [prompt] * count, settings.combine)
+        return tuple(noises[place] for place in screen(scores, settings.selection, settings.seed, group))
 
     def _update(self, step: int, kept: Sequence[Kept], sampled: Mapping[int, Sampled]) -> dict[str, float]:
         updates = self.settings.learner.updates

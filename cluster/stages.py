@@ -60,7 +60,7 @@ class Rollouts:
             gpus=rollout.gpus, threads=rollout.threads, node=settings.cluster.nodes.get("rollout"),
         )  # fmt: skip
         self.pool = Pool(role, rollout.workers, settings.cluster.deadline)
-        self.candidates, self.batch, self.seed = settings.selection.candidates, rollout.batch, settings.seed
+        self.settings, self.batch, self.seed = rollout, rollout.batch, settings.seed
         self.kept_versions = settings.max_staleness + 1
         self.published: dict[int, Weights] = {}
 
@@ -103,12 +103,17 @@ class Rollouts:
         loaded = asyncio.gather(*(asyncio.wrap_future(ref.future()) for ref in refs))
         await asyncio.wait_for(loaded, self.pool.deadline)
 
-    def requests(self, prompt: Prompt, group_id: int, *, version: int) -> list[SampleRequest]:
-        """One prompt's noise, oversampled, in chunks of a forward pass that are sampled by themselves."""
-        noises = candidate_noises(self.seed, prompt.index, group_id, self.candidates)
+    def noises(self, prompt: Prompt, group_id: int, count: int) -> tuple[Noise, ...]:
+        """One prompt's noise, oversampled."""
+        return candidate_noises(self.seed, prompt.index, group_id, count, self.settings)
+
+    def requests(
+        self, prompt: Prompt, group_id: int, noises: Sequence[Noise], *, version: int
+    ) -> list[SampleRequest]:
+        """Chunks of a forward pass that are sampled by themselves."""
         return [
             SampleRequest(
-                group_id=group_id, prompt=prompt, noises=noises[i : i + self.batch], version=version
+                group_id=group_id, prompt=prompt, noises=tuple(noises[i : i + self.batch]), version=version
             )
             for i in range(0, len(noises), self.batch)
         ]
@@ -125,6 +130,17 @@ class Rollouts:
         return Chunk(
             images=images, conditioning=conditioning, trajectories=tuple(trajectories), seconds=seconds
         )
+
+    async def preview(self, request: SampleRequest) -> Chunk:
+        """Preview a chunk: images to be scored, and no trajectories to learn from."""
+
+        async def work(slot: Slot) -> list[Any]:
+            await self._ensure(slot, self.published[request.version])
+            return await call(slot, "preview", request, returns=2, deadline=self.pool.deadline)
+
+        seconds, images = await self.pool.run(work)
+        nothing = (None,) * len(request.noises)
+        return Chunk(images=images, conditioning=None, trajectories=nothing, seconds=seconds)
 
     async def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights) -> Handle:
         """A handle of ODE images, one per prompt and noise, under the given (averaged) weights."""

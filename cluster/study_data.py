@@ -84,6 +84,9 @@ class ArmRun:
         return float(row[axis])
 
 
+PreviewKey = tuple[str, int, float]
+"""The kind of a preview (on the SDE's path, or an ODE of its own), its passes, and the noise level seen."""
+
 Runs = Mapping[str, Mapping[int, ArmRun]]
 """Runs by arm and seed."""
 
@@ -125,8 +128,8 @@ def load_variance(folder: Path) -> Variance | None:
     )
 
 
-def load_previews(folder: Path) -> dict[tuple[int, float], Agreement]:
-    """How well previews predict the end, by step and noise level; empty if none were scored.
+def load_previews(folder: Path) -> dict[PreviewKey, Agreement]:
+    """How well previews predict the end; empty if none were scored.
 
     Raises:
         UserError: if what lies there is not the study's, or no prompt's final rewards differ.
@@ -135,8 +138,9 @@ def load_previews(folder: Path) -> dict[tuple[int, float], Agreement]:
         return {}
     rows, _ = read_rows(folder / "preview.parquet")
     found = {}
-    for key in sorted({(row["step"], row["sigma"]) for row in rows}):
-        mine = [row for row in rows if (row["step"], row["sigma"]) == key]
+    kinds = [(row["kind"], row["passes"], row["sigma"]) for row in rows]
+    for key in sorted(set(kinds), reverse=True, key=lambda one: (one[0], -one[1])):
+        mine = [row for row, kind in zip(rows, kinds, strict=True) if kind == key]
         early, late = (_grid(mine, name) for name in ("preview", "reward"))
         whole = np.isfinite(early + late).all(1)
         try:

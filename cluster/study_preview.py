@@ -1,4 +1,4 @@
-"""Previews of candidates: the reward of the clean image that the policy predicts at each denoising step."""
+"""Previews of candidates: of the clean image predicted at each denoising step, and of a few ODE steps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from rollout.tensors import unpack
 from rollout.worker import RolloutWorker
 
 PREVIEWS: Final = "preview.parquet"
+ODE_STEPS: Final = (2, 3)
+"""Lengths of the ODE previews beside the one-step preview, which is the prediction at the first step."""
 
 
 def preview(
     settings: RunSettings, prompts: int, folder: Path, command: str, say: Callable[[str], None]
 ) -> None:
-    """Score every candidate of some prompts at every trained step and at the end; write one row of each.
+    """Score previews of every candidate of some prompts, and the candidate; write one row of each.
 
     Raises:
         UserError: if the folder holds results of other settings.
@@ -55,20 +57,36 @@ def _rows(
     _, images, conditioning, *trajectories = worker.sample(request)
     prompts = [prompt] * len(noises)
     finals = score(scorers, settings.rewards, images, prompts).total
+    previews = [*predictions(worker, conditioning, trajectories), *_ode_previews(worker, request)]
     return [
-        {"prompt": group, "candidate": i, "step": step, "sigma": sigma, "preview": float(early[i]),
-         "reward": float(finals[i])}
-        for step, sigma, predicted in predictions(worker, conditioning, trajectories)
-        for early in [score(scorers, settings.rewards, predicted, prompts).total]
+        {"prompt": group, "candidate": i, "kind": kind, "passes": passes, "sigma": sigma,
+         "preview": float(early[i]), "reward": float(finals[i])}
+        for kind, passes, sigma, seen in previews
+        for early in [score(scorers, settings.rewards, seen, prompts).total]
         for i in range(len(noises))
     ]  # fmt: skip
+
+
+Preview = tuple[str, int, float, NDArray[np.uint8]]
+"""What kind it is, how many passes it costs, the noise level that it looks from, and the images."""
+
+
+def _ode_previews(worker: RolloutWorker, request: SampleRequest) -> list[Preview]:
+    """The service's own previews, at several lengths."""
+    settings = worker.settings
+    found = []
+    for steps in ODE_STEPS:
+        worker.settings = settings.model_copy(update={"preview_steps": steps})
+        found.append(("ode", steps, 1.0, worker.preview(request)[1]))
+    worker.settings = settings
+    return found
 
 
 @torch.no_grad()
 def predictions(
     worker: RolloutWorker, conditioning: Conditioning, trajectories: Sequence[Trajectory]
-) -> list[tuple[int, float, NDArray[np.uint8]]]:
-    """(step, sigma, images) of x0 = x - sigma v at every stored step of a group's trajectories.
+) -> list[Preview]:
+    """The images of x0 = x - sigma v at every stored step of a group's trajectories.
 
     The velocity is the one that the step needs anyway, so that a preview costs a decode and a score.
     """
@@ -82,5 +100,5 @@ def predictions(
         timestep = schedule.timesteps[step].expand(len(latents)).to(device)
         x, sigma = latents[:, place], float(schedule.sigmas[step])
         velocity = policy.velocity(policy.transformer, x, timestep, repeated)
-        found.append((step, sigma, policy.decode(x - sigma * velocity).numpy()))
+        found.append(("path", step + 1, sigma, policy.decode(x - sigma * velocity).numpy()))
     return found

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cluster.arms import ARMS
 from cluster.report_format import MISSING, change, show
-from cluster.study_data import ArmRun, Compared, Gradients, Runs, Variance
+from cluster.study_data import ArmRun, Compared, Gradients, PreviewKey, Runs, Variance
 from selection.compare import Interval, Speedup
 from selection.gradients import Estimate
 from selection.preview import Agreement
@@ -25,6 +25,8 @@ MEANING: Final[Mapping[str, str]] = {
     "path": "what the SDE drew: the policy's own action, the part that the gradient can credit",
 }
 """What each component of the variance means for learning."""
+
+_PREVIEWS: Final = {"path": "clean image predicted on the SDE's path", "ode": "short ODE of the same noise"}
 
 SPEED_AXES: Final = ("steps", "trained", "sampled", "compute", "cpu_seconds")
 _PUBLISHED: Final = (
@@ -125,8 +127,8 @@ def rank_sheet(found: Gradients) -> Sheet:
     )
 
 
-def preview_sheet(found: Mapping[tuple[int, float], Agreement]) -> Sheet:
-    """How well the reward of the predicted clean image tells the final one, per step."""
+def preview_sheet(found: Mapping[PreviewKey, Agreement]) -> Sheet:
+    """How well the reward of a preview tells the final one, by kind and cost."""
     prompts = max(one.prompts for one in found.values())
     return Sheet(
         title="Screening by preview",
@@ -134,10 +136,10 @@ def preview_sheet(found: Mapping[tuple[int, float], Agreement]) -> Sheet:
             f"{prompts} prompts; rank correlation within a prompt, and how much of the final contrast of "
             "best and worst half is captured when the halves are chosen by preview; 95% intervals."
         ),
-        header=("step", "sigma", "rank correlation", "contrast captured"),
+        header=("preview", "passes", "sigma", "rank correlation", "contrast captured"),
         rows=tuple(
-            (str(step), show(sigma), _interval(one.correlation), _interval(one.captured))
-            for (step, sigma), one in found.items()
+            (_PREVIEWS[kind], str(passes), show(sigma), _interval(one.correlation), _interval(one.captured))
+            for (kind, passes, sigma), one in found.items()
         ),
     )
 

@@ -52,6 +52,18 @@ def transition(
     return DYNAMICS[settings.dynamics](x, v, sigma, sigma_next, settings.noise_level)
 
 
+def _prefixes(noises: Sequence[Noise], window: range) -> tuple[list[int], list[int]]:
+    """The candidates with whose prefixes it is enough to begin, and whose prefix each candidate continues.
+
+    Without a window, as in an evaluation, noises may be of different prompts and nothing is shared.
+    """
+    if not window:
+        return [*range(len(noises))], [*range(len(noises))]
+    first = {noise.initial: place for place, noise in reversed([*enumerate(noises)])}
+    order = sorted(first.values())
+    return order, [order.index(first[noise.initial]) for noise in noises]
+
+
 @torch.no_grad()
 def denoise(
     policy: Policy,
@@ -63,21 +75,28 @@ def denoise(
 ) -> Rollout:
     """Sample a batch of candidates; every conditioning tensor is (N, ...).
 
-    States in the window pass through the storage precision as they are made, so that what the learner
-    reads is exactly what the sampler continued from.
+    Candidates of a group that share their initial noise also share the ODE's steps before the window, which
+    are then computed once. States in the window pass through the storage precision as they are made, so
+    that what the learner reads is exactly what the sampler continued from.
     """
     device = schedule.sigmas.device
     shape = policy.latent_shape()
-    x = initial_latents(noises, shape).to(device)
+    first, places = _prefixes(noises, window)
+    x = initial_latents([noises[i] for i in first], shape).to(device)
+    prefix = conditioning  # indexing would copy what is only expanded
+    if len(first) < len(noises):
+        prefix = {name: value[first] for name, value in conditioning.items()}
     storage = getattr(torch, settings.storage)
     states: list[Tensor] = []
     log_probs: list[Tensor] = []
     means: list[Tensor] = []
     for step in range(len(schedule.timesteps)):
-        sigma, sigma_next = (schedule.sigmas[i].expand(len(noises)) for i in (step, step + 1))
-        timestep = schedule.timesteps[step].expand(len(noises))
+        if step == window.start:
+            x, prefix = x[places], conditioning
+        sigma, sigma_next = (schedule.sigmas[i].expand(len(x)) for i in (step, step + 1))
+        timestep = schedule.timesteps[step].expand(len(x))
         if step not in window:
-            v = policy.velocity(policy.transformer, x, timestep, conditioning)
+            v = policy.velocity(policy.transformer, x, timestep, prefix)
             x = euler(x, v, schedule.sigmas[step], schedule.sigmas[step + 1])
             continue
         x = x.to(storage).float()

@@ -54,6 +54,11 @@ class RolloutSettings(Settings):
     window_start: int = Field(0, ge=0, description="first step that may be stochastic and trained")
     window_stop: int | None = Field(None, description="one past the last such step; default steps - 1")
     window_size: int | None = Field(None, ge=1, description="steps trained per group, drawn from the range")
+    branches: int = Field(
+        1, ge=1, description="candidates that share an initial noise, and the steps before the window"
+    )
+    antithetic: bool = Field(False, description="initial noises in pairs, each the other's negative")
+    preview_steps: int = Field(1, ge=1, description="steps of the ODE preview of selection.previews")
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
     batch: int = Field(16, ge=1, description="images per forward pass")
     workers: int = Field(1, ge=1, description="rollout actors")

@@ -77,10 +77,7 @@ class RolloutWorker:
         Raises:
             StaleWeights: if the worker holds another policy version.
         """
-        if request.version != self.version:
-            raise StaleWeights(
-                f"group {request.group_id} wants policy v{request.version}, not v{self.version}"
-            )
+        self._check_version(request)
         started = time.perf_counter()
         window = trained_window(self.settings, self.seed, request.group_id)
         conditioning = self._encode(request.prompt.text)
@@ -90,6 +87,21 @@ class RolloutWorker:
         trajectories = [t for part in parts for t in _trajectories(part, window, self.keep_means)]
         arrays = {name: pack(value) for name, value in conditioning.items()}
         return time.perf_counter() - started, images, Conditioning(arrays=arrays), *trajectories
+
+    def preview(self, request: SampleRequest) -> tuple[float, NDArray[np.uint8]]:
+        """Seconds, and images (n, H, W, 3) by a few steps of the ODE: what the initial noises promise.
+
+        Raises:
+            StaleWeights: if the worker holds another policy version.
+        """
+        self._check_version(request)
+        started = time.perf_counter()
+        conditioning = self._encode(request.prompt.text)
+        repeated = {k: v.expand(len(request.noises), *v.shape) for k, v in conditioning.items()}
+        schedule = self._schedule(self.settings.preview_steps)
+        parts = self._denoise(repeated, request.noises, schedule, range(0))
+        images = np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
+        return time.perf_counter() - started, images
 
     def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[np.uint8]]:
         """N, and images (N, H, W, 3) of N prompts by the ODE, one fixed initial noise each."""
@@ -102,6 +114,12 @@ class RolloutWorker:
     def ping(self) -> int:
         """The policy version held, as a sign of life."""
         return self.version
+
+    def _check_version(self, request: SampleRequest) -> None:
+        if request.version != self.version:
+            raise StaleWeights(
+                f"group {request.group_id} wants policy v{request.version}, not v{self.version}"
+            )
 
     def _schedule(self, steps: int) -> Schedule:
         schedule = self.policy.schedule(steps)

@@ -11,7 +11,7 @@ from rewards.combine import Scores
 from selection.advantages import advantages, rms
 from selection.records import GroupStatistics, Kept, Selection
 from selection.settings import SelectionSettings
-from selection.strategies import STRATEGIES, Batch, Floats, Indices, each_margin
+from selection.strategies import STRATEGIES, Batch, Floats, Indices, each_margin, promising
 
 
 class Selector:
@@ -108,6 +108,13 @@ class Selector:
             "selected": float(sum(group.selected for group in groups)),
             "advantage_rms": advantage_rms,
         }
+
+
+def screen(scores: Scores, settings: SelectionSettings, seed: int, group_id: int) -> Indices:
+    """Which of a group's previewed noises to finish, in rising order; ``scores`` are the previews'."""
+    valid = scores.valid & np.isfinite(scores.total)
+    keys = tie_keys(seed, group_id, len(valid))
+    return promising(scores.total, valid, keys, settings.candidates)
 
 
 def tie_keys(seed: int, group_id: int, count: int) -> NDArray[np.uint64]:

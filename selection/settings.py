@@ -28,11 +28,14 @@ class SelectionSettings(BaseModel):
     ``tolerance`` is the margin, in units of the reward, at or below which two candidates count as equal.
     ``margin = "each"`` (with ``noise_margin``) shares the kept pairs among the weighted rewards: each in turn
     takes the widest pair that is left, so that the reward with the widest scale does not choose all of them.
+    With ``previews``, that many initial noises are previewed and scored first, and the ``candidates`` that
+    promise the widest margins are finished.
     Raises ``ValidationError`` (a ``ValueError``) naming the key, the value and what was expected.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    previews: int = Field(default=0, ge=0)
     candidates: int = Field(default=16, ge=2)
     keep: int = Field(default=8, ge=2)
     strategy: StrategyName = "noise_margin"
@@ -46,6 +49,11 @@ class SelectionSettings(BaseModel):
         if self.keep > self.candidates:
             raise ValueError(
                 f"selection.keep must be at most selection.candidates ({self.candidates}), got {self.keep}"
+            )
+        if 0 < self.previews <= self.candidates:
+            raise ValueError(
+                f"selection.previews must be more than selection.candidates ({self.candidates}), "
+                f"or 0 for none, got {self.previews}"
             )
         if self.strategy in PAIR_STRATEGIES and self.keep % 2:
             raise ValueError(

@@ -145,6 +145,20 @@ def prompt_filter(batch: Batch) -> tuple[Indices, ...]:
     return tuple(chosen)
 
 
+def promising(rewards: Floats, valid: NDArray[np.bool_], keys: NDArray[np.uint64], count: int) -> Indices:
+    """Which ``count`` of the previewed noises (n,) to finish, in rising order: the worst and the best half.
+
+    Ties are broken by key; without enough valid previews some of the others fill up, since a preview that
+    failed says nothing of the image.
+    """
+    order = np.lexsort((keys, rewards, ~valid))
+    seen = int(valid.sum())
+    if seen < count:
+        return np.sort(order[:count])
+    low = count // 2
+    return np.sort(np.concatenate([order[:low], order[seen - (count - low) : seen]]))
+
+
 STRATEGIES: Final[Mapping[StrategyName, Strategy]] = {
     "all": keep_all,
     "random": keep_random,

@@ -38,11 +38,15 @@ def test_every_arm_fits_the_budget_of_its_name(base: RunSettings, arm: str) -> N
     assert found.selection.rms_match == arm.endswith("_rms")
 
 
-def test_an_arm_changes_nothing_but_selection_and_prompts_per_step(base: RunSettings) -> None:
+def test_an_arm_changes_nothing_but_selection_noise_and_prompts_per_step(base: RunSettings) -> None:
     for arm in ARMS:
         found = arm_settings(arm, base)
-        same = found.model_copy(update={"selection": base.selection, "groups_per_step": base.groups_per_step})
-        assert same == base
+        changed = {"selection": base.selection, "groups_per_step": base.groups_per_step}
+        if ARMS[arm].rollout:
+            changed["rollout"] = base.rollout
+            assert found.rollout == base.rollout.model_copy(update=dict(ARMS[arm].rollout))
+        assert found.model_copy(update=changed) == base
+        assert found.selection.previews == ARMS[arm].previews * base.selection.keep
 
 
 def test_the_filter_oversamples_prompts_and_not_noise(base: RunSettings) -> None:

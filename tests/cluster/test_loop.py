@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster import loop
@@ -16,6 +17,7 @@ from cluster.guard import Guard
 from cluster.loop import Run, RunStopped, train
 from cluster.run_folder import RunFolder
 from learner.records import Update
+from rewards.combine import Scores
 from rollout.records import CandidateGroup, Noise, Prompt
 from selection.records import Kept, Selection
 
@@ -195,3 +197,39 @@ def test_the_evidence_of_a_skipped_update_is_kept(configure: Any, tmp_path: Path
 def test_too_many_skipped_updates_in_a_row_stop_the_run(configure: Any, tmp_path: Path) -> None:
     with pytest.raises(RunStopped, match=r"4 optimizer steps in a row .*nonfinite\.jsonl"):
         learn(configure, RunFolder(tmp_path), in_a_row=4)
+
+
+class Previewing:
+    """Samplers whose previews are their noises' numbers, and rewards that score them as they are."""
+
+    def __init__(self) -> None:
+        self.rollouts = self.rewards = self
+        self.previewed: list[int] = []
+
+    def noises(self, prompt: Prompt, group_id: int, count: int) -> tuple[Noise, ...]:
+        return tuple(Noise(initial=number, path=0) for number in range(count))
+
+    def requests(self, prompt: Prompt, group_id: int, noises: Any, *, version: int) -> list[Any]:
+        return [noises[:10], noises[10:]]
+
+    async def preview(self, request: Any) -> list[int]:
+        self.previewed.append(len(request))
+        return [noise.initial for noise in request]
+
+    async def score(self, prompt: Prompt, chunks: Any) -> Scores:
+        numbers = [number for chunk in await asyncio.gather(*chunks) for number in chunk]
+        values = np.array(numbers, dtype=np.float64)
+        valid = values != 31
+        return Scores(rewards={"one": values}, weights={"one": 1.0}, valid=valid, total=values, strict=None)
+
+
+@pytest.mark.parametrize(("previews", "chosen"), [(0, [0, 1, 2, 3]), (32, [0, 1, 29, 30])])
+def test_the_noises_whose_previews_differ_most_are_finished(
+    configure: Any, previews: int, chosen: list[int]
+) -> None:
+    settings = configure(selection={"previews": previews, "candidates": 4, "keep": 2})
+    stages: Any = Previewing()
+    run: Any = SimpleNamespace(settings=settings, stages=stages)
+    found = asyncio.run(loop._noises(run, Prompt(index=0, text="a red bus"), 5, 0))
+    assert [noise.initial for noise in found] == chosen
+    assert stages.previewed == ([10, 22] if previews else [])

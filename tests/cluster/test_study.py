@@ -184,11 +184,8 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     assert "Screening by preview" in run("preview", "shapes", "--prompts", "4", *small)
     previews = load_previews(folder)
-    assert [step for step, _ in previews] == [
-        0,
-        1,
-        2,
-    ]  # the last of four steps is an ODE step: the image itself
+    # The last of four steps is an ODE step: the image itself.
+    assert [key[:2] for key in previews] == [("path", 1), ("path", 2), ("path", 3), ("ode", 2), ("ode", 3)]
     assert "scored already" in run("preview", "shapes", "--prompts", "4", *small)
 
     training = ("--steps", "2", "--groups_per_step", "2", "--selection.keep", "4", "--eval_samples", "1")
@@ -202,5 +199,13 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert starts[0] == starts[1]  # same weights, prompts and evaluation noise
     assert [row["sampled"] for row in runs["noise_margin_2x"][0].rows[1:]] == [16, 16]
     assert np.isfinite([row["eval_reward"] for row in runs["flowgrpo"][0].rows]).all()
+    run(*arms, "--arms", "screened_4x,branched_2x,antithetic_2x")
+    costs = {arm: found[0].rows[1] for arm, found in load_runs(folder).items()}
+    backwards = {arm: row["backwards"] for arm, row in costs.items()}
+    # Two groups: 16 one-step previews each, 4 finished; 8 in two branches with a prefix of one step.
+    assert costs["screened_4x"]["forwards"] - backwards["screened_4x"] == 2 * (16 + 4 * 4)
+    assert costs["screened_4x"]["scores"] == costs["screened_4x"]["decodes"] == 2 * (16 + 4)
+    assert costs["branched_2x"]["forwards"] - backwards["branched_2x"] == 2 * (2 + 3 * 8)
+    assert costs["antithetic_2x"]["forwards"] - backwards["antithetic_2x"] == 2 * 4 * 8
     run("report", str(tmp_path / "study"), "--results", str(tmp_path / "RESULTS.md"))
     assert "noise_margin_2x" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")

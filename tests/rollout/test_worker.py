@@ -86,6 +86,30 @@ def test_both_streams_of_noise_decide(worker: RolloutWorker) -> None:
     assert not close(images[0], images[2], tolerance=10)
 
 
+def test_branches_share_the_steps_before_the_window_and_change_no_image(pipeline_folder: Path) -> None:
+    branching = start(pipeline_folder, steps=5, window_start=2, branches=3)
+    noises = candidate_noises(0, PROMPT.index, 7, 6, branching.settings)
+    rows: list[int] = []
+    branching.policy.transformer.register_forward_hook(lambda module, given, out: rows.append(len(out[0])))
+    _, images, _, *trajectories = branching.sample(request(noises))
+    assert rows == [2, 2, 6, 6, 6]
+    alone = [branching.sample(request((noise,))) for noise in noises]
+    assert all(close(image, found[1][0]) for image, found in zip(images, alone, strict=True))
+    starts = [unpack(one.latents)[0] for one in trajectories]
+    assert torch.equal(starts[0], starts[2])
+    assert not torch.equal(starts[0], starts[3])
+    assert not close(images[0], images[1])
+
+
+def test_a_preview_is_an_ode_of_the_same_noise(pipeline_folder: Path) -> None:
+    previewing = start(pipeline_folder, preview_steps=3, eval_steps=3)
+    seconds, images = previewing.preview(request(NOISES))
+    assert seconds > 0
+    assert np.array_equal(images, previewing.evaluate([PROMPT] * 5, NOISES)[1])
+    with pytest.raises(StaleWeights, match="wants policy v3, not v0"):
+        previewing.preview(request(NOISES, version=3))
+
+
 def test_a_drawn_window_is_stored_with_its_steps(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder, steps=6, window_size=2)
     seen = set()

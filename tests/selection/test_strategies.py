@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from selection.selector import tie_keys
 from selection.settings import StrategyName
-from selection.strategies import STRATEGIES, Batch, margins, ranking
+from selection.strategies import STRATEGIES, Batch, margins, promising, ranking
 
 PICKY = ("noise_margin", "max_variance", "global_margin", "prompt_filter")
 GRID = st.integers(-8, 8)
@@ -267,3 +268,22 @@ def test_prompt_filter_fills_its_budget_with_a_part() -> None:
     rewards = [[0, 1, 0, 1, 0, 1], [0, 4, 0, 4, 0, 4], [0, 2, 0, 2, 0, 2]]
     assert [len(row) for row in chosen("prompt_filter", batch_of(rewards, 3))] == [0, 6, 3]
     assert [len(row) for row in chosen("prompt_filter", batch_of(rewards[:2], 4))] == [2, 6]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, np.nan]), min_size=4, max_size=24),
+    st.integers(2, 4),
+    st.integers(0, 1000),
+)
+def test_the_promising_are_the_ends_of_the_previews(previews: list[float], count: int, seed: int) -> None:
+    rewards = np.array(previews)
+    valid = np.isfinite(rewards)
+    chosen = promising(rewards, valid, tie_keys(seed, 0, len(rewards)), count)
+    assert len(set(chosen.tolist())) == count
+    assert chosen.tolist() == sorted(chosen.tolist())
+    if valid.sum() < count:
+        assert set(np.flatnonzero(valid)) <= set(chosen.tolist())
+        return
+    ranked = np.sort(rewards[valid])
+    ends = [*ranked[: count // 2], *ranked[len(ranked) - (count - count // 2) :]]
+    assert sorted(rewards[chosen]) == sorted(ends)
