@@ -51,9 +51,14 @@ def _spearman(early: Floats, late: Floats) -> Floats:
 
 
 def _contrast(chosen_by: Floats, rewards: Floats) -> Floats:
-    """Mean reward of the best half by ``chosen_by`` minus that of the worst; ties share their places."""
-    ranks = stats.rankdata(chosen_by, axis=1)
-    middle = (ranks.shape[1] + 1) / 2
-    sides = np.sign(ranks - middle)
-    contrast: Floats = (sides * rewards).mean(1) * 2
+    """Mean reward of the best half by ``chosen_by`` minus that of the worst; (P, n) to (P,).
+
+    Ties share their places, so that each of them is in the best half as much as the others.
+    """
+    count = rewards.shape[1]
+    halves = np.sign(np.arange(count) - (count - 1) / 2)
+    upto = np.concatenate([[0.0], halves.cumsum()])
+    first, last = (stats.rankdata(chosen_by, method=which, axis=1).astype(int) for which in ("min", "max"))
+    sides = (upto[last] - upto[first - 1]) / (last - first + 1)
+    contrast: Floats = (sides * rewards).sum(1) / (count // 2)
     return contrast

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from selection.preview import agreement
+from selection.preview import _contrast, agreement
 
 FINALS = np.random.default_rng(0).normal(size=(60, 16))
 
@@ -36,6 +38,25 @@ def test_a_noisy_preview_captures_its_correlation() -> None:
     assert found.correlation.value == pytest.approx(by_hand)
     assert found.captured.value == pytest.approx(0.8, abs=0.05)
     assert found.captured.low < found.captured.value < found.captured.high
+
+
+@pytest.mark.parametrize(
+    "finals", [[0.5, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 1.0], [3.0, 2.0, 2.0]]
+)
+def test_ties_share_their_places_wherever_rewards_begin(finals: list[float]) -> None:
+    """Against the mean over every order that ties could come in; perfect previews capture all of it."""
+    row = np.array(finals)
+    count, half = len(row), len(row) // 2
+    orders = [order for order in permutations(range(count)) if (np.diff(row[list(order)]) >= 0).all()]
+    ranked = [row[list(order)] for order in orders]
+    by_hand = np.mean([one[count - half :].mean() - one[:half].mean() for one in ranked])
+    assert _contrast(row[None], row[None]) == pytest.approx(by_hand)
+    noisy = np.roll(row, 1)
+    orders = [order for order in permutations(range(count)) if (np.diff(noisy[list(order)]) >= 0).all()]
+    chosen = [row[list(order)] for order in orders]
+    by_hand = np.mean([one[count - half :].mean() - one[:half].mean() for one in chosen])
+    assert _contrast(noisy[None], row[None]) == pytest.approx(by_hand)
+    assert agreement(row[None], row[None]).captured.value == pytest.approx(1.0)
 
 
 def test_prompts_that_tie_are_left_out() -> None:
