@@ -19,8 +19,8 @@ BASELINE: Final = "flowgrpo"
 class Arm:
     """A strategy, how many times it oversamples, what stays as in the baseline, and how advantages scale.
 
-    ``previews`` counts initial noises in multiples of the baseline's candidates; ``rollout`` changes how
-    noise is drawn.
+    ``previews`` counts begun candidates in multiples of the baseline's, judged half-way; ``rollout`` changes
+    how noise is drawn.
     """
 
     strategy: StrategyName
@@ -65,10 +65,8 @@ ARMS: Final[dict[str, Arm]] = {
     "max_variance_2x": Arm(strategy="max_variance", oversample=2, what="most varied half of 2x (PODS)"),
     "global_margin_2x": Arm(strategy="global_margin", oversample=2, what="widest margins of the batch"),
     "prompt_filter_2x": Arm(strategy="prompt_filter", oversample=2, what="2x prompts, the most varied half"),
-    "screened_4x": Arm(
-        strategy="all", previews=4, what="4x one-step previews, the most promising 1x finished"
-    ),
-    "screened_4x_margin_2x": _margin(2, "4x previews, 2x finished, widest margins of them", previews=4),
+    "screened_4x": Arm(strategy="all", previews=4, what="4x begun, the most promising 1x finished"),
+    "screened_4x_margin_2x": _margin(2, "4x begun, 2x finished, widest margins of them", previews=4),
     "branched_2x": _margin(2, "2x as 4 paths from each initial noise", branches=4, window_start=1),
     "antithetic_2x": _margin(2, "2x, initial noises in opposite pairs", antithetic=True),
 }
@@ -98,6 +96,8 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
         values = base.model_dump()
         values["selection"] |= chosen | {"previews": arm.previews * base.selection.keep}
         values["rollout"] |= arm.rollout
+        if arm.previews:
+            values["rollout"]["preview_steps"] = base.rollout.steps // 2
         return RunSettings.model_validate(values | {"groups_per_step": budget.groups})
     except ValueError as error:
         raise UserError(f"arm {name}: {error}") from None

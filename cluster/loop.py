@@ -21,7 +21,7 @@ from cluster.stages import Stages
 from learner.records import Update
 from rewards.combine import Scores
 from rollout.prompts import prompt_at
-from rollout.records import CandidateGroup, Chunk, Noise, Prompt, SampleRequest
+from rollout.records import CandidateGroup, Chunk, Handle, Noise, Prompt, SampleRequest
 from selection.records import Selection
 from selection.selector import screen
 
@@ -100,26 +100,35 @@ async def train(run: Run, start: int) -> int:
 async def produce(run: Run, group_id: int, *, version: int) -> Produced:
     """One group: oversample its noise, and score every candidate with every reward as they come."""
     prompt, rollouts = prompt_at(run.prompts, run.settings.seed, group_id), run.stages.rollouts
-    noises = await _noises(run, prompt, group_id, version)
+    noises, begun, spent = await _begin(run, prompt, group_id, version)
     requests = rollouts.requests(prompt, group_id, noises, version=version)
-    chunks = [asyncio.ensure_future(rollouts.sample(request)) for request in requests]
+    handles = iter(begun)
+    chunks = [
+        asyncio.ensure_future(rollouts.sample(request, tuple(islice(handles, len(request.noises)))))
+        for request in requests
+    ]
     scoring = run.stages.rewards.score(prompt, chunks)
     (group, sampled), (scores, scored), observed = await asyncio.gather(
-        _sampled(requests, chunks), _timed(scoring), _observed(run.stages.observer, chunks)
+        _sampled(requests, chunks, spent), _timed(scoring), _observed(run.stages.observer, chunks)
     )
     return Produced(group, scores, observed, sampled, scored)
 
 
-async def _noises(run: Run, prompt: Prompt, group_id: int, version: int) -> Sequence[Noise]:
-    """The noise of a group's candidates: drawn, or chosen among more by the scores of their previews."""
+async def _begin(
+    run: Run, prompt: Prompt, group_id: int, version: int
+) -> tuple[Sequence[Noise], Sequence[Handle], float]:
+    """The noise of a group's candidates; with previews, those that promise most, begun, and the seconds."""
     rollouts, selection = run.stages.rollouts, run.settings.selection
     if not selection.previews:
-        return rollouts.noises(prompt, group_id, selection.candidates)
+        return rollouts.noises(prompt, group_id, selection.candidates), (), 0.0
     noises = rollouts.noises(prompt, group_id, selection.previews)
     requests = rollouts.requests(prompt, group_id, noises, version=version)
-    chunks = [asyncio.ensure_future(rollouts.preview(request)) for request in requests]
+    chunks = [asyncio.ensure_future(rollouts.begin(request)) for request in requests]
     scores = await run.stages.rewards.score(prompt, chunks)
-    return [noises[place] for place in screen(scores, selection, run.settings.seed, group_id)]
+    done = [chunk.result() for chunk in chunks]
+    begun = [handle for chunk in done for handle in chunk.trajectories]
+    chosen = screen(scores, selection, run.settings.seed, group_id)
+    return [noises[i] for i in chosen], [begun[i] for i in chosen], sum(chunk.seconds for chunk in done)
 
 
 async def _timed(scoring: Awaitable[Scores]) -> tuple[Scores, float]:
@@ -133,9 +142,9 @@ async def _observed(
 
 
 async def _sampled(
-    requests: Sequence[SampleRequest], chunks: Sequence[asyncio.Future[Chunk]]
+    requests: Sequence[SampleRequest], chunks: Sequence[asyncio.Future[Chunk]], spent: float
 ) -> tuple[CandidateGroup, float]:
-    """The chunks of a group as one, and when the last of them was done."""
+    """The chunks of a group as one, and when the last of them was done; ``spent`` seconds came before."""
     done = await asyncio.gather(*chunks)
     first = requests[0]
     group = CandidateGroup(
@@ -146,7 +155,7 @@ async def _sampled(
         images=tuple(chunk.images for chunk in done),
         conditioning=done[0].conditioning,
         trajectories=tuple(handle for chunk in done for handle in chunk.trajectories),
-        seconds=sum(chunk.seconds for chunk in done),
+        seconds=spent + sum(chunk.seconds for chunk in done),
     )
     return group, time.perf_counter()
 

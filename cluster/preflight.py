@@ -124,11 +124,12 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     halves = 2 if rollout.guidance > 1 else 1
     previews = settings.groups_per_step * selection.previews
     shared = sampled - sampled // rollout.branches  # whose steps before the window another one makes
-    passes = previews * rollout.preview_steps + sampled * rollout.steps - shared * rollout.window_start
+    passes = sampled * rollout.steps - shared * rollout.window_start
+    passes += max(0, previews - sampled) * rollout.preview_steps
     table = Table("", "per step", title="plan", title_justify="left")
     table.add_row("prompts", f"{settings.groups_per_step} of {len(inputs.train)}")
     if previews:
-        table.add_row("initial noises previewed", f"{previews} ({selection.previews} per prompt)")
+        table.add_row("candidates begun and previewed", f"{previews} ({selection.previews} per prompt)")
     table.add_row("candidates sampled", f"{sampled} ({selection.candidates} per prompt)")
     table.add_row("candidates trained, at most", f"{kept} ({selection.keep} per prompt)")
     table.add_row("transformer passes, sampling", f"{passes * halves}")

@@ -130,9 +130,14 @@ class RunSettings(Settings):
                 f"selection.candidates must be a multiple of rollout.branches ({branches}), "
                 f"got {selection.candidates}"
             )
-        if branches > 1 and selection.previews:
+        if not selection.previews:
+            return
+        if branches > 1:
+            raise ValueError("selection.previews choose candidates one by one: rollout.branches must be 1")
+        if self.rollout.preview_steps >= self.rollout.steps:
             raise ValueError(
-                "selection.previews choose initial noises one by one: rollout.branches must be 1"
+                f"rollout.preview_steps must be less than rollout.steps ({self.rollout.steps}) "
+                f"where there are selection.previews, got {self.rollout.preview_steps}"
             )
 
 

@@ -23,7 +23,7 @@ from rewards.settings import Combination, RewardSettings
 from rewards.worker import RewardWorker
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory
+from rollout.records import Begun, Conditioning, Noise, Prompt, SampleRequest, Trajectory
 from rollout.worker import RolloutWorker
 from selection.records import Kept
 from selection.selector import Selector, screen
@@ -148,22 +148,23 @@ class Solo:
         return {**eval_means(scores), "eval_diversity": diversity(images, prompts), **watch.lap("eval")}
 
     def _sample(self, step: int, group: int, prompt: Prompt) -> Sampled:
-        noises = self._noises(step, group, prompt)
+        noises, begun = self._begin(step, group, prompt)
         request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=step)
-        _, images, conditioning, *trajectories = self.sampler.sample(request)
+        _, images, conditioning, *trajectories = self.sampler.sample(request, *begun)
         return images, conditioning, trajectories
 
-    def _noises(self, step: int, group: int, prompt: Prompt) -> tuple[Noise, ...]:
-        """Drawn, or chosen by their previews, as in the service."""
+    def _begin(self, step: int, group: int, prompt: Prompt) -> tuple[tuple[Noise, ...], list[Begun]]:
+        """Noise as it comes, or chosen by previews, as in the service."""
         settings = self.settings
         count = settings.selection.previews or settings.selection.candidates
         noises = candidate_noises(settings.seed, prompt.index, group, count, settings.rollout)
         if not settings.selection.previews:
-            return noises
+            return noises, []
         request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=step)
-        _, images = self.sampler.preview(request)
+        _, images, *begun = self.sampler.begin(request)
         scores = score(self.scorers, settings.rewards, images, [prompt] * count, settings.combine)
-        return tuple(noises[place] for place in screen(scores, settings.selection, settings.seed, group))
+        chosen = screen(scores, settings.selection, settings.seed, group)
+        return tuple(noises[i] for i in chosen), [begun[i] for i in chosen]
 
     def _update(self, step: int, kept: Sequence[Kept], sampled: Mapping[int, Sampled]) -> dict[str, float]:
         updates = self.settings.learner.updates

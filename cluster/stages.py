@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 
 from cluster.guard import Observer
 from cluster.placement import Role, spawn
-from cluster.pools import LOST, Pool, Slot, call, reason
+from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
 from cluster.scoring import Rewards
 from cluster.settings import RunSettings
 from learner.batch import shares
@@ -118,29 +118,41 @@ class Rollouts:
             for i in range(0, len(noises), self.batch)
         ]
 
-    async def sample(self, request: SampleRequest) -> Chunk:
-        """Sample a chunk under the version it asks for; the same seeds on every attempt."""
-        returns = 3 + len(request.noises)
+    async def sample(self, request: SampleRequest, begun: Sequence[Handle] = ()) -> Chunk:
+        """Sample a chunk under the version it asks for; the same seeds on every attempt.
+
+        ``begun`` candidates are finished, or, if they were lost with the sampler that began them, sampled
+        from the start.
+        """
 
         async def work(slot: Slot) -> list[Any]:
-            await self._ensure(slot, self.published[request.version])
-            return await call(slot, "sample", request, returns=returns, deadline=self.pool.deadline)
+            return await self._sampled(slot, "sample", request, 3, begun)
 
-        seconds, images, conditioning, *trajectories = await self.pool.run(work)
+        try:
+            seconds, images, conditioning, *trajectories = await self.pool.run(work)
+        except PoolError:
+            if not begun:
+                raise
+            return await self.sample(request)
         return Chunk(
             images=images, conditioning=conditioning, trajectories=tuple(trajectories), seconds=seconds
         )
 
-    async def preview(self, request: SampleRequest) -> Chunk:
-        """Preview a chunk: images to be scored, and no trajectories to learn from."""
+    async def begin(self, request: SampleRequest) -> Chunk:
+        """Sample the first steps of a chunk: previews to be scored, and the begun candidates."""
 
         async def work(slot: Slot) -> list[Any]:
-            await self._ensure(slot, self.published[request.version])
-            return await call(slot, "preview", request, returns=2, deadline=self.pool.deadline)
+            return await self._sampled(slot, "begin", request, 2, ())
 
-        seconds, images = await self.pool.run(work)
-        nothing = (None,) * len(request.noises)
-        return Chunk(images=images, conditioning=None, trajectories=nothing, seconds=seconds)
+        seconds, images, *begun = await self.pool.run(work)
+        return Chunk(images=images, conditioning=None, trajectories=tuple(begun), seconds=seconds)
+
+    async def _sampled(
+        self, slot: Slot, method: str, request: SampleRequest, firsts: int, begun: Sequence[Handle]
+    ) -> list[Any]:
+        await self._ensure(slot, self.published[request.version])
+        returns = firsts + len(request.noises)
+        return await call(slot, method, request, *begun, returns=returns, deadline=self.pool.deadline)
 
     async def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights) -> Handle:
         """A handle of ODE images, one per prompt and noise, under the given (averaged) weights."""

@@ -72,12 +72,13 @@ Preview = tuple[str, int, float, NDArray[np.uint8]]
 
 
 def _ode_previews(worker: RolloutWorker, request: SampleRequest) -> list[Preview]:
-    """The service's own previews, at several lengths."""
+    """What the initial noise alone promises: evaluations of a few steps, without the SDE's path."""
     settings = worker.settings
+    prompts = [request.prompt] * len(request.noises)
     found = []
     for steps in ODE_STEPS:
-        worker.settings = settings.model_copy(update={"preview_steps": steps})
-        found.append(("ode", steps, 1.0, worker.preview(request)[1]))
+        worker.settings = settings.model_copy(update={"eval_steps": steps})
+        found.append(("ode", steps, 1.0, worker.evaluate(prompts, request.noises)[1]))
     worker.settings = settings
     return found
 

@@ -63,6 +63,19 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A candidate after the steps of a preview: its state ``x``, float32, and its trajectory so far.
+
+    ``latents``, ``log_probs`` and ``means`` are as in `Trajectory`, and empty before the first trained step.
+    """
+
+    x: NDArray[np.float32]
+    latents: NDArray[Any]
+    log_probs: NDArray[np.float32]
+    means: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conditioning:
     """The encoded prompt of a group, stored once: named arrays without a batch dimension."""
 
@@ -71,7 +84,10 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Candidates of a group that were sampled together: what can be scored while the rest is sampled."""
+    """Candidates of a group that were sampled together: what can be scored while the rest is sampled.
+
+    Of a preview, the trajectories are `Begun` ones.
+    """
 
     images: Handle
     conditioning: Handle

@@ -17,8 +17,15 @@ from rollout.settings import RolloutSettings
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Clean latents (N, ...); of trained steps: states (N, S + 1, ...), log-probs (N, S), means."""
+    """N candidates after ``steps`` steps: their states ``x`` and the ``clean`` latents they point at.
 
+    Both are (N, ...); after the last step they are the same. Of the trained steps so far: ``states``
+    (N, S + 1, ...) in the storage precision, ``log_probs`` (N, S) and ``means`` (N, S, ...); without any,
+    (N, 0).
+    """
+
+    steps: int
+    x: Tensor
     clean: Tensor
     states: Tensor
     log_probs: Tensor
@@ -42,12 +49,17 @@ def transition(
     sigmas: tuple[Tensor, Tensor],
     timestep: Tensor,
 ) -> Transition:
-    """The policy's distribution over the next state; the one function that rollout and learner share.
+    """The policy's distribution over the next state.
 
     ``x`` is (N, ...), ``sigmas`` the current and next noise level and ``timestep`` what the transformer
     is told, each (N,). Gradients flow through ``model``.
     """
     v = policy.velocity(model, x, timestep, conditioning)  # type: ignore[arg-type]
+    return stochastic(settings, x, v, sigmas)
+
+
+def stochastic(settings: RolloutSettings, x: Tensor, v: Tensor, sigmas: tuple[Tensor, Tensor]) -> Transition:
+    """A stochastic step from ``x`` along velocity ``v``; the one function that rollout and learner share."""
     sigma, sigma_next = (s.view(-1, *[1] * (x.ndim - 1)) for s in sigmas)
     return DYNAMICS[settings.dynamics](x, v, sigma, sigma_next, settings.noise_level)
 
@@ -72,42 +84,54 @@ def denoise(
     noises: Sequence[Noise],
     schedule: Schedule,
     window: range,
+    *,
+    begun: Rollout | None = None,
+    stop: int | None = None,
 ) -> Rollout:
-    """Sample a batch of candidates; every conditioning tensor is (N, ...).
+    """Sample a batch of candidates, or go on with ``begun`` ones, up to step ``stop`` or to the end.
 
-    Candidates of a group that share their initial noise also share the ODE's steps before the window, which
-    are then computed once. States in the window pass through the storage precision as they are made, so
-    that what the learner reads is exactly what the sampler continued from.
+    Every conditioning tensor is (N, ...). Candidates of a group that share their initial noise also share
+    the ODE's steps before the window, which are then computed once. States in the window pass through the
+    storage precision as they are made, so that what the learner reads is exactly what the sampler continued
+    from.
     """
-    device = schedule.sigmas.device
-    shape = policy.latent_shape()
+    device, shape = schedule.sigmas.device, policy.latent_shape()
     first, places = _prefixes(noises, window)
-    x = initial_latents([noises[i] for i in first], shape).to(device)
+    x = begun.x if begun else initial_latents([noises[i] for i in first], shape).to(device)
     prefix = conditioning  # indexing would copy what is only expanded
     if len(first) < len(noises):
         prefix = {name: value[first] for name, value in conditioning.items()}
     storage = getattr(torch, settings.storage)
-    states: list[Tensor] = []
-    log_probs: list[Tensor] = []
-    means: list[Tensor] = []
-    for step in range(len(schedule.timesteps)):
+    states, log_probs, means = _so_far(begun)
+    start, stop = begun.steps if begun else 0, stop or len(schedule.timesteps)
+    clean = x
+    for step in range(start, stop):
         if step == window.start:
             x, prefix = x[places], conditioning
-        sigma, sigma_next = (schedule.sigmas[i].expand(len(x)) for i in (step, step + 1))
-        timestep = schedule.timesteps[step].expand(len(x))
+        if step in window:
+            x = x.to(storage).float()
+            states += [x] if not states else []
+        sigmas = tuple(schedule.sigmas[i].expand(len(x)) for i in (step, step + 1))
+        v = policy.velocity(policy.transformer, x, schedule.timesteps[step].expand(len(x)), prefix)
+        clean = x - schedule.sigmas[step] * v
         if step not in window:
-            v = policy.velocity(policy.transformer, x, timestep, prefix)
             x = euler(x, v, schedule.sigmas[step], schedule.sigmas[step + 1])
             continue
-        x = x.to(storage).float()
-        states += [x] if not states else []
-        move = transition(
-            policy, settings, policy.transformer, x, conditioning, (sigma, sigma_next), timestep
-        )
+        move = stochastic(settings, x, v, (sigmas[0], sigmas[1]))
         x = (move.mean + move.std * path_noise(noises, step, shape).to(device)).to(storage).float()
         states.append(x)
         log_probs.append(log_prob(x, move))
         means.append(move.mean)
-    if not states:
-        return Rollout(x, *[torch.empty(0)] * 3)
-    return Rollout(x, torch.stack(states, 1).to(storage), torch.stack(log_probs, 1), torch.stack(means, 1))
+    nothing = torch.empty(len(x), 0)
+    stacked = [torch.stack(one, 1) if one else nothing for one in (states, log_probs, means)]
+    return Rollout(stop, x, clean, stacked[0].to(storage), stacked[1], stacked[2])
+
+
+def _so_far(begun: Rollout | None) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """States, log-probs and means of the trained steps that are done."""
+    if begun is None:
+        return [], [], []
+    states, log_probs, means = (
+        list(one.unbind(1)) for one in (begun.states.float(), begun.log_probs, begun.means)
+    )
+    return states, log_probs, means

@@ -58,7 +58,9 @@ class RolloutSettings(Settings):
         1, ge=1, description="candidates that share an initial noise, and the steps before the window"
     )
     antithetic: bool = Field(False, description="initial noises in pairs, each the other's negative")
-    preview_steps: int = Field(1, ge=1, description="steps of the ODE preview of selection.previews")
+    preview_steps: int = Field(
+        5, ge=1, description="steps after which selection.previews are judged by the image they point at"
+    )
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
     batch: int = Field(16, ge=1, description="images per forward pass")
     workers: int = Field(1, ge=1, description="rollout actors")

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from rollout.families import Schedule, Tensors, load_policy
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
+from rollout.records import Begun, Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
 from rollout.sampler import Rollout, denoise, trained_window
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import bucket_of, load_flat, pack, trainable
+from rollout.tensors import bucket_of, load_flat, pack, trainable, unpack
 
 
 class StaleWeights(RuntimeError):
@@ -67,8 +67,8 @@ class RolloutWorker:
             self.version = version
         return self.version
 
-    def sample(self, request: SampleRequest) -> tuple[Any, ...]:
-        """Sample a group, or a chunk of it.
+    def sample(self, request: SampleRequest, *begun: Begun) -> tuple[Any, ...]:
+        """Sample a group, or a chunk of it; or finish candidates that `begin` has begun.
 
         Returns:
             The seconds it took, the images (n, H, W, 3) uint8, the conditioning, and n trajectories: each
@@ -77,63 +77,94 @@ class RolloutWorker:
         Raises:
             StaleWeights: if the worker holds another policy version.
         """
-        self._check_version(request)
         started = time.perf_counter()
-        window = trained_window(self.settings, self.seed, request.group_id)
-        conditioning = self._encode(request.prompt.text)
-        repeated = {k: v.expand(len(request.noises), *v.shape) for k, v in conditioning.items()}
-        parts = self._denoise(repeated, request.noises, self._schedule(self.settings.steps), window)
-        images = np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
+        conditioning, window, parts = self._run(request, begun, None)
         trajectories = [t for part in parts for t in _trajectories(part, window, self.keep_means)]
         arrays = {name: pack(value) for name, value in conditioning.items()}
+        images = self._decode(parts)
         return time.perf_counter() - started, images, Conditioning(arrays=arrays), *trajectories
 
-    def preview(self, request: SampleRequest) -> tuple[float, NDArray[np.uint8]]:
-        """Seconds, and images (n, H, W, 3) by a few steps of the ODE: what the initial noises promise.
+    def begin(self, request: SampleRequest) -> tuple[Any, ...]:
+        """Sample the first ``preview_steps`` steps only.
+
+        Returns:
+            The seconds it took, previews (n, H, W, 3) uint8 of the clean images that the candidates point
+            at by then, and the n `Begun` candidates.
 
         Raises:
             StaleWeights: if the worker holds another policy version.
         """
-        self._check_version(request)
         started = time.perf_counter()
+        _, _, parts = self._run(request, (), self.settings.preview_steps)
+        images = self._decode(parts)
+        return time.perf_counter() - started, images, *(one for part in parts for one in _begun(part))
+
+    def _run(
+        self, request: SampleRequest, begun: Sequence[Begun], stop: int | None
+    ) -> tuple[Tensors, range, list[Rollout]]:
+        if request.version != self.version:
+            raise StaleWeights(
+                f"group {request.group_id} wants policy v{request.version}, not v{self.version}"
+            )
+        window = trained_window(self.settings, self.seed, request.group_id)
         conditioning = self._encode(request.prompt.text)
         repeated = {k: v.expand(len(request.noises), *v.shape) for k, v in conditioning.items()}
-        schedule = self._schedule(self.settings.preview_steps)
-        parts = self._denoise(repeated, request.noises, schedule, range(0))
-        images = np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
-        return time.perf_counter() - started, images
+        schedule = self._schedule(self.settings.steps)
+        return conditioning, window, self._denoise(repeated, request.noises, schedule, window, begun, stop)
 
     def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[np.uint8]]:
         """N, and images (N, H, W, 3) of N prompts by the ODE, one fixed initial noise each."""
         encoded = [self.policy.encode(prompt.text) for prompt in prompts]
         conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}
         schedule = self._schedule(self.settings.eval_steps)
-        parts = self._denoise(conditioning, noises, schedule, range(0))
-        return len(prompts), np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
+        return len(prompts), self._decode(self._denoise(conditioning, noises, schedule, range(0)))
 
     def ping(self) -> int:
         """The policy version held, as a sign of life."""
         return self.version
-
-    def _check_version(self, request: SampleRequest) -> None:
-        if request.version != self.version:
-            raise StaleWeights(
-                f"group {request.group_id} wants policy v{request.version}, not v{self.version}"
-            )
 
     def _schedule(self, steps: int) -> Schedule:
         schedule = self.policy.schedule(steps)
         return Schedule(schedule.sigmas.to(self.device), schedule.timesteps.to(self.device))
 
     def _denoise(
-        self, conditioning: Tensors, noises: Sequence[Noise], schedule: Schedule, window: range
+        self,
+        conditioning: Tensors,
+        noises: Sequence[Noise],
+        schedule: Schedule,
+        window: range,
+        begun: Sequence[Begun] = (),
+        stop: int | None = None,
     ) -> list[Rollout]:
         size = self.settings.batch
         parts = []
         for i in range(0, len(noises), size):
             chunk = {name: value[i : i + size] for name, value in conditioning.items()}
-            parts.append(denoise(self.policy, self.settings, chunk, noises[i : i + size], schedule, window))
+            resumed = self._resumed(begun[i : i + size]) if begun else None
+            parts.append(
+                denoise(
+                    self.policy, self.settings, chunk, noises[i : i + size], schedule, window,
+                    begun=resumed, stop=stop,
+                )
+            )  # fmt: skip
         return parts
+
+    def _resumed(self, begun: Sequence[Begun]) -> Rollout:
+        x, states, log_probs, means = (
+            torch.stack([unpack(getattr(one, name)) for one in begun]).to(self.device)
+            for name in ("x", "latents", "log_probs", "means")
+        )
+        return Rollout(self.settings.preview_steps, x, x, states, log_probs, means)
+
+    def _decode(self, parts: Sequence[Rollout]) -> NDArray[np.uint8]:
+        return np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
+
+
+def _begun(part: Rollout) -> list[Begun]:
+    return [
+        Begun(x=pack(x), latents=pack(states), log_probs=pack(log_probs), means=pack(means))
+        for x, states, log_probs, means in zip(part.x, part.states, part.log_probs, part.means, strict=True)
+    ]
 
 
 def _trajectories(part: Rollout, window: range, keep_means: bool) -> list[Trajectory]:

@@ -111,7 +111,7 @@ class Selector:
 
 
 def screen(scores: Scores, settings: SelectionSettings, seed: int, group_id: int) -> Indices:
-    """Which of a group's previewed noises to finish, in rising order; ``scores`` are the previews'."""
+    """Which of a group's previewed candidates to finish, in rising order; ``scores`` are the previews'."""
     valid = scores.valid & np.isfinite(scores.total)
     keys = tie_keys(seed, group_id, len(valid))
     return promising(scores.total, valid, keys, settings.candidates)

@@ -28,8 +28,8 @@ class SelectionSettings(BaseModel):
     ``tolerance`` is the margin, in units of the reward, at or below which two candidates count as equal.
     ``margin = "each"`` (with ``noise_margin``) shares the kept pairs among the weighted rewards: each in turn
     takes the widest pair that is left, so that the reward with the widest scale does not choose all of them.
-    With ``previews``, that many initial noises are previewed and scored first, and the ``candidates`` that
-    promise the widest margins are finished.
+    With ``previews``, that many candidates are begun and scored by a preview, and the ``candidates`` among
+    them that promise the widest margins are finished.
     Raises ``ValidationError`` (a ``ValueError``) naming the key, the value and what was expected.
     """
 

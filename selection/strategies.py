@@ -146,7 +146,7 @@ def prompt_filter(batch: Batch) -> tuple[Indices, ...]:
 
 
 def promising(rewards: Floats, valid: NDArray[np.bool_], keys: NDArray[np.uint64], count: int) -> Indices:
-    """Which ``count`` of the previewed noises (n,) to finish, in rising order: the worst and the best half.
+    """Which ``count`` of n previewed candidates to finish, in rising order: the worst and the best half.
 
     Ties are broken by key; without enough valid previews some of the others fill up, since a preview that
     failed says nothing of the image.

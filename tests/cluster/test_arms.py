@@ -41,10 +41,10 @@ def test_every_arm_fits_the_budget_of_its_name(base: RunSettings, arm: str) -> N
 def test_an_arm_changes_nothing_but_selection_noise_and_prompts_per_step(base: RunSettings) -> None:
     for arm in ARMS:
         found = arm_settings(arm, base)
-        changed = {"selection": base.selection, "groups_per_step": base.groups_per_step}
-        if ARMS[arm].rollout:
-            changed["rollout"] = base.rollout
-            assert found.rollout == base.rollout.model_copy(update=dict(ARMS[arm].rollout))
+        changed: dict[str, object] = {"selection": base.selection, "groups_per_step": base.groups_per_step}
+        half = {"preview_steps": 3} if ARMS[arm].previews else {}
+        changed["rollout"] = base.rollout
+        assert found.rollout == base.rollout.model_copy(update={**ARMS[arm].rollout, **half})
         assert found.model_copy(update=changed) == base
         assert found.selection.previews == ARMS[arm].previews * base.selection.keep
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +15,12 @@ import pytest
 from cluster import loop
 from cluster.guard import Guard
 from cluster.loop import Run, RunStopped, train
+from cluster.pools import PoolError
 from cluster.run_folder import RunFolder
+from cluster.stages import Rollouts
 from learner.records import Update
 from rewards.combine import Scores
-from rollout.records import CandidateGroup, Noise, Prompt
+from rollout.records import CandidateGroup, Chunk, Noise, Prompt
 from selection.records import Kept, Selection
 
 
@@ -200,7 +202,7 @@ def test_too_many_skipped_updates_in_a_row_stop_the_run(configure: Any, tmp_path
 
 
 class Previewing:
-    """Samplers whose previews are their noises' numbers, and rewards that score them as they are."""
+    """Samplers that begin a noise by its number, and rewards that score previews as they are."""
 
     def __init__(self) -> None:
         self.rollouts = self.rewards = self
@@ -212,24 +214,50 @@ class Previewing:
     def requests(self, prompt: Prompt, group_id: int, noises: Any, *, version: int) -> list[Any]:
         return [noises[:10], noises[10:]]
 
-    async def preview(self, request: Any) -> list[int]:
+    async def begin(self, request: Any) -> Chunk:
         self.previewed.append(len(request))
-        return [noise.initial for noise in request]
+        numbers = tuple(noise.initial for noise in request)
+        return Chunk(images=numbers, conditioning=None, trajectories=numbers, seconds=0.5)
 
     async def score(self, prompt: Prompt, chunks: Any) -> Scores:
-        numbers = [number for chunk in await asyncio.gather(*chunks) for number in chunk]
+        numbers = [number for chunk in await asyncio.gather(*chunks) for number in chunk.images]
         values = np.array(numbers, dtype=np.float64)
         valid = values != 31
         return Scores(rewards={"one": values}, weights={"one": 1.0}, valid=valid, total=values, strict=None)
 
 
 @pytest.mark.parametrize(("previews", "chosen"), [(0, [0, 1, 2, 3]), (32, [0, 1, 29, 30])])
-def test_the_noises_whose_previews_differ_most_are_finished(
+def test_the_candidates_whose_previews_differ_most_are_finished(
     configure: Any, previews: int, chosen: list[int]
 ) -> None:
-    settings = configure(selection={"previews": previews, "candidates": 4, "keep": 2})
+    settings = configure(
+        selection={"previews": previews, "candidates": 4, "keep": 2}, rollout={"preview_steps": 3}
+    )
     stages: Any = Previewing()
     run: Any = SimpleNamespace(settings=settings, stages=stages)
-    found = asyncio.run(loop._noises(run, Prompt(index=0, text="a red bus"), 5, 0))
-    assert [noise.initial for noise in found] == chosen
+    noises, begun, seconds = asyncio.run(loop._begin(run, Prompt(index=0, text="a red bus"), 5, 0))
+    assert [noise.initial for noise in noises] == chosen
+    assert list(begun) == (chosen if previews else [])
     assert stages.previewed == ([10, 22] if previews else [])
+    assert seconds == (1.0 if previews else 0.0)
+
+
+def test_begun_candidates_that_were_lost_are_sampled_from_the_start() -> None:
+    tried: list[int] = []
+
+    class Lossy:
+        async def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+            return await work(None)
+
+    async def sampled(slot: Any, method: str, request: Any, firsts: int, begun: Any) -> list[Any]:
+        tried.append(len(begun))
+        if begun:
+            raise PoolError("rollout: failed 3 times: the object is lost")
+        return [1.0, "images", "text", "one", "other"]
+
+    rollouts = object.__new__(Rollouts)
+    vars(rollouts).update(pool=Lossy(), _sampled=sampled)
+    request: Any = SimpleNamespace(noises=(1, 2))
+    chunk = asyncio.run(rollouts.sample(request, ("first", "second")))
+    assert tried == [2, 0]
+    assert chunk.trajectories == ("one", "other")

@@ -85,6 +85,10 @@ def test_judges_default_to_the_training_rewards() -> None:
             ["--rollout.branches", "2", "--selection.previews", "32"],
             ["previews", "branches must be 1"],
         ),
+        (
+            ["--selection.previews", "32", "--rollout.preview_steps", "6"],
+            ["preview_steps", "steps (6)", "got 6"],
+        ),
         (["--selection.keep", "7"], ["selection.keep", "even", "noise_margin", "7"]),
         (["--selection.keep", "32"], ["selection.keep", "selection.candidates (16)", "32"]),
         (["--selection.margin", "each", "--selection.strategy", "all"], ["'each'", "noise_margin", "all"]),

@@ -202,8 +202,8 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run(*arms, "--arms", "screened_4x,branched_2x,antithetic_2x")
     costs = {arm: found[0].rows[1] for arm, found in load_runs(folder).items()}
     backwards = {arm: row["backwards"] for arm, row in costs.items()}
-    # Two groups: 16 one-step previews each, 4 finished; 8 in two branches with a prefix of one step.
-    assert costs["screened_4x"]["forwards"] - backwards["screened_4x"] == 2 * (16 + 4 * 4)
+    # Two groups: 16 begun with half of the steps, 4 finished; 8 in two branches with a prefix of one step.
+    assert costs["screened_4x"]["forwards"] - backwards["screened_4x"] == 2 * (2 * 16 + 2 * 4)
     assert costs["screened_4x"]["scores"] == costs["screened_4x"]["decodes"] == 2 * (16 + 4)
     assert costs["branched_2x"]["forwards"] - backwards["branched_2x"] == 2 * (2 + 3 * 8)
     assert costs["antithetic_2x"]["forwards"] - backwards["antithetic_2x"] == 2 * 4 * 8

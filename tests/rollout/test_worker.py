@@ -101,13 +101,41 @@ def test_branches_share_the_steps_before_the_window_and_change_no_image(pipeline
     assert not close(images[0], images[1])
 
 
-def test_a_preview_is_an_ode_of_the_same_noise(pipeline_folder: Path) -> None:
-    previewing = start(pipeline_folder, preview_steps=3, eval_steps=3)
-    seconds, images = previewing.preview(request(NOISES))
+@pytest.mark.parametrize(("previewed", "window"), [(2, (0, 4)), (1, (2, 4)), (3, (0, 2))])
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+def test_a_begun_candidate_is_finished_as_if_never_interrupted(
+    pipeline_folder: Path, previewed: int, window: tuple[int, int], storage: str
+) -> None:
+    """Also in another order and with fewer others; its preview is the clean image that it pointed at."""
+    start_, stop = window
+    chosen = {"steps": 5, "batch": 3, "preview_steps": previewed, "storage": storage}
+    worker = start(pipeline_folder, window_start=start_, window_stop=stop, **chosen)
+    seconds, previews, *begun = worker.begin(request(NOISES))
     assert seconds > 0
-    assert np.array_equal(images, previewing.evaluate([PROMPT] * 5, NOISES)[1])
+    assert previews.shape == (5, 32, 32, 3)
+    order = [3, 1]
+    _, images, _, *finished = worker.sample(
+        request(tuple(NOISES[i] for i in order)), *(begun[i] for i in order)
+    )
+    _, whole, _, *expected = worker.sample(request(NOISES))
+    for image, found, place in zip(images, finished, order, strict=True):
+        assert close(image, whole[place])
+        assert np.array_equal(found.steps, expected[place].steps)
+        assert np.allclose(found.log_probs, expected[place].log_probs, atol=1e-4)
+        kept, made = unpack(found.latents).float(), unpack(expected[place].latents).float()
+        assert torch.allclose(kept, made, atol=5e-2)
+    assert not close(previews[0], whole[0])
+
+
+def test_a_preview_after_the_last_but_one_step_is_nearly_the_image(pipeline_folder: Path) -> None:
+    worker = start(pipeline_folder, steps=4, preview_steps=3)
+    _, previews, *_ = worker.begin(request(NOISES))
+    _, images, *_ = worker.sample(request(NOISES))
+    early = start(pipeline_folder, steps=4, preview_steps=1).begin(request(NOISES))[1]
+    far, near = (np.abs(one.astype(float) - images).mean() for one in (early, previews))
+    assert near < far
     with pytest.raises(StaleWeights, match="wants policy v3, not v0"):
-        previewing.preview(request(NOISES, version=3))
+        worker.begin(request(NOISES, version=3))
 
 
 def test_a_drawn_window_is_stored_with_its_steps(pipeline_folder: Path) -> None:
