@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from cluster.placement import Role
 from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
-from rewards.scorer import Judgement, cut, join, missing
+from rewards.scorer import Judgement, Unavailable, cut, join, missing
 from rewards.settings import RewardSettings
 from rollout.records import Handle, Prompt
 
@@ -22,6 +22,8 @@ ENOUGH: Final = 1.4
 """Deadlines without a success after which nothing more is tried, so that all is over within two."""
 LAST: Final = 1.9
 """Deadlines after which the last try ends; what is left of two is for stopping the run."""
+AWAY: Final = 1.0
+"""Seconds between two calls of a reward whose server is away."""
 STREAK: Final = 8
 """Failures in a row that are no coincidence, however quickly they came."""
 
@@ -79,11 +81,14 @@ class Drought:
         """A call came back: start from nothing."""
         self.failures, self._waiting, self._worked = 0, False, True
 
-    def failed(self) -> bool:
-        """Count a call that failed; returns whether the reward is broken."""
+    def failed(self, *, away: bool = False) -> bool:
+        """Count a call that failed; returns whether the reward is broken.
+
+        What is only ``away`` fails quickly and often, and that says nothing.
+        """
         self.failures += 1
         long = self.failures > 1 and self.seconds >= ENOUGH * self.patience * self.deadline
-        return long or self.failures >= STREAK * self.patience
+        return long or (not away and self.failures >= STREAK * self.patience)
 
 
 class _Basket:
@@ -178,12 +183,18 @@ class Shards:
         ranges = [(span.start, span.start + len(span.prompts)) for span in spans]
         prompts = [prompt for span in spans for prompt in span.prompts]
         images = [span.images for span in spans]
-        try:
-            found = await call(slot, "score_ranges", ranges, prompts, *images, deadline=self._drought.begin())
-        except (*LOST, RayTaskError) as error:
-            if self._drought.failed():
-                raise Broken(self._story(error)) from error
-            raise
+        while True:
+            deadline = self._drought.begin()
+            try:
+                found = await call(slot, "score_ranges", ranges, prompts, *images, deadline=deadline)
+                break
+            except (*LOST, RayTaskError) as error:
+                away = isinstance(error, RayTaskError) and isinstance(error.cause, Unavailable)
+                if self._drought.failed(away=away):
+                    raise Broken(self._story(error)) from error
+                if not away:
+                    raise
+            await asyncio.sleep(AWAY)
         self._drought.succeeded()
         return found[0]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards.protocol import encode_image
-from rewards.scorer import Judgement, RewardError, Traits, check_text
+from rewards.scorer import Judgement, RewardError, Traits, Unavailable, check_text
 from rollout.records import Prompt
 
 QUESTION: Final = (
@@ -92,7 +92,9 @@ class JudgeScorer:
             answers = list(threads.map(self._ask, images, prompts))
         failures = [answer.failure for answer in answers if answer.failure]
         if len(failures) == len(answers):
-            raise RewardError(f"the judge at {self._client.base_url}: {answers[0].text}") from failures[0]
+            away = any(isinstance(failure, httpx.TransportError) for failure in failures)
+            kind = Unavailable if away else RewardError
+            raise kind(f"the judge at {self._client.base_url}: {answers[0].text}") from failures[0]
         values = (np.array([answer.score for answer in answers]) - self._low) / (self._high - self._low)
         texts = np.array([answer.text for answer in answers], dtype=np.str_)
         return Judgement(values=values, valid=np.isfinite(values), details={"answer": texts})

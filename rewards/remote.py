@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import httpx
 import numpy as np
@@ -23,8 +24,11 @@ from rewards.protocol import (
     read_token,
     request_of,
 )
-from rewards.scorer import Judgement, RewardError, Traits
+from rewards.scorer import Judgement, RewardError, Traits, Unavailable
 from rollout.records import Prompt
+
+AWAY: Final = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+"""What is answered for a server that is gone or not ready yet."""
 
 
 class RemoteScorer:
@@ -32,8 +36,8 @@ class RemoteScorer:
 
     ``token_env`` or ``token_file`` say where the server's token is. A call is sent as requests of at most
     ``batch`` images, ``concurrency`` at a time, each of which may take ``timeout`` seconds. Nothing is
-    retried here. Raises `RewardError` when the server does not answer, is not ready or judges whole groups,
-    which this class's traits do not promise.
+    retried here. Raises `Unavailable` when the server does not answer or is not ready, and `RewardError` when
+    it judges whole groups, which this class's traits do not promise.
     """
 
     traits: Traits = Traits(low=-math.inf, high=math.inf, thread_safe=True)
@@ -112,7 +116,9 @@ class RemoteScorer:
         try:
             response = self._client.request(method, path, content=body)
         except httpx.HTTPError as error:
-            raise self._failed(f"did not answer: {type(error).__name__}: {error}") from error
+            raise self._failed(f"did not answer: {type(error).__name__}: {error}", Unavailable) from error
+        if response.status_code in AWAY:
+            raise self._failed(f"answered {response.status_code}: {response.text[:300].strip()}", Unavailable)
         if response.status_code != httpx.codes.OK:
             raise self._failed(f"answered {response.status_code}: {response.text[:300].strip()}")
         return response.content
@@ -123,5 +129,5 @@ class RemoteScorer:
         except ProtocolError as error:
             raise self._failed(f"answered what cannot be: {error}") from error
 
-    def _failed(self, reason: str) -> RewardError:
-        return RewardError(f"the reward server at {self._client.base_url} {reason}")
+    def _failed(self, reason: str, kind: type[RewardError] = RewardError) -> RewardError:
+        return kind(f"the reward server at {self._client.base_url} {reason}")

@@ -16,6 +16,10 @@ class RewardError(Exception):
     """A scorer could not judge its images; the pool retries and then marks them invalid."""
 
 
+class Unavailable(RewardError):
+    """What scores is away, whatever the images: the pool waits for its return as long as for a hung call."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
     """What a pool has to know of a scorer before it places one.

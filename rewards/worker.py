@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.scorer import Judgement, RewardError, Traits
+from rewards.scorer import Judgement, RewardError, Traits, Unavailable
 from rewards.table import resolve
 from rollout.records import Prompt
 
@@ -61,7 +61,8 @@ class RewardWorker:
         return self.score(parts[0] if len(parts) == 1 else np.concatenate(parts), prompts)
 
     def _failed(self, what: str, error: Exception) -> RewardError:
-        return RewardError(f"reward {self.name!r} {what}: {type(error).__name__}: {error}")
+        kind = Unavailable if isinstance(error, Unavailable) else RewardError
+        return kind(f"reward {self.name!r} {what}: {type(error).__name__}: {error}")
 
     def _check_images(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> None:
         fits = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8 and images.size > 0

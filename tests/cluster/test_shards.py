@@ -222,3 +222,17 @@ def test_time_without_work_is_no_drought(clock: Clock) -> None:
     clock.now += 1000
     assert not fail(drought, clock)
     assert not fail(drought, clock)
+
+
+def test_a_reward_whose_server_is_away_is_given_time_and_not_calls(clock: Clock) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    drought.begin()
+    drought.succeeded()
+    calls = 0
+    drought.begin()
+    while not drought.failed(away=True):
+        clock.now += 0.25
+        drought.begin()
+        calls += 1
+    assert calls > 100
+    assert clock.now - 100 <= 60

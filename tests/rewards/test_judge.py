@@ -108,7 +108,7 @@ def test_no_answer_at_all_is_an_error(
 
 def test_an_endpoint_that_is_not_there_is_an_error() -> None:
     absent = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(RewardError, match=r"reward 'judge' failed: RewardError: the judge .*ConnectError"):
+    with pytest.raises(RewardError, match=r"reward 'judge' failed: Unavailable: the judge .*ConnectError"):
         RewardWorker("judge", {"base_url": absent, "model": "m"}).score(grey(9, 9), prompts("a", "b"))
 
 
