@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +17,14 @@ from fsspec.implementations.local import LocalFileSystem
 from cluster.errors import UserError
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
-from cluster.stages import Learner
+from cluster.stages import Learner, LearnerError
 
 MARKER: Final = "COMMITTED"
 PACKAGES: Final = ("torch", "deepspeed", "diffusers", "transformers", "peft", "ray", "numpy")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, most likely since the disk is full; the older ones are untouched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +68,32 @@ class Checkpoints:
     async def commit(self, step: int, learner: Learner, *, empty_batches: int = 0) -> None:
         """Let the learner save; the marker follows when everything has arrived, see `settle`."""
         await self.settle(learner, wait=True)
-        await asyncio.to_thread(self._clear, step)
-        await learner.save(self.url(step))
+        with self._writing(step):
+            await asyncio.to_thread(self._clear, step)
+            await learner.save(self.url(step))
         self.pending = step, empty_batches
 
     async def settle(self, learner: Learner, *, wait: bool) -> None:
         """Commit what was saved if all of it has arrived, and drop the oldest checkpoints."""
-        if self.pending is None or not await learner.saved(wait=wait):
+        if self.pending is None:
             return
-        await asyncio.to_thread(self._mark, *self.pending)
+        with self._writing(self.pending[0]):
+            if not await learner.saved(wait=wait):
+                return
+            await asyncio.to_thread(self._mark, *self.pending)
         self.pending = None
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Say of what could not be written which checkpoint is left."""
+        try:
+            yield
+        except (OSError, LearnerError) as error:
+            last = max(self.steps(), default=0)
+            left = f"--resume continues from step {last}" if last else "there is no older one"
+            raise CheckpointError(
+                f"checkpoint {self.url(step)} could not be written: {error}; {left}"
+            ) from error
 
     def _clear(self, step: int) -> None:
         if self.filesystem.exists(self._path(step)):

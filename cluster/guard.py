@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cluster.placement import Role
@@ -94,3 +94,11 @@ class Guard:
 def watching_rewards(settings: RunSettings) -> list[str]:
     """The metrics of evaluation rewards without a weight: nobody optimises them, so they show who cheats."""
     return [f"eval_{reward.name}" for reward in settings.judges if reward.weight == 0]
+
+
+def guard_of(settings: RunSettings, history: Iterable[Mapping[str, Any]]) -> Guard:
+    """The guard of a run that has come as far as its history."""
+    guard = Guard(settings.guard, watching_rewards(settings))
+    for line in history:
+        guard.look(line)
+    return guard

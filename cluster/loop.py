@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 import numpy as np
+from ray.exceptions import ObjectLostError
 
 from cluster.checkpoints import Checkpoints
 from cluster.evaluation import Drawn, evaluate
@@ -98,7 +99,17 @@ async def train(run: Run, start: int) -> int:
 
 
 async def produce(run: Run, group_id: int, *, version: int) -> Produced:
-    """One group: oversample its noise, and score every candidate with every reward as they come."""
+    """One group: oversample its noise, and score every candidate with every reward as they come.
+
+    If a node takes images with it before they are scored, the group is made once more, as it was.
+    """
+    try:
+        return await _produce(run, group_id, version=version)
+    except ObjectLostError:
+        return await _produce(run, group_id, version=version)
+
+
+async def _produce(run: Run, group_id: int, *, version: int) -> Produced:
     prompt, rollouts = prompt_at(run.prompts, run.settings.seed, group_id), run.stages.rollouts
     noises, begun, spent = await _begin(run, prompt, group_id, version)
     requests = rollouts.requests(prompt, group_id, noises, version=version)
@@ -188,6 +199,7 @@ async def train_step(run: Run, step: int, batch: Sequence[Produced], began: floa
         "seconds_broadcast": done - updated,
         "seconds_step": time.perf_counter() - began,
         "restarts": run.stages.restarts,
+        "samplers": run.stages.samplers,
     }
 
 

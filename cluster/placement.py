@@ -17,6 +17,8 @@ from cluster.settings import ClusterSettings
 
 JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
+ROLE_VARIABLE: Final = "NOISEMARGIN_ROLE"
+"""Tells the processes of the actors apart."""
 NODE_LABEL: Final = "noisemargin.io/role"
 """The label of Ray nodes by which `cluster.nodes` places actors."""
 
@@ -65,7 +67,11 @@ class Host:
 
 def spawn(role: Role, number: int) -> ActorHandle[Any]:
     """Start one actor of a role; it is gone when the driver is."""
-    environment = {"OMP_NUM_THREADS": str(role.threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        ROLE_VARIABLE: role.name,
+        "OMP_NUM_THREADS": str(role.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if role.gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # without a GPU of its own, an actor would see all of them
     actor: Any = ray.remote(Host).options(

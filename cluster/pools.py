@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
 from cluster.placement import Role, spawn
 
 ATTEMPTS: Final = 3
 START_DEADLINE: Final = 600.0
-STARTING: Final = 2
-"""Calls that another actor may have waiting before work waits for one to start."""
-LOST: Final = (ActorDiedError, ActorUnavailableError, TimeoutError)
+PAUSES: Final = (0.5, 60.0)
+"""Seconds before an actor that could not start is tried again: the first time, and at most."""
+DIED: Final = (ActorDiedError, ActorUnavailableError)
+LOST: Final = (*DIED, TimeoutError)
 
 
 class PoolError(RuntimeError):
@@ -24,16 +26,14 @@ class PoolError(RuntimeError):
 
 
 class Slot:
-    """One place of a pool: its current actor, and a first-in-first-out lock that serialises its calls."""
+    """One place of a pool and its current actor, which does one thing at a time."""
 
     def __init__(self, role: Role, number: int) -> None:
         """Start the first actor."""
         self.role, self.number = role, number
-        self.lock = asyncio.Lock()
-        self.waiting = 0
         self.holds = ""
-        self.started = False
-        self.warming: asyncio.Future[None] | None = None
+        self.started = self.busy = False
+        self.starting: asyncio.Future[None] | None = None
         self.actor = spawn(role, number)
 
     async def start(self) -> None:
@@ -41,16 +41,6 @@ class Slot:
         if not self.started:
             await call(self, "ping", deadline=START_DEADLINE)
             self.started = True
-
-    @property
-    def load(self) -> int:
-        """How long the queue is here: one that is still starting counts as a long one."""
-        return self.waiting + (0 if self.started else STARTING)
-
-    async def warm(self) -> None:
-        """Start ahead of work; who comes to an actor that could not start learns why."""
-        with suppress(*LOST):
-            await self.start()
 
     def replace(self) -> None:
         """Kill the actor, hung or dead, and start another one that holds nothing yet."""
@@ -68,6 +58,7 @@ async def call(slot: Slot, method: str, *arguments: Any, returns: int = 1, deadl
 
     Raises:
         TimeoutError: if the deadline passes.
+        ObjectLostError: if an argument was on a node that is gone, so that nobody else can do better.
     """
     refs: Any = slot.actor.call.options(num_returns=returns).remote(method, *arguments)
     refs = refs if returns > 1 else [refs]
@@ -75,67 +66,154 @@ async def call(slot: Slot, method: str, *arguments: Any, returns: int = 1, deadl
         value = await asyncio.wait_for(asyncio.wrap_future(refs[0].future()), deadline)
     except TimeoutError:
         raise TimeoutError(f"{method} gave no answer in {deadline:g} s") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, ObjectLostError):
+            raise error.cause from None
+        raise
     return [value, *refs[1:]]
 
 
+@dataclass(slots=True, eq=False)
+class Turn:
+    """Work that waits for an actor: for any, or for the one of a slot."""
+
+    on: Slot | None
+    slot: asyncio.Future[Slot] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
 class Pool:
-    """Equal actors that take turns; a lost or hung one is replaced and its work is done again elsewhere."""
+    """Equal actors that take turns; a lost or hung one is replaced and its work is done again elsewhere.
+
+    Work waits in one queue for whoever is free, so actors may come and go: one that cannot start, since its
+    node is gone, keeps nobody waiting while another one works, and gets work as soon as it is there.
+    """
 
     def __init__(self, role: Role, count: int, deadline: float, attempts: int = ATTEMPTS) -> None:
         """Start ``count`` actors; each call gets ``deadline`` seconds once it has its actor."""
         self.role, self.deadline, self.attempts = role, deadline, attempts
         self.slots = [Slot(role, number) for number in range(count)]
         self.restarts = 0
+        self._queue: list[Turn] = []
 
-    async def ready(self) -> None:
-        """Wait until every actor answers.
+    @property
+    def up(self) -> list[Slot]:
+        """The slots whose actors have started."""
+        return [slot for slot in self.slots if slot.started]
+
+    @property
+    def waiting(self) -> int:
+        """How much work waits or is being done."""
+        return len(self._queue) + sum(slot.busy for slot in self.slots)
+
+    async def ready(self, least: int | None = None) -> None:
+        """Wait until ``least`` actors answer (all, if not said); the others join when they are there.
 
         Raises:
             PoolError: if a worker cannot be built, with its own error.
         """
+        wanted = len(self.slots) if least is None else least
+        starts = [asyncio.ensure_future(slot.start()) for slot in self.slots]
         try:
-            await asyncio.gather(*(slot.start() for slot in self.slots))
+            for count, start in enumerate(asyncio.as_completed(starts), 1):
+                await start
+                if count >= wanted:
+                    break
         except LOST as error:
             raise PoolError(f"{self.role.name} could not start: {reason(error)}") from error
+        finally:
+            for unfinished in starts:
+                unfinished.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+        self._begin()
 
     async def run(self, work: Callable[[Slot], Awaitable[Any]], *, on: Slot | None = None) -> Any:
-        """Do some work on the least busy actor (or at one slot), again if it is lost or the call fails.
+        """Do some work on the next free actor (or at one slot), again if it is lost or the call fails.
 
-        Work at a slot runs in the order in which it was asked for.
+        Work begins in the order in which it was asked for; what is done again comes first.
 
         Raises:
             PoolError: after the last attempt.
         """
-        cause: Exception | None = None
-        for _ in range(self.attempts):
-            slot = on or min(self.slots, key=lambda s: s.load)
+        failed, spare = 0, len(self.slots) - 1
+        while True:
             try:
-                return await self._at(slot, work)
+                return await self.once(work, on=on, first=failed > 0)
             except (*LOST, RayTaskError) as error:
-                cause = error
-        raise PoolError(f"{self.role.name}: failed {self.attempts} times: {reason(cause)}") from cause
+                failed += 1
+                if isinstance(error, DIED) and spare:
+                    spare -= 1  # perhaps dead before it was asked, as all actors of a dead node are
+                elif failed >= self.attempts + len(self.slots) - 1 - spare:
+                    raise PoolError(f"{self.role.name}: failed {failed} times: {reason(error)}") from error
 
-    async def _at(self, slot: Slot, work: Callable[[Slot], Awaitable[Any]]) -> Any:
-        slot.waiting += 1
-        try:
-            async with slot.lock:
-                await slot.start()
+    async def once(
+        self, work: Callable[[Slot], Awaitable[Any]], *, on: Slot | None = None, first: bool = False
+    ) -> Any:
+        """A single attempt of `run`; a lost actor is replaced, and its error raised."""
+        async with self._turn(on, first) as slot:
+            try:
                 return await work(slot)
-        except LOST:
-            self.restarts += 1
-            slot.replace()
-            slot.warming = asyncio.ensure_future(slot.warm())
+            except LOST:
+                self.restarts += 1
+                slot.replace()
+                raise
+
+    @asynccontextmanager
+    async def _turn(self, on: Slot | None, first: bool) -> AsyncIterator[Slot]:
+        """A slot for as long as the work takes."""
+        turn = Turn(on)
+        self._queue.insert(0 if first else len(self._queue), turn)
+        self._begin()
+        try:
+            slot = await turn.slot
+        except asyncio.CancelledError:
+            if not turn.slot.cancelled() and turn.slot.exception() is None:
+                turn.slot.result().busy = False  # it came with the cancellation
             raise
         finally:
-            slot.waiting -= 1
+            self._begin()
+        try:
+            yield slot
+        finally:
+            slot.busy = False
+            self._begin()
+
+    def _begin(self) -> None:
+        """Give free actors the work that waits for them, and let those start that have not."""
+        self._queue = [turn for turn in self._queue if not turn.slot.done()]
+        for slot in self.slots:
+            if not slot.started and (slot.starting is None or slot.starting.done()):
+                slot.starting = asyncio.ensure_future(self._start(slot))
+            if not slot.started or slot.busy:
+                continue
+            if turn := next((turn for turn in self._queue if turn.on in (None, slot)), None):
+                self._queue.remove(turn)
+                slot.busy = True
+                turn.slot.set_result(slot)
+
+    async def _start(self, slot: Slot) -> None:
+        """Start an actor in the background, for as long as it takes, while others work."""
+        pause, longest = PAUSES
+        while not slot.started:
+            try:
+                await slot.start()
+            except LOST as error:
+                self._despair(slot, error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)
+                slot.replace()
+        asyncio.get_running_loop().call_soon(self._begin)
+
+    def _despair(self, slot: Slot, error: Exception) -> None:
+        """Tell work that only this actor could do, or that no other one can do now, why it cannot."""
+        for turn in self._queue:
+            if (turn.on is slot or not self.up) and not turn.slot.done():
+                turn.slot.set_exception(error)
 
 
 def reason(error: Exception | None) -> str:
     """The cause of a failed call in one line, without Ray's tracebacks."""
-    if isinstance(error, RayTaskError):
-        cause = error.cause
-        return f"{type(cause).__name__}: {cause}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if isinstance(error, ActorDiedError) and "creation task" in lines[0]:
         return lines[-1]  # the worker's own exception, at the end of its traceback
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

@@ -60,7 +60,7 @@ def _pools(stages: Stages) -> Iterator[Sample]:
     pools = {"sample": stages.rollouts.pool, "select": stages.selector.pool}
     pools |= {name: shards.pool for name, shards in stages.rewards.shards.items()}
     for stage, pool in pools.items():
-        yield "queue", {"stage": stage}, sum(slot.waiting for slot in pool.slots)
+        yield "queue", {"stage": stage}, pool.waiting
     for slot in stages.rollouts.pool.slots:
         if slot.holds.isdecimal():  # what averages an evaluation has a negative one
             yield "weights_version", {"sampler": str(slot.number)}, int(slot.holds)

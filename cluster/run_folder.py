@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ from rewards.combine import Scores
 from rollout.records import CandidateGroup, Noise, Prompt
 from selection.ledger import ledger_table, write_ledger, write_table
 from selection.records import Kept, Selection
+
+
+class FolderError(RuntimeError):
+    """Something of a step could not be written, most likely since the disk is full."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(
+            f"the run folder cannot be written: {error}; --resume goes on from the last checkpoint"
+        ) from error
 
 
 class RunFolder:
@@ -55,6 +70,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"folder: cannot write {self.path}: {error.strerror}") from None
 
+    @_writing()
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line of metrics; a number that is none becomes null, for every JSON reader's sake."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
@@ -76,12 +92,14 @@ class RunFolder:
                 if int(path.stem.removeprefix("step-")) > step:
                     path.unlink()
 
+    @_writing()
     def record(
         self, step: int, groups: Sequence[CandidateGroup], scores: Sequence[Scores], selection: Selection
     ) -> None:
         """Write the step's rows of the ledger."""
         write_ledger(self.ledger, step, ledger_table(step, groups, scores, selection))
 
+    @_writing()
     def record_nonfinite(self, step: int, groups: Sequence[CandidateGroup], suspects: Sequence[Kept]) -> None:
         """Append what led to a skipped update: the trajectories whose loss was not finite, by their seeds."""
         by_id = {group.group_id: group for group in groups}
@@ -98,12 +116,14 @@ class RunFolder:
         with self.nonfinite.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "trajectories": found}) + "\n")
 
+    @_writing()
     def save_pair(self, step: int, group_id: int, images: NDArray[np.uint8], pair: Sequence[int]) -> None:
         """Save candidates of a group, named so that they join to the ledger."""
         folder = self.images / f"step-{step:06d}"
         for candidate in pair:
             _save_png(folder / f"g{group_id:06d}-c{candidate:02d}.png", images[candidate])
 
+    @_writing()
     def save_evaluation(
         self,
         step: int,

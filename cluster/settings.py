@@ -33,6 +33,9 @@ class ClusterSettings(Settings):
     address: str | None = Field(None, description="Ray cluster; default: the job's own, else a local node")
     dashboard_port: int | None = Field(None, ge=1, le=65535, description="serve Ray's dashboard on loopback")
     deadline: float = Field(600, gt=0, description="seconds a sampling call may take")
+    learner_deadline: float = Field(
+        1800, gt=0, description="seconds an update may take before all learner ranks are started anew"
+    )
     object_store_gb: float = Field(1.0, gt=0, description="object store of a local node, in GB")
     nodes: dict[str, str] = Field(
         default_factory=dict,

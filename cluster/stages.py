@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ray.exceptions import RayTaskError
+import ray
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from cluster.guard import Observer
 from cluster.placement import Role, spawn
-from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
+from cluster.pools import DIED, LOST, START_DEADLINE, Pool, PoolError, Slot, call, reason
 from cluster.scoring import Rewards
 from cluster.settings import RunSettings
 from learner.batch import shares
@@ -30,15 +32,13 @@ from rollout.records import (
 )  # fmt: skip
 from selection.records import Selection
 
-UPDATE_DEADLINE: Final = 3600.0
+NOTICED: Final = 45.0
+"""Seconds in which Ray notices a dead node, also with its default health checks (30 s were measured)."""
 
 
-async def _made(weights: Weights) -> None:
+async def _made(weights: Weights, deadline: float) -> None:
     """Tell a learner that could not make its parts from a sampler that could not take them."""
-    try:
-        await asyncio.gather(*(asyncio.wrap_future(digest.future()) for digest in weights.checksums))
-    except (*LOST, RayTaskError) as error:
-        raise LearnerError(f"learner publish: {reason(error)}") from error
+    await settled("publish", weights.checksums, deadline)
 
 
 class WeightsError(RuntimeError):
@@ -48,6 +48,8 @@ class WeightsError(RuntimeError):
 class Rollouts:
     """The pool of samplers, and the published weights of every version that may still be asked for."""
 
+    target = "rollout.worker:RolloutWorker"
+
     def __init__(self, settings: RunSettings) -> None:
         """Start the samplers."""
         rollout = settings.rollout
@@ -56,23 +58,38 @@ class Rollouts:
             "keep_means": settings.learner.needs_means,
         }  # fmt: skip
         role = Role(
-            name="rollout", target="rollout.worker:RolloutWorker", arguments=arguments,
+            name="rollout", target=self.target, arguments=arguments,
             gpus=rollout.gpus, threads=rollout.threads, node=settings.cluster.nodes.get("rollout"),
         )  # fmt: skip
         self.pool = Pool(role, rollout.workers, settings.cluster.deadline)
+        self.least, self.learner_deadline = rollout.min_workers, settings.cluster.learner_deadline
         self.settings, self.batch, self.seed = rollout, rollout.batch, settings.seed
         self.kept_versions = settings.max_staleness + 1
         self.published: dict[int, Weights] = {}
 
     async def load(self, weights: Weights) -> None:
-        """Publish weights and wait until every sampler has acknowledged them, after its older samples."""
+        """Publish weights and wait until every sampler has acknowledged them, after its older samples.
+
+        One that is not there, or is lost meanwhile, gets them before its first sample.
+        """
         self.published[weights.version] = weights
         for version in sorted(self.published)[: -self.kept_versions]:
             del self.published[version]
-        await asyncio.gather(*(self._push(slot, weights) for slot in self.pool.slots))
+        pushes = (self._push(slot, weights) for slot in self.pool.up)
+        # All of them, so that none is still under way when another's failure is dealt with.
+        for failure in await asyncio.gather(*pushes, return_exceptions=True):
+            if failure:
+                raise failure
 
     async def _push(self, slot: Slot, weights: Weights) -> None:
-        await self.pool.run(lambda found: self._ensure(found, weights), on=slot)
+        with suppress(*LOST):
+            await self.pool.once(lambda found: self._ensure(found, weights), on=slot)
+
+    def forget(self) -> None:
+        """Trust no weights that were published so far: the versions from here on are others."""
+        self.published.clear()
+        for slot in self.pool.slots:
+            slot.holds = ""
 
     async def _ensure(self, slot: Slot, weights: Weights) -> None:
         """Load weights unless the sampler holds them: after a restart or an evaluation it may not."""
@@ -84,7 +101,7 @@ class Rollouts:
                 await self._send(slot, weights)
                 break
             except (*LOST, RayTaskError) as error:
-                await _made(weights)
+                await _made(weights, self.learner_deadline)
                 if not isinstance(error, RayTaskError):
                     raise
                 if attempt == 2 or not isinstance(error, WeightsMismatch):
@@ -188,11 +205,47 @@ class Selector:
 
 
 class LearnerError(RuntimeError):
-    """A learner rank failed; ranks live and die together, so the run resumes from its last checkpoint."""
+    """The learner failed by itself, and would again: out of memory, a full disk."""
+
+
+class LearnerLost(RuntimeError):
+    """A rank died or hangs. Ranks live and die together: all start anew, from the last checkpoint."""
+
+
+async def settled(what: str, refs: Sequence[Any], deadline: float) -> list[Any]:
+    """The results of all ranks.
+
+    Raises:
+        LearnerLost: if one died, gave no answer in time or missed what was on a node that is gone.
+        LearnerError: if one raised an error of its own.
+    """
+    waits = [asyncio.wrap_future(ref.future()) for ref in refs]
+    every = asyncio.gather(*waits)
+    every.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if nobody waits for it
+    try:
+        return await asyncio.wait_for(asyncio.shield(every), deadline)
+    except TimeoutError:
+        raise LearnerLost(f"learner {what}: no answer in {deadline:g} s") from None
+    except DIED as error:
+        raise LearnerLost(f"learner {what}: {reason(error)}") from error
+    except RayTaskError as error:
+        # Where one rank dies, another may be the first to complain: of a connection that was closed.
+        await asyncio.wait(waits, timeout=NOTICED)
+        failures = [wait.exception() for wait in waits if wait.done()]
+        lost = [found for found in failures if isinstance(found, Exception) and not _own(found)]
+        failure = LearnerLost if lost else LearnerError
+        raise failure(f"learner {what}: {reason(lost[0] if lost else error)}") from error
+
+
+def _own(error: Exception) -> bool:
+    """Whether a rank failed by itself."""
+    return not isinstance(error, DIED) and not isinstance(getattr(error, "cause", None), ObjectLostError)
 
 
 class Learner:
     """The learner ranks, called together: every collective method runs on all of them."""
+
+    target = "learner.worker:LearnerWorker"
 
     def __init__(self, settings: RunSettings) -> None:
         """Start the ranks."""
@@ -202,17 +255,27 @@ class Learner:
             "horizon": settings.optimizer_steps,
         }  # fmt: skip
         role = Role(
-            name="learner", target="learner.worker:LearnerWorker", arguments=arguments,
+            name="learner", target=self.target, arguments=arguments,
             gpus=learner.gpus, threads=learner.threads, node=settings.cluster.nodes.get("learner"),
         )  # fmt: skip
-        self.settings, self.seed = learner, settings.seed
-        self.parts = 0
+        self.settings, self.seed, self.role = learner, settings.seed, role
+        self.deadline = settings.cluster.learner_deadline
+        self.parts = self.restarts = 0
         self.actors = [spawn(role, rank) for rank in range(learner.ranks)]
+
+    async def restart(self) -> None:
+        """Kill every rank, dead, hung or left alone, and start all of them anew, as they were at step 0."""
+        self.restarts += len(self.actors)
+        for actor in self.actors:
+            ray.kill(actor, no_restart=True)
+        self.actors = [spawn(self.role, rank) for rank in range(len(self.actors))]
+        await self.join()
 
     async def join(self) -> None:
         """Form the process group at the first rank's address."""
         try:
-            address, port = await self.actors[0].address.remote()
+            found: Any = self.actors[0].address.remote().future()
+            address, port = await asyncio.wait_for(asyncio.wrap_future(found), START_DEADLINE)
         except LOST as error:
             raise LearnerError(f"learner could not start: {reason(error)}") from error
         if len(self.actors) == 1:
@@ -265,13 +328,7 @@ class Learner:
         refs: list[Any] = [
             actor.call.remote(method, *arguments) for actor, arguments in zip(self.actors, calls, strict=True)
         ]
-        try:
-            return await self._in_time([asyncio.wrap_future(ref.future()) for ref in refs])
-        except (*LOST, RayTaskError) as error:
-            raise LearnerError(f"learner {method}: {reason(error)}") from error
-
-    async def _in_time(self, waits: Sequence[Any]) -> list[Any]:
-        return list(await asyncio.wait_for(asyncio.gather(*waits), UPDATE_DEADLINE))
+        return await settled(method, refs, self.deadline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +350,18 @@ class Stages:
     @property
     def restarts(self) -> int:
         """How many actors had to be replaced so far."""
-        return sum(pool.restarts for pool in self.pools)
+        return sum(pool.restarts for pool in self.pools) + self.learner.restarts
+
+    @property
+    def samplers(self) -> int:
+        """How many samplers are at work."""
+        return len(self.rollouts.pool.up)
 
     async def ready(self) -> None:
-        """Wait until every actor is up and the learner's ranks have found each other."""
-        await asyncio.gather(*(pool.ready() for pool in self.pools), self.learner.join())
+        """Wait until enough actors are up and the learner's ranks have found each other."""
+        least = {self.rollouts.pool: self.rollouts.least}
+        pools = (pool.ready(least.get(pool)) for pool in self.pools)
+        await asyncio.gather(*pools, self.learner.join())
 
 
 def start_stages(settings: RunSettings) -> Stages:

@@ -13,33 +13,37 @@ import asyncio
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
-from cluster.checkpoints import Checkpoints, Commit, checkpoints_of
+from cluster.checkpoints import CheckpointError, Checkpoints, Commit, checkpoints_of
 from cluster.display import Display
 from cluster.errors import UserError
 from cluster.evaluation import held_out
-from cluster.guard import Guard, watching_rewards
-from cluster.loop import Run, RunStopped, train
+from cluster.guard import guard_of
+from cluster.loop import Run, RunStopped
 from cluster.placement import connect
 from cluster.pools import PoolError
 from cluster.preflight import Inputs, check, plan
 from cluster.process import leave
 from cluster.prometheus import Prometheus
+from cluster.recovery import GaveUp, train_through_losses
 from cluster.report import summary_table, write_report
 from cluster.resume import changed_packages, resumable, started_before
-from cluster.run_folder import RunFolder
+from cluster.run_folder import FolderError, RunFolder
 from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
-from cluster.stages import LearnerError, WeightsError, start_stages
+from cluster.stages import LearnerError, LearnerLost, WeightsError, start_stages
 from cluster.tensorboard import TensorBoard
 
 PROG = "python -m cluster.train"
 INTERRUPTED = 130
-FAILURES = (PoolError, LearnerError, WeightsError, RunStopped)
+FAILURES = (
+    PoolError, LearnerError, LearnerLost, GaveUp, WeightsError, RunStopped, CheckpointError, FolderError
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -149,14 +153,14 @@ async def _train(
         board = TensorBoard(folder.tensorboard)
         gauges = Prometheus(folder.path.name, stages)
         trackers = (folder.log, board.log, gauges.log, display.step)
-        guard = Guard(settings.guard, watching_rewards(settings))
-        for line in folder.history():
-            guard.look(line)
+        guard = guard_of(settings, folder.history())
         run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, trackers, guard)
         run.empty_batches = commit.empty_batches if commit else 0
         _stop_on_signals(run, console)
         try:
-            return await train(run, start)
+            return await train_through_losses(
+                run, start, partial(console.print, highlight=False, soft_wrap=True)
+            )
         finally:
             board.close()
 

@@ -17,7 +17,8 @@ from learner.optimizer import Schedule, build_optimizer
 from learner.settings import LearnerSettings
 from rollout.tensors import NamedParameters
 
-COLLECTIVE_TIMEOUT: Final = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT: Final = timedelta(hours=6)
+"""Who waits for the ranks notices a hang first, and knows which of them raised something else."""
 TAG: Final = "engine"
 
 

@@ -64,6 +64,9 @@ class RolloutSettings(Settings):
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
     batch: int = Field(16, ge=1, description="images per forward pass")
     workers: int = Field(1, ge=1, description="rollout actors")
+    min_workers: int | None = Field(
+        None, ge=1, description="rollout actors that training needs to begin; others join later; default all"
+    )
     gpus: float = Field(1, ge=0, description="GPUs per rollout actor; 0 samples on the CPU")
     threads: int = Field(1, ge=1, description="CPU threads per rollout actor")
 
@@ -80,6 +83,8 @@ class RolloutSettings(Settings):
 
     @model_validator(mode="after")
     def _window_fits(self) -> RolloutSettings:
+        if self.min_workers and self.min_workers > self.workers:
+            raise ValueError(f"min_workers must be at most workers = {self.workers}, got {self.min_workers}")
         start, stop = self.window_range
         last = self.steps - 1
         if not 0 <= start < stop <= last:

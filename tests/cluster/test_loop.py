@@ -152,7 +152,7 @@ class Learning:
 
     def __init__(self, in_a_row: int) -> None:
         self.rollouts = self.selector = self.learner = self
-        self.in_a_row, self.restarts = in_a_row, 0
+        self.in_a_row, self.restarts, self.samplers = in_a_row, 0, 1
 
     async def select(self, step: int, group_ids: list[int], scores: Any) -> Selection:
         kept = tuple(Kept(group_id=5, candidate=c, advantage=a) for c, a in ((0, -1.0), (1, 1.0)))

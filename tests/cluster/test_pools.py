@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,34 @@ def alive(pid: int) -> bool:
     return "zombie" not in Path(f"/proc/{pid}/status").read_text()
 
 
+def test_work_survives_the_death_of_every_actor_at_once() -> None:
+    async def scenario() -> None:
+        pool = make_pool(4)
+        await pool.ready()
+        pids = [await pid_of(slot) for slot in pool.slots]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert await asyncio.gather(*(ask(pool, "ping") for _ in range(8))) == ["hello"] * 8
+        assert pool.restarts == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_wait_gives_its_turn_to_the_next() -> None:
+    async def scenario() -> None:
+        pool = make_pool(1)
+        await pool.ready()
+        busy, waiting, last = (asyncio.create_task(ask(pool, "note", n, 0.5)) for n in range(3))
+        await asyncio.sleep(0.1)
+        assert pool.waiting == 3
+        waiting.cancel()
+        assert await last == [0, 2]
+        assert busy.done()
+        assert pool.waiting == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_slot_works_in_the_order_of_asking() -> None:
     async def scenario() -> list[int]:
         pool = make_pool(1)
@@ -185,6 +214,53 @@ async def sampled(samplers: Rollouts, group_id: int, *, version: int) -> Any:
     return np.concatenate([await chunk.images for chunk in chunks])
 
 
+@pytest.fixture
+def late(configure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[float], Rollouts]:
+    """Two samplers, of which one takes its time to start."""
+
+    def make(seconds: float) -> Rollouts:
+        own = {"marker": str(tmp_path / "first"), "seconds": seconds}
+
+        def slow(**role: Any) -> Role:
+            arguments = {**role["arguments"], **own}
+            return Role(**{**role, "target": f"{HERE}:LateSampler", "arguments": arguments})
+
+        monkeypatch.setattr(stages, "Role", slow)
+        overrides = {"rollout": {"workers": 2, "batch": 1}, "selection": {"candidates": 4, "keep": 2}}
+        return Rollouts(configure(**overrides))
+
+    return make
+
+
+def test_nobody_waits_for_a_sampler_that_does_not_come(late: Any) -> None:
+    async def scenario() -> None:
+        samplers = late(600.0)
+        await samplers.pool.ready(1)
+        await samplers.load(published(7))
+        assert (await sampled(samplers, 3, version=7))[:, 2].tolist() == [17.0] * 4
+        assert len(samplers.pool.up) == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_late_sampler_gets_the_current_weights_before_its_first_sample(late: Any) -> None:
+    async def scenario() -> None:
+        samplers = late(3.0)
+        await samplers.pool.ready(1)
+        for version in (7, 8):
+            await samplers.load(published(version))
+        requests = [request for group in range(12) for request in samplers.requests(PROMPT, group, version=8)]
+        chunks = await asyncio.gather(*(samplers.sample(request) for request in requests))
+        images = [(await chunk.images)[0] for chunk in chunks]
+        noises = [request.noises[0] for request in requests]
+        assert [image[:2].tolist() for image in images] == [[n.initial % 251, n.path % 251] for n in noises]
+        assert {image[2] for image in images} == {18.0}
+        assert len({chunk.seconds for chunk in chunks}) == 2  # which shows the process
+        assert samplers.pool.restarts == 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def published(version: int) -> Weights:
     flat = ray.put(np.full(1, 10.0 + version, dtype=np.float32))
     return Weights(version=version, checksums=(ray.put(f"checksum of {version}"),), parts=(flat,))
@@ -193,6 +269,7 @@ def published(version: int) -> Weights:
 def test_a_restarted_sampler_gets_its_weights_before_it_samples(samplers: Rollouts) -> None:
     async def scenario() -> None:
         slot = samplers.pool.slots[0]
+        await samplers.pool.ready()
         await samplers.load(published(7))
         before = await sampled(samplers, 3, version=7)
         os.kill((await call(slot, "ping", deadline=60))[0], signal.SIGKILL)
@@ -206,6 +283,7 @@ def test_a_restarted_sampler_gets_its_weights_before_it_samples(samplers: Rollou
 
 def test_a_group_is_sampled_under_the_version_it_was_admitted_with(samplers: Rollouts) -> None:
     async def scenario() -> None:
+        await samplers.pool.ready()
         for version in (4, 5):
             await samplers.load(published(version))
         assert (await sampled(samplers, 0, version=4))[0, 2] == 14.0

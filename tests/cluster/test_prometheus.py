@@ -25,8 +25,8 @@ LINE = {
 
 
 def pool(*slots: tuple[int, str]) -> Any:
-    listed = [SimpleNamespace(number=n, waiting=w, holds=h) for n, (w, h) in enumerate(slots)]
-    return SimpleNamespace(slots=listed)
+    listed = [SimpleNamespace(number=n, holds=h) for n, (_, h) in enumerate(slots)]
+    return SimpleNamespace(slots=listed, waiting=sum(w for w, _ in slots))
 
 
 STAGES: Any = SimpleNamespace(

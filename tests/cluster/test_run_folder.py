@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError
-from cluster.run_folder import RunFolder
+from cluster.run_folder import FolderError, RunFolder
 from cluster.settings import resolve
 from rewards.combine import Scores
 from rollout.records import Noise, Prompt
@@ -113,3 +113,10 @@ def test_pairs_are_named_after_their_rows_of_the_ledger(folder: RunFolder) -> No
     shown = sorted((folder.images / "step-000007").iterdir())
     assert [path.name for path in shown] == ["g000012-c03.png", "g000012-c17.png"]
     assert np.asarray(Image.open(shown[1])).max() == 17
+
+
+def test_a_full_disk_is_said_in_one_line(folder: RunFolder) -> None:
+    folder.metrics = Path("/dev/full")
+    with pytest.raises(FolderError, match=r"No space left on device.*--resume goes on") as caught:
+        folder.log({"step": 1})
+    assert "\n" not in str(caught.value)

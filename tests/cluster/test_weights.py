@@ -56,6 +56,11 @@ def weights(configure: Callable[..., RunSettings], pipeline_folder: Path) -> Wei
     return Weights(version=VERSION, checksums=checksums, parts=tuple(ray.put(flat) for flat in flats))
 
 
+async def load(rollouts: Rollouts, weights: Weights) -> None:
+    await rollouts.pool.ready()
+    await rollouts.load(weights)
+
+
 async def sample(rollouts: Rollouts) -> Any:
     request = SampleRequest(group_id=0, prompt=PROMPT, noises=(Noise(initial=1, path=2),), version=VERSION)
     slot = rollouts.pool.slots[0]
@@ -68,7 +73,7 @@ def test_what_was_damaged_once_is_sent_again(
 ) -> None:
     async def scenario() -> None:
         rollouts = begin(damages)
-        await rollouts.load(weights)
+        await load(rollouts, weights)
         assert rollouts.pool.slots[0].holds == str(VERSION)
         assert rollouts.pool.restarts == 0
         assert np.isfinite((await sample(rollouts))[0])
@@ -82,7 +87,7 @@ def test_what_is_damaged_again_stops_the_run_and_nothing_is_sampled(
     async def scenario() -> None:
         rollouts = begin(1000)
         with pytest.raises(WeightsError, match="sampler 0, v3: WeightsMismatch: weights arrived"):
-            await rollouts.load(weights)
+            await load(rollouts, weights)
         assert rollouts.pool.slots[0].holds == ""
         with pytest.raises(Exception, match="wants policy v3, not v-1"):
             await sample(rollouts)
@@ -95,7 +100,7 @@ def test_a_sampler_that_lost_its_weights_gets_them_before_it_samples(
 ) -> None:
     async def scenario() -> None:
         rollouts = begin(0)
-        await rollouts.load(weights)
+        await load(rollouts, weights)
         slot = rollouts.pool.slots[0]
         slot.replace()
         with pytest.raises((PoolError, RuntimeError), match="not v-1"):
@@ -116,7 +121,7 @@ def test_a_learner_that_cannot_publish_is_not_the_samplers_fault(begin: Callable
         rollouts = begin(0)
         digest, flat = part.options(num_returns=2).remote()
         with pytest.raises(LearnerError, match="learner publish: OSError: out of memory"):
-            await rollouts.load(Weights(version=1, checksums=(digest,), parts=(flat,)))
+            await load(rollouts, Weights(version=1, checksums=(digest,), parts=(flat,)))
         assert rollouts.pool.restarts == 0
 
     asyncio.run(scenario())

@@ -81,3 +81,41 @@ class FakeSampler:
 
     def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[Any]]:
         return len(prompts), np.array([[noise.initial % 251, self.version, self.value] for noise in noises])
+
+
+class LateSampler(FakeSampler):
+    """One of them starts at once, the others take their time."""
+
+    def __init__(self, marker: str, seconds: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if not is_first(marker):
+            time.sleep(seconds)
+
+    def sample(self, request: SampleRequest) -> tuple[Any, ...]:
+        time.sleep(0.3)
+        return os.getpid(), *super().sample(request)[1:]
+
+
+class FakeRank:
+    """Has the interface of `learner.worker.LearnerWorker`; an update takes the seconds of its conditioning.
+
+    A rank that is told so raises instead, by itself or as one whose peer has gone.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self.rank = -1
+
+    def join(self, rank: int, world: int, address: str, port: int) -> None:
+        self.rank = rank
+
+    def parts(self) -> int:
+        return 1
+
+    def save(self, url: str) -> int:
+        return os.getpid()
+
+    def restore(self, url: str) -> None:
+        """Sleep or fail as the URL says: "sleep", or the number of the rank that fails while others sleep."""
+        if url == str(self.rank):
+            raise MemoryError("8 GB are not enough")
+        time.sleep(600)

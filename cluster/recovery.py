@@ -1,0 +1,71 @@
+"""Training through the loss of the learner: all ranks anew, from the last checkpoint, within the same run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from ray.exceptions import ObjectLostError
+
+from cluster.guard import guard_of
+from cluster.loop import Run, train
+from cluster.pools import reason
+from cluster.stages import LearnerLost
+
+ATTEMPTS: Final = 3
+"""How often a run goes back to one checkpoint: what goes wrong more often is no accident."""
+LOSSES: Final = (LearnerLost, ObjectLostError)
+"""Ranks that died or hang, and data of the step that were on a node that is gone."""
+
+
+class GaveUp(RuntimeError):
+    """The learner was lost again and again after the same checkpoint."""
+
+
+async def train_through_losses(run: Run, start: int, tell: Callable[[str], None]) -> int:
+    """Train as `train` does; a loss takes the run back to its last checkpoint, and it goes on from there.
+
+    All but the learner's state is a pure function of the seed and the step, so weights, metrics and ledger
+    end as if nothing had happened. ``tell`` gets a line per loss.
+
+    Raises:
+        GaveUp: if it happens again and again without a new checkpoint in between.
+    """
+    losses: Counter[int] = Counter()
+    while True:
+        try:
+            if losses:
+                await _go_back(run, start)
+            return await train(run, start)
+        except (*LOSSES, ExceptionGroup) as error:
+            story = _story(error)
+            if story is None:
+                raise
+        start = max(run.checkpoints.steps(), default=0)
+        losses[start] += 1
+        if losses[start] > ATTEMPTS:
+            raise GaveUp(f"{story}; it is the loss number {losses[start]} after step {start}")
+        tell(f"{story}: all ranks start anew, from step {start}")
+
+
+def _story(error: Exception) -> str | None:
+    """What was lost; none if something else went wrong, too."""
+    if isinstance(error, ExceptionGroup):
+        lost, rest = error.split(LOSSES)
+        return None if lost is None or rest is not None else _story(lost.exceptions[0])
+    return str(error) if isinstance(error, LearnerLost) else reason(error)
+
+
+async def _go_back(run: Run, step: int) -> None:
+    """To the state after a step; the run folder forgets what came after, and samplers what they hold."""
+    checkpoints, stages = run.checkpoints, run.stages
+    checkpoints.pending = None
+    commit = checkpoints.read(step) if step else None
+    run.folder.rewind(step if commit else -1)
+    run.empty_batches = commit.empty_batches if commit else 0
+    run.guard = guard_of(run.settings, run.folder.history())
+    stages.rollouts.forget()
+    await stages.learner.restart()
+    if commit:
+        await checkpoints.restore(step, stages.learner)
