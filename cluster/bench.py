@@ -1,10 +1,11 @@
-"""Benchmarks: ``python -m cluster.bench overhead|rewards|weights``.
+"""Benchmarks: ``python -m cluster.bench overhead|rewards|scale|weights``.
 
 ``overhead [PRESET] [--steps N] [--key value ...]`` times a step of the whole service against a bare loop that
 does the same maths on the same seeds in one process, without Ray and without DeepSpeed. Both take turns, step
 by step, and both start every step from the same weights they would have had alone. ``rewards [--repeats N]``
 times OCR (`cluster.bench_rewards`), ``weights [--repeats N]`` full weights to two samplers
-(`cluster.bench_weights`).
+(`cluster.bench_weights`), ``scale --cluster.object_store_gb 6`` one driver over simulated samplers
+(`cluster.bench_scale`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cluster import bench_rewards, bench_weights
+from cluster import bench_rewards, bench_scale, bench_weights
 from cluster.checkpoints import Checkpoints
 from cluster.errors import UserError
 from cluster.guard import Guard
@@ -53,7 +54,11 @@ from rollout.worker import RolloutWorker
 from selection.selector import Selector
 
 PROG = "python -m cluster.bench"
-MEASURES = {"rewards": bench_rewards.measure, "weights": bench_weights.measure}
+MEASURES = {
+    "rewards": bench_rewards.measure,
+    "scale": bench_scale.measure,
+    "weights": bench_weights.measure,
+}
 
 
 class BareLoop:
@@ -170,7 +175,7 @@ def _table(figures: Sequence[tuple[float, float, float]], warmup: int) -> Table:
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
-    parser.add_argument("benchmark", choices=["overhead", "rewards", "weights"])
+    parser.add_argument("benchmark", choices=["overhead", *MEASURES])
     parser.add_argument("preset", nargs="?", default="shapes")
     parser.add_argument("--steps", type=int, default=22)
     parser.add_argument("--warmup", type=int, default=2)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 from fsspec.core import open_local, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -92,8 +93,14 @@ class Checkpoints:
             last = max(self.steps(), default=0)
             left = f"--resume continues from step {last}" if last else "there is no older one"
             raise CheckpointError(
-                f"checkpoint {self.url(step)} could not be written: {error}; {left}"
+                f"checkpoint {self.url(step)} could not be written: {error}{self._room()}; {left}"
             ) from error
+
+    def _room(self) -> str:
+        """What is free on a disk of this machine; what a writer says of a full one is often obscure."""
+        if not isinstance(self.filesystem, LocalFileSystem) or not self.filesystem.exists(self.root):
+            return ""
+        return f" ({psutil.disk_usage(self.root).free / 1e9:.2f} GB are free there)"
 
     def _clear(self, step: int) -> None:
         if self.filesystem.exists(self._path(step)):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from cluster.placement import ROLE_VARIABLE
 from selection.ledger import read_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +29,13 @@ FLAGS = f"""
 """.split()
 
 
-def prepare(folder: Path, model: Path) -> list[str]:
+def prepare(folder: Path, model: Path, rewards: Sequence[dict[str, Any]] = REWARDS) -> list[str]:
     """A few prompts below a folder; returns the flags that name inputs and rewards."""
     for part, count in (("train", 7), ("eval", 3)):
         lines = (ROOT / f"rollout/tiny/prompts/shapes-{part}.jsonl").read_text().splitlines()[:count]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
     return [
-        "--model.path", str(model), "--rewards", json.dumps(REWARDS),
+        "--model.path", str(model), "--rewards", json.dumps(rewards),
         "--prompts.train", str(folder / "train.jsonl"), "--prompts.eval", str(folder / "eval.jsonl"),
     ]  # fmt: skip
 
@@ -87,6 +88,17 @@ class Service:
         """Every process that descends from this start."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def actors(self, role: str) -> list[psutil.Process]:
+        """The processes of a role, as soon as there are any."""
+        found: list[psutil.Process] = []
+
+        def there() -> bool:
+            found[:] = [process for process in self.family() if role_of(process) == role]
+            return bool(found)
+
+        self.wait_until(there)
+        return found
+
     def end(self) -> None:
         """Kill what is left, and only what this start has started."""
         if self.process.poll() is None:
@@ -107,6 +119,15 @@ def services() -> Iterator[Callable[[list[str], Path], Service]]:
     yield start
     for service in started:
         service.end()
+
+
+def role_of(process: psutil.Process) -> str:
+    """What an actor does; empty for Ray's own processes and the driver."""
+    try:
+        actor = process.name().startswith("ray::Host")
+        return process.environ().get(ROLE_VARIABLE, "") if actor else ""
+    except psutil.Error:
+        return ""
 
 
 def survivors(family: list[psutil.Process], session: int) -> list[psutil.Process]:
@@ -135,8 +156,11 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without what may differ between equal runs: times."""
-    return [{k: v for k, v in line.items() if not k.startswith("seconds_")} for line in metrics_of(folder)]
+    """The metrics without what may differ between equal runs: times, and how the actors fared."""
+    return [
+        {k: v for k, v in line.items() if not k.startswith("seconds_") and k not in ("restarts", "samplers")}
+        for line in metrics_of(folder)
+    ]
 
 
 def ledger_of(folder: Path, *drop: str) -> pa.Table:

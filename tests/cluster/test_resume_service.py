@@ -1,10 +1,13 @@
-"""Runs that end early in every way a run can, and then end as if nothing had happened, bit for bit."""
+"""Runs that are ended, or lose what they work with, in every way: all end as if nothing had happened."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from tests.cluster.service import Service, ledger_of, prepare, services, timeless
+from tests.cluster.service import REWARDS, Service, ledger_of, metrics_of, prepare, services, timeless
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -24,13 +27,15 @@ FLAGS = f"""
 --learner.threads 2 --learner.ema_every 2 --cluster.object_store_gb 0.2
 """.split()
 
+TWO = ["--learner.ranks", "2", "--learner.threads", "1"]
+
 Start = Callable[..., Service]
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Iterator[Start]:
     home = tmp_path_factory.mktemp("resume")
-    inputs = prepare(home, pipeline_folder)
+    inputs = prepare(home, pipeline_folder, [{**reward, "deadline": 20} for reward in REWARDS])
     with services() as started:
 
         def begin(name: str, *flags: str, steps: int = STEPS, resume: bool = False) -> Service:
@@ -102,6 +107,72 @@ def test_after_sigkill_while_saving(start: Start, finished: Service) -> None:
     assert not (half / "COMMITTED").exists()
     service = start("killed", resume=True)
     assert service.finish() == 0, service.output
+    same_run(service.folder, finished.folder)
+
+
+def test_actors_that_die_or_hang(start: Start, finished: Service) -> None:
+    service = start("harried", "--cluster.deadline", "10")
+    for step, role in ((1, "rollout"), (4, "shapes"), (8, "selector")):
+        service.wait_for_step(step)
+        service.actors(role)[0].kill()
+        service.wait_for_step(step + 1)
+        service.actors(role)[0].suspend()
+    assert service.finish() == 0, service.output
+    assert metrics_of(service.folder)[-1]["restarts"] >= 6
+    same_run(service.folder, finished.folder)
+
+
+@pytest.fixture(scope="module")
+def pair(start: Start) -> Service:
+    """The reference for two learner ranks."""
+    service = start("pair", *TWO)
+    assert service.finish() == 0, service.output
+    return service
+
+
+def test_a_learner_rank_that_dies_and_one_that_hangs(start: Start, pair: Service) -> None:
+    service = start("widowed", *TWO, "--cluster.learner_deadline", "30")
+    service.wait_for_step(3)
+    service.actors("learner")[-1].kill()
+    service.wait_until(lambda: "all ranks start anew, from step 0" in service.output)
+    service.wait_for_step(EVERY + 2)
+    service.actors("learner")[0].suspend()
+    service.wait_until(lambda: f"all ranks start anew, from step {EVERY}" in service.output)
+    assert service.finish() == 0, service.output
+    assert "Traceback" not in service.output
+    assert metrics_of(service.folder)[-1]["restarts"] == 4
+    same_run(service.folder, pair.folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which root may mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", folder], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_while_saving(start: Start, finished: Service, small_disk: Path) -> None:
+    url = ["--checkpoints", str(small_disk / "checkpoints")]
+    service = start("full", *url)
+    service.wait_until((small_disk / f"checkpoints/step-{EVERY}/COMMITTED").exists)
+    with (small_disk / "filler").open("wb") as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(1 << 16))
+    assert service.finish() == 1, service.output
+    (line,) = [line for line in service.output.splitlines() if line.startswith("failed: ")]
+    assert line.startswith(
+        f"failed: checkpoint file://{small_disk}/checkpoints/step-{2 * EVERY} could not be"
+    )
+    assert line.endswith(f" (0.00 GB are free there); --resume continues from step {EVERY}")
+    assert "Traceback" not in service.output
+    (small_disk / "filler").unlink()
+    service = start("full", *url, resume=True)
+    assert service.finish() == 0, service.output
+    shutil.copytree(small_disk / "checkpoints", service.folder / "checkpoints")
     same_run(service.folder, finished.folder)
 
 
