@@ -13,7 +13,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from cluster.guard import Observer
 from cluster.placement import Role, spawn
-from cluster.pools import DIED, LOST, START_DEADLINE, Pool, PoolError, Slot, call, reason
+from cluster.pools import DIED, LOST, START_DEADLINE, Pool, Slot, call, reason
 from cluster.scoring import Rewards
 from cluster.settings import RunSettings
 from learner.batch import shares
@@ -136,21 +136,15 @@ class Rollouts:
         ]
 
     async def sample(self, request: SampleRequest, begun: Sequence[Handle] = ()) -> Chunk:
-        """Sample a chunk under the version it asks for; the same seeds on every attempt.
+        """Sample a chunk under the version it asks for, or finish ``begun`` candidates.
 
-        ``begun`` candidates are finished, or, if they were lost with the sampler that began them, sampled
-        from the start.
+        The same seeds on every attempt.
         """
 
         async def work(slot: Slot) -> list[Any]:
             return await self._sampled(slot, "sample", request, 3, begun)
 
-        try:
-            seconds, images, conditioning, *trajectories = await self.pool.run(work)
-        except PoolError:
-            if not begun:
-                raise
-            return await self.sample(request)
+        seconds, images, conditioning, *trajectories = await self.pool.run(work)
         return Chunk(
             images=images, conditioning=conditioning, trajectories=tuple(trajectories), seconds=seconds
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +15,7 @@ import pytest
 from cluster import loop
 from cluster.guard import Guard
 from cluster.loop import Run, RunStopped, train
-from cluster.pools import PoolError
 from cluster.run_folder import RunFolder
-from cluster.stages import Rollouts
 from learner.records import Update
 from rewards.combine import Scores
 from rollout.records import CandidateGroup, Chunk, Noise, Prompt
@@ -240,24 +238,3 @@ def test_the_candidates_whose_previews_differ_most_are_finished(
     assert list(begun) == (chosen if previews else [])
     assert stages.previewed == ([10, 22] if previews else [])
     assert seconds == (1.0 if previews else 0.0)
-
-
-def test_begun_candidates_that_were_lost_are_sampled_from_the_start() -> None:
-    tried: list[int] = []
-
-    class Lossy:
-        async def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
-            return await work(None)
-
-    async def sampled(slot: Any, method: str, request: Any, firsts: int, begun: Any) -> list[Any]:
-        tried.append(len(begun))
-        if begun:
-            raise PoolError("rollout: failed 3 times: the object is lost")
-        return [1.0, "images", "text", "one", "other"]
-
-    rollouts = object.__new__(Rollouts)
-    vars(rollouts).update(pool=Lossy(), _sampled=sampled)
-    request: Any = SimpleNamespace(noises=(1, 2))
-    chunk = asyncio.run(rollouts.sample(request, ("first", "second")))
-    assert tried == [2, 0]
-    assert chunk.trajectories == ("one", "other")
