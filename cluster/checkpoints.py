@@ -16,6 +16,7 @@ from fsspec.core import open_local, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import UserError
+from cluster.events import note
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
 from cluster.stages import Learner, LearnerError
@@ -125,6 +126,7 @@ class Checkpoints:
         draft = f"{path}.part"
         self.filesystem.pipe_file(draft, json.dumps(marker).encode())
         self.filesystem.mv(draft, path)
+        note("checkpoint committed", checkpoint=step)
         for old in self.steps()[: -self.keep]:
             self._remove(old)
 
@@ -170,6 +172,7 @@ class Checkpoints:
     async def restore(self, step: int, learner: Learner) -> None:
         """Load the checkpoint after a step into the learner."""
         await learner.restore(self.url(step))
+        note("checkpoint restored", checkpoint=step)
 
 
 def checkpoints_of(settings: RunSettings, folder: RunFolder) -> Checkpoints:

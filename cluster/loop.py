@@ -15,6 +15,7 @@ from ray.exceptions import ObjectLostError
 
 from cluster.checkpoints import Checkpoints
 from cluster.evaluation import Drawn, evaluate
+from cluster.events import GROUP, STEP
 from cluster.guard import Guard, Observer, image_metrics
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
@@ -85,6 +86,7 @@ async def train(run: Run, start: int) -> int:
     async with asyncio.TaskGroup() as producers:
         while step < settings.steps:
             began = time.perf_counter()
+            STEP.set(step + 1)
             for group_id in islice(admitted, settings.window - len(inflight)):
                 inflight.append(producers.create_task(produce(run, group_id, version=step)))
             batch = [await inflight.popleft() for _ in range(settings.groups_per_step)]
@@ -103,6 +105,7 @@ async def produce(run: Run, group_id: int, *, version: int) -> Produced:
 
     If a node takes images with it before they are scored, the group is made once more, as it was.
     """
+    GROUP.set(group_id)
     try:
         return await _produce(run, group_id, version=version)
     except ObjectLostError:

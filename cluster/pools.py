@@ -11,6 +11,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
+from cluster.events import warn
 from cluster.placement import Role, spawn
 
 ATTEMPTS: Final = 3
@@ -41,6 +42,11 @@ class Slot:
         if not self.started:
             await call(self, "ping", deadline=START_DEADLINE)
             self.started = True
+
+    @property
+    def name(self) -> str:
+        """What its actors are called."""
+        return f"{self.role.name}-{self.number}"
 
     def replace(self) -> None:
         """Kill the actor, hung or dead, and start another one that holds nothing yet."""
@@ -152,7 +158,11 @@ class Pool:
         async with self._turn(on, first) as slot:
             try:
                 return await work(slot)
-            except LOST:
+            except RayTaskError as error:
+                warn("call failed", worker=slot.name, reason=reason(error))
+                raise
+            except LOST as error:
+                warn("actor replaced", worker=slot.name, reason=reason(error))
                 self.restarts += 1
                 slot.replace()
                 raise
