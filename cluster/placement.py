@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import UserError
 from cluster.settings import ClusterSettings
@@ -21,11 +23,16 @@ ROLE_VARIABLE: Final = "NOISEMARGIN_ROLE"
 """Tells the processes of the actors apart."""
 NODE_LABEL: Final = "noisemargin.io/role"
 """The label of Ray nodes by which `cluster.nodes` places actors."""
+CPU_SHARE: Final = 0.01
+"""What an actor without a GPU takes, so that none goes to a node without CPUs, such as a head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What an actor is: the worker class as "module:Class", its arguments, its resources and its nodes."""
+    """What an actor is: the worker class as "module:Class", its arguments, its resources and its nodes.
+
+    With a ``group``, every actor has the bundle of its number, and the group says which nodes these are on.
+    """
 
     name: str
     target: str
@@ -34,6 +41,7 @@ class Role:
     threads: int = 1
     runtime_env: dict[str, Any] = field(default_factory=dict)
     node: str | None = None
+    group: PlacementGroup | None = None
 
 
 class Host:
@@ -75,14 +83,22 @@ def spawn(role: Role, number: int) -> ActorHandle[Any]:
     if role.gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # without a GPU of its own, an actor would see all of them
     actor: Any = ray.remote(Host).options(
-        num_cpus=0 if role.gpus else 0.01,
+        num_cpus=0 if role.gpus else CPU_SHARE,
         num_gpus=role.gpus,
         max_restarts=0,
         runtime_env={**role.runtime_env, "env_vars": environment | role.runtime_env.get("env_vars", {})},
-        label_selector={NODE_LABEL: role.node} if role.node else None,
+        label_selector={NODE_LABEL: role.node} if role.node and not role.group else None,
+        scheduling_strategy=_strategy(role, number),
     )
     handle: ActorHandle[Any] = actor.remote(f"{role.name}-{number}", role.target, role.arguments)
     return handle
+
+
+def _strategy(role: Role, number: int) -> PlacementGroupSchedulingStrategy | str:
+    """Equal actors go to different nodes; shares of a GPU as Ray likes, which fills one before the next."""
+    if role.group:
+        return PlacementGroupSchedulingStrategy(role.group, placement_group_bundle_index=number)
+    return "SPREAD" if float(role.gpus).is_integer() else "DEFAULT"
 
 
 def connect(settings: ClusterSettings) -> None:
@@ -94,7 +110,7 @@ def connect(settings: ClusterSettings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A failed call fails all of its results; the pool looks at the first and that is enough.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    address = settings.address or _surrounding_cluster()
+    address = joined(settings)
     try:
         if address:
             ray.init(address=address, log_to_driver=False)
@@ -106,9 +122,10 @@ def connect(settings: ClusterSettings) -> None:
         ) from None
 
 
-def _surrounding_cluster() -> str | None:
-    submitted = JOB_VARIABLE in os.environ or "RAY_ADDRESS" in os.environ
-    return os.environ.get("RAY_ADDRESS", "auto") if submitted else None
+def joined(settings: ClusterSettings) -> str | None:
+    """The cluster that a run joins: the one that was named, or that this job runs on; none: its own node."""
+    surrounding = os.environ.get("RAY_ADDRESS") or ("auto" if JOB_VARIABLE in os.environ else None)
+    return settings.address or surrounding
 
 
 def _start_local(settings: ClusterSettings) -> None:

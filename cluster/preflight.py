@@ -11,7 +11,7 @@ from fsspec.core import url_to_fs
 from rich.table import Table
 
 from cluster.errors import UserError
-from cluster.placement import check_port
+from cluster.placement import check_port, joined
 from cluster.settings import RunSettings
 from learner.config import deepspeed_config
 from rewards.table import resolve
@@ -58,7 +58,7 @@ def check(settings: RunSettings) -> Inputs:
     for name in sorted(rewards):
         _check_reward(name, settings.prompts.train, inputs.train)
         _check_reward(name, settings.prompts.eval, inputs.held_out)
-    if settings.cluster.address is None:
+    if not joined(settings.cluster):
         check_port(settings.cluster.dashboard_port)
         _check_memory(settings)
     return inputs

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from cluster.guard import Observer
 from cluster.placement import Role, spawn
@@ -241,8 +242,8 @@ class Learner:
 
     target = "learner.worker:LearnerWorker"
 
-    def __init__(self, settings: RunSettings) -> None:
-        """Start the ranks."""
+    def __init__(self, settings: RunSettings, group: PlacementGroup | None = None) -> None:
+        """Start the ranks, in the places of a group if one is given."""
         learner = settings.learner
         arguments = {
             "model": settings.model, "rollout": settings.rollout, "learner": learner, "seed": settings.seed,
@@ -251,6 +252,7 @@ class Learner:
         role = Role(
             name="learner", target=self.target, arguments=arguments,
             gpus=learner.gpus, threads=learner.threads, node=settings.cluster.nodes.get("learner"),
+            group=group,
         )  # fmt: skip
         self.settings, self.seed, self.role = learner, settings.seed, role
         self.deadline = settings.cluster.learner_deadline
@@ -358,7 +360,8 @@ class Stages:
         await asyncio.gather(*pools, self.learner.join())
 
 
-def start_stages(settings: RunSettings) -> Stages:
-    """Start every actor of a run; they come up in parallel."""
+def start_stages(settings: RunSettings, learners: PlacementGroup | None = None) -> Stages:
+    """Start every actor of a run, the learner's in their places; they come up in parallel."""
     observer = None if settings.guard.action == "off" else Observer(settings)
-    return Stages(Rollouts(settings), Rewards(settings), Selector(settings), Learner(settings), observer)
+    learner = Learner(settings, learners)
+    return Stages(Rollouts(settings), Rewards(settings), Selector(settings), learner, observer)

@@ -1,0 +1,169 @@
+"""Where a run's actors go: the learner's ranks together, and room for everyone before anything starts.
+
+Which topology a run has is said by the GPU counts and labels of its configuration: shares below 1 put
+samplers, rewards and learner on one GPU, whole ones give each its own, and ``cluster.nodes`` names the nodes
+of a role.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from cluster.errors import UserError
+from cluster.events import warn
+from cluster.placement import CPU_SHARE, NODE_LABEL, joined
+from cluster.settings import RunSettings
+
+LOCAL_WAIT: Final = 5.0
+"""Seconds for a node of our own, which gets no more than it has."""
+QUIET: Final = 3.0
+"""Seconds after which a wait is worth a word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Equal actors, what each takes, and the role of the nodes that they have to be on."""
+
+    role: str
+    count: int
+    gpus: float
+    node: str | None
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one of them takes, as Ray counts it."""
+        return {"GPU": self.gpus} if self.gpus else {"CPU": CPU_SHARE}
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The labels of the nodes that it may be on."""
+        return {NODE_LABEL: self.node} if self.node else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What a Ray node has, in all."""
+
+    role: str | None
+    resources: dict[str, float]
+
+
+def demands(settings: RunSettings) -> list[Demand]:
+    """The actors of a run; the learner's come first."""
+    nodes = settings.cluster.nodes
+    counted = [
+        ("learner", settings.learner.ranks, settings.learner.gpus),
+        ("rollout", settings.rollout.workers, settings.rollout.gpus),
+        *((name, reward.workers, reward.gpus) for name, reward in settings.distinct_rewards.items()),
+        ("selector", 1, 0.0),
+        ("observer", int(settings.guard.action != "off"), 0.0),
+    ]
+    return [
+        Demand(role=role, count=count, gpus=gpus, node=nodes.get(role))
+        for role, count, gpus in counted
+        if count
+    ]
+
+
+def hold(settings: RunSettings, tell: Callable[[str], None]) -> PlacementGroup:
+    """Wait until the cluster has room for the whole run; returns the group that holds the learner's places.
+
+    What Ray itself can place is the check, so a cluster that grows on demand sees the demand and grows.
+
+    Raises:
+        UserError: with the arithmetic, if there is no room within ``cluster.wait``.
+    """
+    learner, *others = demands(settings)
+    patience = settings.cluster.wait if joined(settings.cluster) else LOCAL_WAIT
+    learners = _group([learner], "STRICT_PACK" if _fits_one_node(learner, _nodes()) else "PACK")
+    rest = _group(others, "PACK")
+    try:
+        _wait(settings, [learners, rest], patience, tell)
+    finally:
+        remove_placement_group(rest)  # a sampler may come back on another node than the one it was lost with
+    return learners
+
+
+def _group(wanted: Sequence[Demand], strategy: str) -> PlacementGroup:
+    every = [demand for demand in wanted for _ in range(demand.count)]
+    group: PlacementGroup = placement_group(
+        [demand.bundle for demand in every],
+        strategy=strategy,
+        bundle_label_selector=[demand.selector for demand in every],
+    )
+    return group
+
+
+def _wait(
+    settings: RunSettings, groups: Sequence[PlacementGroup], patience: float, tell: Callable[[str], None]
+) -> None:
+    deadline = time.monotonic() + patience
+    quiet = min(patience, QUIET)
+    if all(group.wait(quiet) for group in groups):
+        return
+    if patience > quiet:
+        story = f"waiting up to {patience:g} s for room: {arithmetic(demands(settings), _nodes(), _free())}"
+        warn(story)
+        tell(story)
+    if all(group.wait(max(0, deadline - time.monotonic())) for group in groups):
+        return
+    longer = "; where nodes are added on demand, wait longer with --cluster.wait SECONDS"
+    raise UserError(
+        f"the cluster has no room for the run after {patience:g} s: "
+        f"{arithmetic(demands(settings), _nodes(), _free())}{longer if joined(settings.cluster) else ''}"
+    )
+
+
+def arithmetic(wanted: Sequence[Demand], nodes: Sequence[Node], free: dict[str, float]) -> str:
+    """What a run needs against what the cluster has, by the nodes that have to give it."""
+    roles = sorted({demand.node or "" for demand in wanted})
+    said = [line for role in roles for kind in ("GPU", "CPU") if (line := _line(wanted, nodes, role, kind))]
+    taken = {kind: _total(nodes, kind) - free.get(kind, 0.0) for kind in ("GPU", "CPU")}
+    busy = [f"{taken[kind]:g} {kind}s are taken" for kind in ("GPU", "CPU") if taken[kind] > 1e-6]
+    return "; ".join([*said, *busy])
+
+
+def _line(wanted: Sequence[Demand], nodes: Sequence[Node], role: str, kind: str) -> str:
+    """Needs and means of one kind, of the nodes of a role; of all of them for what may be anywhere."""
+    asked = [d for d in wanted if kind in d.bundle and (not role or d.node == role)]
+    if not any((d.node or "") == role for d in asked):
+        return ""
+    needed = sum(d.count * d.bundle[kind] for d in asked)
+    parts = ", ".join(f"{d.role} {d.count} x {d.bundle[kind]:g}" for d in asked)
+    among = [node for node in nodes if not role or node.role == role]
+    which = f"nodes with {NODE_LABEL}={role}" if role else "nodes"
+    largest = max((node.resources.get(kind, 0.0) for node in among), default=0.0)
+    spread = f", at most {largest:g} on one" if len(among) > 1 else ""
+    return (
+        f"{kind}s: {needed:g} needed ({parts}), {_total(among, kind):g} there ({which}: {len(among)}{spread})"
+    )
+
+
+def _total(nodes: Iterable[Node], kind: str) -> float:
+    return sum(node.resources.get(kind, 0.0) for node in nodes)
+
+
+def _fits_one_node(demand: Demand, nodes: Sequence[Node]) -> bool:
+    (kind, share), = demand.bundle.items()  # fmt: skip
+    among = [node for node in nodes if demand.node in (None, node.role)]
+    return any(node.resources.get(kind, 0.0) >= demand.count * share for node in among)
+
+
+def _nodes() -> list[Node]:
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [
+        Node(role=node["Labels"].get(NODE_LABEL), resources=node["Resources"])
+        for node in found
+        if node["Alive"]
+    ]
+
+
+def _free() -> dict[str, float]:
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return free

@@ -1,0 +1,173 @@
+"""Where actors go: the arithmetic of a cluster without room, and what Ray itself places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+from cluster.errors import UserError
+from cluster.placement import NODE_LABEL, Role, spawn
+from cluster.settings import RunSettings
+from cluster.topology import Demand, Node, arithmetic, demands, hold
+
+EIGHT = Node(role=None, resources={"GPU": 8, "CPU": 16})
+
+
+def demand(role: str, count: int, gpus: float = 0, node: str | None = None) -> Demand:
+    return Demand(role=role, count=count, gpus=gpus, node=node)
+
+
+def test_the_demands_of_a_run(configure: Any) -> None:
+    settings = configure(
+        rollout={"workers": 3, "gpus": 0.5},
+        learner={"ranks": 2, "gpus": 1},
+        rewards=[{"name": "shapes", "workers": 2}],
+        cluster={"nodes": {"shapes": "judge"}},
+        guard={"action": "off"},
+    )
+    assert demands(settings) == [
+        demand("learner", 2, 1), demand("rollout", 3, 0.5), demand("shapes", 2, node="judge"),
+        demand("selector", 1),
+    ]  # fmt: skip
+    assert "observer" in {found.role for found in demands(configure())}
+
+
+def test_the_arithmetic_of_too_few_gpus() -> None:
+    wanted = [demand("learner", 2, 1), demand("rollout", 8, 1), demand("selector", 1)]
+    assert arithmetic(wanted, [EIGHT], {"GPU": 8, "CPU": 16}) == (
+        "GPUs: 10 needed (learner 2 x 1, rollout 8 x 1), 8 there (nodes: 1); "
+        "CPUs: 0.01 needed (selector 1 x 0.01), 16 there (nodes: 1)"
+    )
+
+
+def test_the_arithmetic_of_what_others_hold() -> None:
+    said = arithmetic([demand("rollout", 4, 1)], [EIGHT, EIGHT], {"GPU": 3, "CPU": 32})
+    assert said == "GPUs: 4 needed (rollout 4 x 1), 16 there (nodes: 2, at most 8 on one); 13 GPUs are taken"
+
+
+def test_the_arithmetic_of_nodes_with_a_label() -> None:
+    sampler = Node(role="sampler", resources={"GPU": 1, "CPU": 8})
+    wanted = [demand("learner", 1, 4, node="learner"), demand("rollout", 2, 1, node="sampler")]
+    assert arithmetic(wanted, [EIGHT, sampler], {"GPU": 9, "CPU": 24}) == (
+        f"GPUs: 4 needed (learner 1 x 4), 0 there (nodes with {NODE_LABEL}=learner: 0); "
+        f"GPUs: 2 needed (rollout 2 x 1), 1 there (nodes with {NODE_LABEL}=sampler: 1)"
+    )
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[str]:
+    """A head without CPUs, and two nodes with two GPUs each that are none; one is for learners."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": 10**8},
+        shutdown_at_exit=False,
+    )
+    for role in ("sampler", "learner"):
+        cluster.add_node(num_cpus=1, num_gpus=2, labels={NODE_LABEL: role}, object_store_memory=10**8)
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def joining(configure: Any, nodes: str) -> Any:
+    """A configuration of a run on that cluster."""
+
+    def make(gpus: float, ranks: int, samplers: float, workers: int, **more: Any) -> RunSettings:
+        found: RunSettings = configure(
+            learner={"gpus": gpus, "ranks": ranks},
+            rollout={"gpus": samplers, "workers": workers},
+            cluster={"address": nodes, "wait": 1, **more},
+        )
+        return found
+
+    return make
+
+
+def placed(group: PlacementGroup) -> list[str]:
+    return list(placement_group_table(group)["bundles_to_node_id"].values())
+
+
+def label(node: str) -> str:
+    (found,) = [entry for entry in ray.nodes() if entry["NodeID"] == node]
+    return str(found["Labels"].get(NODE_LABEL))
+
+
+@pytest.mark.ray
+def test_ranks_are_kept_together_and_their_places_are_theirs(joining: Any) -> None:
+    group = hold(joining(1, 2, 1, 2), print)
+    assert len(set(placed(group))) == 1
+    role = Role(name="learner", target="datetime:timedelta", gpus=1, group=group)
+    ranks = [spawn(role, rank) for rank in range(2)]
+    others = [spawn(Role(name="rollout", target="datetime:timedelta", gpus=1), n) for n in range(2)]
+    every = [actor.call.remote("total_seconds") for actor in (*ranks, *others)]
+    assert ray.get(every, timeout=60) == [0] * 4
+    for actor in (*ranks, *others):
+        ray.kill(actor)
+    remove_placement_group(group)
+
+
+@pytest.mark.ray
+def test_ranks_that_fit_no_node_are_spread_over_several(joining: Any) -> None:
+    group = hold(joining(1, 3, 0, 1), print)
+    assert len(set(placed(group))) == 2
+    remove_placement_group(group)
+
+
+@pytest.mark.ray
+def test_shares_of_a_gpu_and_labels(joining: Any) -> None:
+    group = hold(joining(0.5, 2, 0.25, 4, nodes={"learner": "learner", "rollout": "learner"}), print)
+    assert {label(node) for node in placed(group)} == {"learner"}
+    remove_placement_group(group)
+
+
+def _node(_: object) -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+@pytest.mark.ray
+def test_equal_actors_go_to_different_nodes(nodes: str) -> None:
+    actors = [spawn(Role(name="rollout", target="datetime:timedelta"), number) for number in range(2)]
+    where = [actor.__ray_call__.remote(_node) for actor in actors]
+    assert len(set(ray.get(where, timeout=60))) == 2
+    for actor in actors:
+        ray.kill(actor)
+
+
+@pytest.mark.ray
+def test_a_run_without_room_is_refused_with_the_arithmetic(joining: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        hold(joining(1, 1, 1, 4), print)
+    assert re.fullmatch(
+        r"the cluster has no room for the run after 1 s: GPUs: 5 needed \(learner 1 x 1, rollout 4 x 1\), "
+        r"4 there \(nodes: 3, at most 2 on one\); CPUs: .*\(shapes 1 x 0\.01, .*\), 2 there .*; "
+        r"where nodes are added on demand, wait longer with --cluster\.wait SECONDS",
+        str(caught.value),
+    )
+
+
+@pytest.mark.ray
+def test_a_run_waits_for_room_and_says_so(joining: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.topology.QUIET", 0.5)
+    holder = spawn(Role(name="other", target="datetime:timedelta", gpus=2), 0)
+    ray.get(holder.call.remote("total_seconds"))
+    told: list[str] = []
+
+    def leave(story: str) -> None:
+        told.append(story)
+        ray.kill(holder)
+
+    group = hold(joining(1, 1, 1, 3, wait=30), leave)
+    assert placed(group)
+    assert len(told) == 1
+    assert told[0].startswith("waiting up to 30 s for room: GPUs: 4 needed (learner 1 x 1, rollout 3 x 1)")
+    assert "2 GPUs are taken" in told[0]
+    remove_placement_group(group)
