@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 from rich.console import Console
 
 from cluster.checkpoints import CheckpointError, Checkpoints, Commit, checkpoints_of
 from cluster.display import Display
 from cluster.errors import UserError
 from cluster.evaluation import held_out
+from cluster.events import note, recording, watch
 from cluster.guard import guard_of
+from cluster.job import Job, submission
 from cluster.loop import Run, RunStopped
 from cluster.placement import connect
 from cluster.pools import PoolError
@@ -38,6 +41,7 @@ from cluster.run_folder import FolderError, RunFolder
 from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
 from cluster.stages import LearnerError, LearnerLost, WeightsError, start_stages
 from cluster.tensorboard import TensorBoard
+from cluster.topology import hold
 
 PROG = "python -m cluster.train"
 INTERRUPTED = 130
@@ -73,7 +77,7 @@ def _complain(what: str, error: Exception) -> None:
 
 
 def _main(arguments: list[str], console: Console) -> int:
-    options, settings = _configure(arguments)
+    options, settings = configure(arguments)
     inputs = check(settings)
     if options.dry_run:
         console.print(to_toml(settings), markup=False, highlight=False, soft_wrap=True)
@@ -82,7 +86,12 @@ def _main(arguments: list[str], console: Console) -> int:
     return _run(settings, inputs, options, console)
 
 
-def _configure(arguments: list[str]) -> tuple[argparse.Namespace, RunSettings]:
+def configure(arguments: list[str]) -> tuple[argparse.Namespace, RunSettings]:
+    """What a command line asks for: its options, and the configuration with a run folder.
+
+    Raises:
+        UserError: naming the argument or the key.
+    """
     parser = argparse.ArgumentParser(prog=PROG, add_help=False)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--resume", type=Path)
@@ -101,9 +110,13 @@ def _configure(arguments: list[str]) -> tuple[argparse.Namespace, RunSettings]:
     settings = resolve(source, overrides)
     if options.auto_resume and (options.resume or settings.folder is None):
         raise UserError("--auto-resume needs --folder, the same in every attempt, and excludes --resume")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = settings.folder or Path("runs") / f"{settings.preset}-{stamp}"
+    folder = settings.folder or Path("runs") / f"{settings.preset}-{stamp()}"
     return options, settings.model_copy(update={"folder": folder})
+
+
+def stamp() -> str:
+    """Now, as part of the name of a run."""
+    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, console: Console) -> int:
@@ -114,12 +127,18 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
     if commit and (changes := changed_packages(commit)):
         console.print(f"packages have changed, so numbers may differ slightly: {changes}", highlight=False)
     console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
+    if submission() and not folder.path.is_absolute():
+        console.print(
+            "it is part of the job's own folder, which Ray removes; name a lasting one with --folder"
+        )
     started = time.perf_counter()
-    connect(settings.cluster)
-    try:
-        done = asyncio.run(_train(settings, inputs, folder, checkpoints, commit, console))
-    finally:
-        ray.shutdown()
+    with recording(folder.path, folder.path.name, after_step=commit.step if commit else 0, pid=os.getpid()):
+        connect(settings.cluster)
+        try:
+            learners = hold(settings, partial(console.print, highlight=False, soft_wrap=True))
+            done = asyncio.run(_train(settings, inputs, folder, checkpoints, commit, console, learners))
+        finally:
+            ray.shutdown()
     return _farewell(settings, folder, done, time.perf_counter() - started, console)
 
 
@@ -141,10 +160,15 @@ async def _train(
     checkpoints: Checkpoints,
     commit: Commit | None,
     console: Console,
+    learners: PlacementGroup,
 ) -> int:
     start = commit.step if commit else 0
+    job = Job(str(folder.path), settings.steps)
+    learners = await asyncio.to_thread(
+        hold, settings, partial(console.print, highlight=False, soft_wrap=True)
+    )
     with console.status("starting the actors"):
-        stages = start_stages(settings)
+        stages = start_stages(settings, learners)
         await stages.ready()
         if start:
             await checkpoints.restore(start, stages.learner)
@@ -152,17 +176,19 @@ async def _train(
         drawn = held_out(inputs.held_out, settings)
         board = TensorBoard(folder.tensorboard)
         gauges = Prometheus(folder.path.name, stages)
-        trackers = (folder.log, board.log, gauges.log, display.step)
+        trackers = (folder.log, board.log, gauges.log, display.step, watch, job.log)
         guard = guard_of(settings, folder.history())
         run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, trackers, guard)
         run.empty_batches = commit.empty_batches if commit else 0
         _stop_on_signals(run, console)
         try:
-            return await train_through_losses(
+            done = await train_through_losses(
                 run, start, partial(console.print, highlight=False, soft_wrap=True)
             )
         finally:
             board.close()
+        job.tell(checkpoint=str(done))  # the last step and a stop commit one
+        return done
 
 
 def _stop_on_signals(run: Run, console: Console) -> None:
@@ -173,6 +199,7 @@ def _stop_on_signals(run: Run, console: Console) -> None:
         if run.stop.is_set():
             raise KeyboardInterrupt
         run.stop.set()
+        note("stop asked for")
         console.print("stopping after this step and its checkpoint (Ctrl-C again: at once)")
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,165 @@
+"""What comes before a job: a cluster that keeps strangers out, its token, and an upload that it takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+from zipfile import ZipFile
+
+import httpx
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from cluster.errors import UserError
+
+LIMIT: Final = 100 * 2**20
+"""Bytes that the dashboard of a Ray cluster takes in one request; it refuses more with status 413."""
+TOKEN_FILE: Final = Path(".ray") / "auth_token"
+"""Where Ray keeps a token, below the home folder."""
+UNAUTHORISED: Final = 401
+
+
+def reach(address: str, tell: Callable[[str], None]) -> JobSubmissionClient:
+    """A client for the cluster at a dashboard's address, once it is known to keep strangers out.
+
+    The token is sent only where an anonymous request was turned away.
+
+    Raises:
+        UserError: if nothing answers there, everybody is let in, or the token is missing or wrong.
+    """
+    host = _host(address)
+    try:
+        answer = httpx.get(f"{address.rstrip('/')}/api/version", timeout=20)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError(f"--address: no Ray dashboard answers at {address}: {error}") from None
+    if answer.status_code == UNAUTHORISED:
+        return _with_token(address)
+    if answer.status_code != httpx.codes.OK or "ray_version" not in answer.text:
+        raise UserError(f"--address: {address} answers {answer.status_code}; expected a Ray dashboard")
+    if not _loopback(host):
+        raise UserError(
+            f"--address: {address} answers without a token, so whoever reaches it runs code on it; nothing "
+            "was sent. Start its head, workers and clients with RAY_AUTH_MODE=token (see SECURITY.md)"
+        )
+    tell(f"warning: {address} answers without a token: whoever reaches it runs code on it (see SECURITY.md)")
+    return JobSubmissionClient(address)
+
+
+def _host(address: str) -> str:
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL as error:
+        raise UserError(f"--address: {address!r} is no address: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UserError(f"--address: expected a dashboard's http://HOST:8265, got {address!r}")
+    return url.host
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _with_token(address: str) -> JobSubmissionClient:
+    token, source = read_token()
+    try:
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
+    except AuthenticationError:
+        raise UserError(f"{source}: it is not the token of {address}, which turns it away") from None
+
+
+def read_token() -> tuple[str, str]:
+    """The token and its source: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or Ray's own file.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token, "RAY_AUTH_TOKEN"
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / TOKEN_FILE
+    source = f"RAY_AUTH_TOKEN_PATH={path}" if named else f"~/{TOKEN_FILE}"
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(
+            f"the cluster wants a token, and {source} cannot be read: {why}; "
+            "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it"
+        ) from None
+    if not token:
+        raise UserError(f"the cluster wants a token, and {source} is empty")
+    return token, source
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What goes to the cluster: a zip file of the checkout, its size in bytes and what is in it."""
+
+    path: Path
+    size: int
+    files: frozenset[str]
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file, or something below a folder, is in it; paths are relative to the checkout."""
+        name = path.as_posix()
+        return name in self.files or any(file.startswith(f"{name}/") for file in self.files)
+
+
+def pack(checkout: Path, target: Path) -> Upload:
+    """Pack a checkout as ``ray job submit --working-dir`` does: without what its ignore files name.
+
+    Raises:
+        UserError: if the dashboard would refuse it for its size.
+    """
+    quiet = logging.getLogger(f"{__name__}.quiet")
+    quiet.setLevel(logging.ERROR)
+    excludes = get_runtime_env_default_excludes()
+    create_package(str(checkout), target, include_gitignore=True, excludes=excludes, logger=quiet)
+    size = target.stat().st_size
+    with ZipFile(target) as packed:
+        sizes = {entry.filename: entry.file_size for entry in packed.infolist()}
+    if size > LIMIT:
+        raise UserError(
+            f"the upload has {mebibytes(size)}, and Ray takes {mebibytes(LIMIT)}; "
+            f"most of it: {_largest(sizes)}. List what a job does not need in .rayignore"
+        )
+    return Upload(target, size, frozenset(sizes))
+
+
+def _largest(sizes: Mapping[str, int]) -> str:
+    folders: Counter[str] = Counter()
+    for name, size in sizes.items():
+        folders["/".join(name.split("/")[:2])] += size
+    return ", ".join(f"{name} {mebibytes(size)}" for name, size in folders.most_common(3))
+
+
+def mebibytes(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size / 2**20:.1f} MiB"
+
+
+def check_travels(named: Mapping[str, Path], upload: Upload, checkout: Path) -> None:
+    """Refuse paths of the checkout that the job would not find, because they stay behind.
+
+    Raises:
+        UserError: naming the key and the path.
+    """
+    for key, path in named.items():
+        if path.is_absolute() or not (checkout / path).exists():  # the cluster's own, or the name of a model
+            continue
+        if not upload.holds(Path(os.path.normpath(path))):
+            raise UserError(
+                f"{key}: {path} is not part of the upload: .gitignore or .rayignore leaves it out, or it is "
+                "not in the checkout. Name a file of the upload, or an absolute path that the cluster has"
+            )
