@@ -55,7 +55,10 @@ class Job:
         client = client.gcs_client
         key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=self.name).encode()
         try:
-            entry = json.loads(client.internal_kv_get(key, namespace=KV_NAMESPACE_JOB))
+            found = client.internal_kv_get(key, namespace=KV_NAMESPACE_JOB)
+            if found is None:  # the run is on another cluster than the job
+                return
+            entry = json.loads(found)
             entry["metadata"] = {**(entry["metadata"] or {}), **facts}
             entry["message"] = summary(entry["metadata"])
             client.internal_kv_put(key, json.dumps(entry).encode(), True, namespace=KV_NAMESPACE_JOB)

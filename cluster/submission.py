@@ -25,6 +25,8 @@ LIMIT: Final = 100 * 2**20
 TOKEN_FILE: Final = Path(".ray") / "auth_token"
 """Where Ray keeps a token, below the home folder."""
 UNAUTHORISED: Final = 401
+ADDRESS_VARIABLE: Final = "RAY_API_SERVER_ADDRESS"
+"""Ray's own variable for the address of a dashboard."""
 
 
 def reach(address: str, tell: Callable[[str], None]) -> JobSubmissionClient:
@@ -50,7 +52,13 @@ def reach(address: str, tell: Callable[[str], None]) -> JobSubmissionClient:
             "was sent. Start its head, workers and clients with RAY_AUTH_MODE=token (see SECURITY.md)"
         )
     tell(f"warning: {address} answers without a token: whoever reaches it runs code on it (see SECURITY.md)")
-    return JobSubmissionClient(address)
+    return _client(address, {})
+
+
+def _client(address: str, headers: dict[str, str]) -> JobSubmissionClient:
+    """A client for the address that was checked: by itself, Ray's prefers those of the environment to it."""
+    os.environ[ADDRESS_VARIABLE] = address
+    return JobSubmissionClient(address, headers=headers)
 
 
 def _host(address: str) -> str:
@@ -73,7 +81,7 @@ def _loopback(host: str) -> bool:
 def _with_token(address: str) -> JobSubmissionClient:
     token, source = read_token()
     try:
-        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
+        return _client(address, {"Authorization": f"Bearer {token}"})
     except AuthenticationError:
         raise UserError(f"{source}: it is not the token of {address}, which turns it away") from None
 

@@ -33,7 +33,7 @@ from cluster.errors import UserError
 from cluster.job import TOLD
 from cluster.preflight import check
 from cluster.settings import RunSettings, preset_names
-from cluster.submission import LIMIT, Upload, check_travels, mebibytes, pack, reach
+from cluster.submission import ADDRESS_VARIABLE, LIMIT, Upload, check_travels, mebibytes, pack, reach
 from cluster.train import INTERRUPTED, configure, stamp
 
 PROG: Final = "python -m cluster.submit"
@@ -87,7 +87,7 @@ def submit(arguments: list[str], tell: Tell) -> int:
 
 def _options(arguments: list[str], *flags: str, follow: bool = False) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS"))
+    parser.add_argument("--address", default=os.environ.get(ADDRESS_VARIABLE))
     for flag in flags:
         parser.add_argument(flag)
     if follow:

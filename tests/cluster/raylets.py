@@ -62,10 +62,10 @@ class Raylets:
 
     def actors(self) -> dict[str, str]:
         """The node of every living actor of a run, by the actor's name."""
-        found: list[dict[str, Any]] = self.get("/api/v0/actors").json()["data"]["result"]["result"]
+        answer: dict[str, Any] = self.get("/api/v0/actors?detail=True").json()
         return {
             actor["repr_name"]: actor["node_id"]
-            for actor in found
+            for actor in answer["data"]["result"]["result"]
             if actor["state"] == "ALIVE" and actor["class_name"] == "Host"
         }
 

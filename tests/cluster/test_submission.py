@@ -22,6 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home without a token, and an environment without one."""
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # `reach` sets it, and monkeypatch takes it back
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
@@ -98,6 +99,16 @@ def test_an_open_cluster_of_this_machine_is_warned_of(serve: Serve) -> None:
     assert told == [
         f"warning: {address} answers without a token: whoever reaches it runs code on it (see SECURITY.md)"
     ]
+
+
+def test_the_environment_does_not_lead_elsewhere(
+    serve: Serve, asked: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert reach(serve(TOKEN), print)
+    assert asked[-1] == f"Bearer {TOKEN}"
 
 
 @pytest.mark.parametrize(
