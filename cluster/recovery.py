@@ -8,6 +8,7 @@ from typing import Final
 
 from ray.exceptions import ObjectLostError
 
+from cluster.events import warn
 from cluster.guard import guard_of
 from cluster.loop import Run, train
 from cluster.pools import reason
@@ -46,6 +47,7 @@ async def train_through_losses(run: Run, start: int, tell: Callable[[str], None]
         losses[start] += 1
         if losses[start] > ATTEMPTS:
             raise GaveUp(f"{story}; it is the loss number {losses[start]} after step {start}")
+        warn("learner lost", reason=story, back_to=start)
         tell(f"{story}: all ranks start anew, from step {start}")
 
 
