@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain, cycle, islice
@@ -12,8 +12,11 @@ from typing import Final
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from rich.table import Table
 
+from cluster.bench_measure import Report, Row
+from cluster.bench_models import no_more
+from cluster.placement import connect
+from cluster.settings import ClusterSettings
 from cluster.shards import Shards, Span
 from rewards.ocr import OcrScorer, text_recognition
 from rewards.settings import RewardSettings
@@ -31,21 +34,30 @@ CALLS: Final = 8
 Images = NDArray[np.uint8]
 
 
-def measure(repeats: int) -> Table:
-    """Images per second of both ways, in turns; needs Ray to be up, and nothing else on the machine."""
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be said about it."""
+    parser.add_argument("--repeats", type=int, default=3)
+
+
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+    """Images per second of both ways, in turns; wants nothing else on the machine."""
+    no_more(rest)
     words = [str(line["text"]) for line in chain(*split_words())]
     prompts = [Prompt(index=i, text="", metadata={"text": word}) for i, word in enumerate(words)]
-    table = Table("", "median", "lowest", "highest", title="OCR of images of 48x16 pixels, images per second")
-    _one_process(table, prompts[:IMAGES], repeats)
-    asyncio.run(_shards(table, list(islice(cycle(prompts), GROUPS * IMAGES)), repeats))
-    return table
+    rows = _one_process(prompts[:IMAGES], options.repeats)
+    connect(ClusterSettings())
+    try:
+        rows += asyncio.run(_shards(list(islice(cycle(prompts), GROUPS * IMAGES)), options.repeats))
+    finally:
+        ray.shutdown()
+    return Report("OCR of images of 48x16 pixels, images per second", rows)
 
 
 def _draw(prompts: Sequence[Prompt]) -> Images:
     return np.stack([draw_word(prompt.metadata["text"]) for prompt in prompts])
 
 
-def _one_process(table: Table, prompts: Sequence[Prompt], repeats: int) -> None:
+def _one_process(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
     """The scorer against the library's own way: every image padded to 48x320."""
     images = _draw(prompts)
     scorer, model = OcrScorer(), text_recognition(threads=1)()
@@ -59,8 +71,8 @@ def _one_process(table: Table, prompts: Sequence[Prompt], repeats: int) -> None:
 
     different = sum(a != b for a, b in zip(fitted(), padded(), strict=True))
     rates = [(_rate(fitted), _rate(padded)) for _ in range(repeats)]
-    _add(table, ("fitted to the images", "padded to 48x320"), rates)
-    table.add_row("texts that differ", f"{different} of {len(images)}", "", "")
+    differ = Row(f"texts that differ, of {len(images)}", [different], 0)
+    return [*_rows(("fitted to the images", "padded to 48x320"), rates), differ]
 
 
 def _rate(read: Callable[[], list[str]]) -> float:
@@ -69,7 +81,7 @@ def _rate(read: Callable[[], list[str]]) -> float:
     return count / (time.perf_counter() - began)
 
 
-async def _shards(table: Table, prompts: Sequence[Prompt], repeats: int) -> None:
+async def _shards(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
     groups = [prompts[i : i + IMAGES] for i in range(0, len(prompts), IMAGES)]
     spans = [Span(images=ray.put(_draw(group)), prompts=tuple(group)) for group in groups]
     pools = [
@@ -80,7 +92,7 @@ async def _shards(table: Table, prompts: Sequence[Prompt], repeats: int) -> None
         await shards.pool.ready()
         await _pool_rate(shards, spans[:4])  # the first call of a shard makes its model
     rates = [(await _pool_rate(pools[0], spans), await _pool_rate(pools[1], spans)) for _ in range(repeats)]
-    _add(table, ("two shards", "one shard"), rates)
+    return _rows(("two shards", "one shard"), rates)
 
 
 async def _pool_rate(shards: Shards, spans: Sequence[Span]) -> float:
@@ -91,9 +103,10 @@ async def _pool_rate(shards: Shards, spans: Sequence[Span]) -> float:
     return sum(len(judgement.values) for judgement in judged) / (time.perf_counter() - began)
 
 
-def _add(table: Table, names: tuple[str, str], rates: Sequence[tuple[float, float]]) -> None:
-    columns = {names[0]: [a for a, _ in rates], names[1]: [b for _, b in rates]}
-    for name, values in {**columns, "ratio": [a / b for a, b in rates]}.items():
-        digits = 2 if name == "ratio" else 1
-        cells = (statistics.median(values), min(values), max(values))
-        table.add_row(name, *(f"{cell:.{digits}f}" for cell in cells))
+def _rows(names: tuple[str, str], rates: Sequence[tuple[float, float]]) -> list[Row]:
+    first, second = names
+    return [
+        Row(first, [a for a, _ in rates], 1),
+        Row(second, [b for _, b in rates], 1),
+        Row(f"{first} / {second}", [a / b for a, b in rates]),
+    ]

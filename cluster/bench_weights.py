@@ -1,6 +1,6 @@
 """How long full weights take from the learner to the samplers, and what memory it costs each process.
 
-``python -m cluster.bench weights [--repeats N]``: a random 50 M-parameter model (218 MB in float32), two
+A random 50 M-parameter model (218 MB in float32), two
 samplers, in parts; against plain copies of an array of the same size to two processes, by an object each, one
 after the other, and by one object, at once. They take turns. Memory is what a process has for itself
 (RssAnon), its peak over what it held before anything was sent; the store's shared pages are not in it.
@@ -8,8 +8,8 @@ after the other, and by one object, at once. They take turns. Memory is what a p
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
-from rich.table import Table
 
-from cluster.placement import Role, spawn
-from cluster.settings import RunSettings, resolve
+from cluster.bench_measure import Report, Row
+from cluster.bench_models import no_more
+from cluster.placement import Role, connect, spawn
+from cluster.settings import ClusterSettings, RunSettings, resolve
 from cluster.stages import Learner, Rollouts
 from rollout.tiny.build import World, build_world
 
@@ -78,7 +80,7 @@ def _settings(folder: Path) -> RunSettings:
     return resolve("shapes", overrides)
 
 
-async def _measure(settings: RunSettings, repeats: int) -> Table:
+async def _measure(settings: RunSettings, repeats: int) -> Report:
     rollouts, learner = Rollouts(settings), Learner(settings)
     await asyncio.gather(rollouts.pool.ready(), learner.join())
     ours: list[Any] = [learner.actors[0], *(slot.actor for slot in rollouts.pool.slots)]
@@ -110,11 +112,10 @@ async def _measure(settings: RunSettings, repeats: int) -> Table:
         if repeat >= WARMUP:
             seconds.append((whole, apart, shared))
             memory.append([high - low for high, low in zip(highest, before, strict=True)])
-    return _table(size, seconds, memory)
+    return _report(size, seconds, memory)
 
 
-def _table(size: int, seconds: Sequence[tuple[float, ...]], memory: Sequence[Sequence[float]]) -> Table:
-    table = Table("", "median", "lowest", "highest", title=f"{size * 4 / 1e6:.0f} MB to {SAMPLERS} samplers")
+def _report(size: int, seconds: Sequence[tuple[float, ...]], memory: Sequence[Sequence[float]]) -> Report:
     rows = {
         "weights (s)": [whole for whole, _, _ in seconds],
         "two plain copies, one after the other (s)": [apart for _, apart, _ in seconds],
@@ -124,13 +125,21 @@ def _table(size: int, seconds: Sequence[tuple[float, ...]], memory: Sequence[Seq
         "learner's peak over its start (MB)": [grown[0] for grown in memory],
         "samplers' peak over their start (MB)": [max(grown[1:]) for grown in memory],
     }
-    for name, values in rows.items():
-        cells = statistics.median(values), min(values), max(values)
-        table.add_row(name, *(f"{cell:.2f}" for cell in cells))
-    return table
+    title = f"{size * 4 / 1e6:.0f} MB to {SAMPLERS} samplers"
+    return Report(title, [Row(name, values) for name, values in rows.items()])
 
 
-def measure(repeats: int) -> Table:
-    """Measure on the node that this process is connected to."""
-    with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(_measure(_settings(Path(folder)), repeats))
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be said about it."""
+    parser.add_argument("--repeats", type=int, default=3)
+
+
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+    """Measure on a node of this machine."""
+    no_more(rest)
+    connect(ClusterSettings())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return asyncio.run(_measure(_settings(Path(folder)), options.repeats))
+    finally:
+        ray.shutdown()

@@ -79,10 +79,12 @@ def grad_norm(engine: Any) -> float:
 @contextmanager
 def whole(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Inside, parameters that ZeRO-3 has partitioned are whole; collective."""
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        yield
+        return
     import deepspeed
 
-    partitioned = any(hasattr(p, "ds_id") for p in parameters)
-    with deepspeed.zero.GatheredParameters(list(parameters), enabled=partitioned):
+    with deepspeed.zero.GatheredParameters(list(parameters)):
         yield
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
 from rollout.settings import Settings
+
+FORWARD_TOKENS: Final = 8192
+"""Image tokens in a forward pass of the learner, unless ``micro_batch`` says otherwise."""
 
 
 class LearnerSettings(Settings):
@@ -27,7 +30,9 @@ class LearnerSettings(Settings):
         "constant", description="learning rate after the warm-up; linear and cosine end at 0 with the run"
     )
     updates: int = Field(2, ge=1, description="optimizer steps per batch of groups")
-    micro_batch: int = Field(8, ge=1, description="(trajectory, step) pairs per forward pass")
+    micro_batch: int | None = Field(
+        None, ge=1, description="(trajectory, step) pairs per forward pass; default: 8192 image tokens' worth"
+    )
     clip: float = Field(1e-4, gt=0, description="clip range of the ratio")
     ratio: Literal["plain", "guard"] = Field(
         "plain", description="guard centres each step's ratio and evens out the steps (GRPO-Guard)"
@@ -50,6 +55,14 @@ class LearnerSettings(Settings):
     ema_decay: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights")
     ema_every: int = Field(8, ge=1, description="optimizer steps between two averagings")
     bucket_mb: float = Field(128, gt=0, description="weights travel to the samplers in parts of this size")
+
+    def pairs(self, tokens: int) -> int:
+        """How many (trajectory, step) pairs a forward pass holds, of candidates with that many image tokens.
+
+        8192 tokens are 8 pairs of a model with 1024 tokens at 512 px, and keep any device busy. It is a rule,
+        not a measurement, so that a run can be repeated bit for bit.
+        """
+        return self.micro_batch or max(1, FORWARD_TOKENS // tokens)
 
     @property
     def needs_means(self) -> bool:

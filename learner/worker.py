@@ -60,6 +60,7 @@ class LearnerWorker:
         self.policy = load_policy(model, rollout, device=self.device, seed=seed, whole=False)
         if learner.gradient_checkpointing:
             self.policy.transformer.enable_gradient_checkpointing()
+        self.micro_batch = learner.pairs(self.policy.tokens)
         self.reference = Reference(self.policy.transformer, model, learner, self.device)
         self.parameters = trainable(self.policy.transformer)
         self.buckets = buckets(self.parameters, learner.bucket_mb * 1e6)
@@ -132,7 +133,7 @@ class LearnerWorker:
     def _accumulate(self, rows: Rows, metrics: UpdateMetrics, *, first: bool) -> None:
         schedule = self.policy.schedule(self.rollout.steps)
         sigmas, timesteps = schedule.sigmas.to(self.device), schedule.timesteps.to(self.device)
-        for part in rows.split(self.settings.micro_batch):
+        for part in rows.split(self.micro_batch):
             pair = sigmas[part.steps], sigmas[part.steps + 1]
             objective, mean = self._objective(part, pair, timesteps[part.steps])
             # DeepSpeed averages over ranks; the weights already count every trajectory of the world.

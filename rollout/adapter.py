@@ -1,4 +1,4 @@
-"""Which parameters are trained: a LoRA adapter (through diffusers and peft), or all of them."""
+"""Which parameters are trained, those of a LoRA adapter or all; and the backend of attention."""
 
 from __future__ import annotations
 
@@ -48,6 +48,24 @@ def _load(transformer: Any, path: str) -> None:
         raise ValueError(f"model.lora_path: {path} holds no adapter of this transformer")
     for parameter in trained:
         parameter.requires_grad_(True)
+
+
+def switch_attention(transformer: Any, backend: str) -> None:
+    """Let diffusers compute attention with one of its backends, in the sampler and the learner alike.
+
+    Raises:
+        ValueError: if there is no such backend here, or the transformer does not know the switch.
+    """
+    processors = [getattr(module, "processor", None) for module in transformer.modules()]
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
+        raise ValueError(
+            f"model.attention: a {type(transformer).__name__} does not know diffusers' switch, "
+            f"so {backend!r} would change nothing; leave it out"
+        )
+    try:
+        transformer.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(f"model.attention: {error}") from error
 
 
 @contextmanager

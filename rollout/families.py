@@ -48,6 +48,11 @@ class Policy(Protocol):
     transformer: nn.Module
     lora_targets: Sequence[str]
 
+    @property
+    def tokens(self) -> int:
+        """Image tokens of one candidate, as the transformer sees it."""
+        ...
+
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
         """How the diffusers pipeline is called to guide and read prompts as these settings do."""

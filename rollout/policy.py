@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from rollout.adapter import prepare
+from rollout.adapter import prepare, switch_attention
+from rollout.embeddings import Embedder
 from rollout.families import Schedule, Tensors, Velocity
 from rollout.settings import ModelSettings, RolloutSettings
 
@@ -46,11 +47,14 @@ class DiffusersPolicy(ABC):
         self.check()
         if whole:
             self.pipeline = self._load_pipeline(model.path)
+            self.embedder = Embedder(self.pipeline, self.embed, rollout, self.device)
             transformer, self.scheduler = self.pipeline.transformer, self.pipeline.scheduler
         else:
             transformer = self._load_part(model.path, "transformer", dtype=self.dtype)
             self.scheduler = self._load_part(model.path, "scheduler")
         self.transformer = transformer.to(self.device)
+        if model.attention is not None:
+            switch_attention(self.transformer, model.attention)
         prepare(self.transformer, model, self.lora_targets, seed)
         self.high, self.wide = self._grid()
 
@@ -59,8 +63,11 @@ class DiffusersPolicy(ABC):
         absent = {name: None for name, entry in self.index.items() if entry == [None, None]}
         pipeline = DiffusionPipeline.from_pretrained(path, dtype=self.dtype, **absent)
         pipeline.set_progress_bar_config(disable=True)
-        pipeline = pipeline.to(self.device)
-        pipeline.vae.float()  # half precision shows in flat areas, and decoding is cheap
+        pipeline.vae.float().to(self.device)  # half precision shows in flat areas, and decoding is cheap
+        if self.rollout.decode != "whole":
+            pipeline.vae.enable_slicing()
+        if self.rollout.decode == "tiled":
+            pipeline.vae.enable_tiling()
         return pipeline
 
     def _load_part(self, path: str, name: str, **options: Any) -> Any:
@@ -99,6 +106,11 @@ class DiffusersPolicy(ABC):
     @abstractmethod
     def cell(self) -> int:
         """Pixels on a side of what is one image token; ``high`` x ``wide`` tokens make an image."""
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of one candidate, as the transformer sees it."""
+        return self.high * self.wide
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
@@ -145,17 +157,26 @@ class DiffusersPolicy(ABC):
     def encode(self, text: str) -> Tensors:
         """Named conditioning tensors of one prompt; with guidance also ``negative_*``, encoded only once."""
         if self.guided and not self._negative:
-            found = self.embed("", negative=True)
+            found = self.embedder("", negative=True)
             self._negative = {f"negative_{name}": value for name, value in found.items()}
-        return self.embed(text) | (self._negative if self.guided else {})
+        return self.embedder(text) | (self._negative if self.guided else {})
 
     def velocity(self, model: Velocity, x: Tensor, timestep: Tensor, conditioning: Tensors) -> Tensor:
-        """Velocity (N, ...) in float32; with guidance both branches run as one batch."""
+        """Velocity (N, ...) in float32; with guidance both branches run as one batch.
+
+        Where gradients are recorded, the branch without the prompt runs by itself and has none: it is a
+        constant that guidance leads away from, as in Flow-GRPO's paper. The value is the same.
+        """
         text = {name: value for name, value in conditioning.items() if not name.startswith("negative_")}
         x = x.to(self.dtype)
         if not self.guided:
             return self.predict(model, x, timestep, text).float()
-        both = {name: torch.cat([conditioning[f"negative_{name}"], value]) for name, value in text.items()}
+        empty = {name: conditioning[f"negative_{name}"] for name in text}
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                without = self.predict(model, x, timestep, empty)
+            return self.combine(without.float(), self.predict(model, x, timestep, text).float())
+        both = {name: torch.cat([empty[name], value]) for name, value in text.items()}
         v = self.predict(model, torch.cat([x, x]), torch.cat([timestep, timestep]), both)
         return self.combine(*v.float().chunk(2))
 

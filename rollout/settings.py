@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +26,10 @@ class ModelSettings(Settings):
     lora_targets: tuple[str, ...] = Field((), description="modules LoRA adapts; empty takes the family's own")
     lora_path: str | None = Field(
         None, description="start from this adapter (diffusers format), which brings its rank and targets"
+    )
+
+    attention: str | None = Field(
+        None, description="attention backend of diffusers, such as flash; default: torch's own choice"
     )
 
     @property
@@ -63,6 +68,13 @@ class RolloutSettings(Settings):
     )
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
     batch: int = Field(16, ge=1, description="images per forward pass")
+    decode: Literal["whole", "sliced", "tiled"] = Field(
+        "whole", description="sliced decodes one image at a time; tiled also cuts it up, and blends the seams"
+    )
+    offload_text: bool = Field(
+        False, description="text encoders lie in CPU memory and visit the GPU for a new prompt"
+    )
+    embeddings: Path | None = Field(None, description="folder of encoded prompts: none is encoded twice")
     workers: int = Field(1, ge=1, description="rollout actors")
     min_workers: int | None = Field(
         None, ge=1, description="rollout actors that training needs to begin; others join later; default all"

@@ -46,11 +46,19 @@ class Wan(DiffusersPolicy):
         spatial = self.vae_config.get("scale_factor_spatial", 8)
         return int(self.transformer.config.patch_size[1] * spatial)
 
+    @property
+    def tokens(self) -> int:
+        """Of all latent frames."""
+        return self._frames * super().tokens
+
+    @property
+    def _frames(self) -> int:
+        return (self.rollout.frames - 1) // self.temporal + 1
+
     def latent_shape(self) -> tuple[int, ...]:
         """(channels, frames, height, width) of one latent video: the first frame, then four to a latent."""
         patch = self.transformer.config.patch_size[1]
-        frames = (self.rollout.frames - 1) // self.temporal + 1
-        return self.transformer.config.in_channels, frames, self.high * patch, self.wide * patch
+        return self.transformer.config.in_channels, self._frames, self.high * patch, self.wide * patch
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
         """States (L, D), zeros after the prompt's end."""

@@ -1,0 +1,126 @@
+"""What all benchmarks share: taking turns, the spread of what was measured, and the machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import torch
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+PEAK_SECONDS: Final = 0.5
+"""How long matrices are multiplied for the peak; the best product counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the result: one value per repeat, or a single fact."""
+
+    name: str
+    values: Sequence[float]
+    digits: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a benchmark found."""
+
+    title: str
+    rows: Sequence[Row]
+
+    def table(self) -> Table:
+        """For reading: median, lowest and highest of every row."""
+        table = Table("", "median", "lowest", "highest", title=self.title)
+        for row in self.rows:
+            cells = statistics.median(row.values), min(row.values), max(row.values)
+            shown = [f"{cell:,.{row.digits}f}" for cell in cells]
+            table.add_row(row.name, *(shown if len(row.values) > 1 else [shown[0], "", ""]))
+        return table
+
+    def write(self, path: Path, command: Sequence[str]) -> None:
+        """For machines: every value, with the command and the machine."""
+        rows = {row.name: list(row.values) for row in self.rows}
+        found = {"title": self.title, "command": list(command), "machine": machine(), "rows": rows}
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and the versions that figures depend on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "gpu": gpu,
+        "cores": psutil.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """How long some work takes, until the device has done it."""
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_turns(
+    works: Mapping[str, Callable[[], Any]], device: str, *, repeats: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of every work, ``repeats`` times, one after the other in each: the machine's moods hit all."""
+    for work in works.values():
+        for _ in range(warmup):
+            work()
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            found[name].append(seconds(work, device))
+    return found
+
+
+def flops_of(work: Callable[[], Any], module: str = "Global") -> float:
+    """Floating-point operations of matrix products, convolutions and attention, as torch counts them.
+
+    ``module`` is the class of a model that the work calls; without it, all that runs is counted.
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(sum(counter.get_flop_counts()[module].values()))
+
+
+def matmul_peak(device: str, dtype: str) -> float:
+    """FLOP/s of the best of many large matrix products: what shares of the peak refer to."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    torch.mm(a, b)
+    best, spent = float("inf"), 0.0
+    while spent < PEAK_SECONDS:
+        taken = seconds(lambda: torch.mm(a, b), device)
+        best, spent = min(best, taken), spent + taken
+    return 2 * size**3 / best
+
+
+def peak_gb(work: Callable[[], Any], device: str) -> float:
+    """The most memory held during some work, in GB: of the GPU's allocator, else of the process (Linux)."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() / 1e9
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
+    work()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9

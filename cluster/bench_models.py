@@ -1,0 +1,199 @@
+"""The model under test, sampler and learner on it: without Ray, and without DeepSpeed where there is none."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import UserError
+from learner.batch import Item, shares
+from learner.ema import Ema
+from learner.engine import Masters
+from learner.guard import GradientGuard
+from learner.optimizer import build_optimizer
+from learner.settings import LearnerSettings
+from learner.worker import LearnerWorker
+from rollout.families import ModelFolderError, family_of
+from rollout.noise import candidate_noises
+from rollout.records import Prompt, SampleRequest
+from rollout.settings import ModelSettings, RolloutSettings
+from rollout.worker import RolloutWorker
+from selection.records import Kept
+
+TEXTS: Final = ("a photo of a red circle", "a photo of two crosses", "a green square", "three blue triangles")
+TINY_SIZE: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured: the settings of model and sampler, and the device."""
+
+    model: ModelSettings
+    rollout: RolloutSettings
+    device: str
+
+
+def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """The options that sampler, learner and step have in common."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", help="a pipeline: a folder or a hub name")
+    what.add_argument("--random", default="tiny", metavar="NAME", help="real configuration, random weights")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU")
+    parser.add_argument("--size", type=int, help="pixels on a side; default 512, of the tiny model 32")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--guidance", type=float, default=4.5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
+    parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
+    parser.add_argument("--lora-rank", type=int, default=32, help="0 trains every parameter")
+    parser.add_argument(
+        "--batch", type=int, default=defaults.pop("batch", 16), help="images per forward pass"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=2, help="prompts per step, of as many images as a batch"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+
+
+def no_more(rest: Sequence[str]) -> None:
+    """Refuse arguments that mean nothing to a benchmark.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    if rest:
+        raise UserError(f"{rest[0]}: no such option (--help lists all)")
+
+
+@contextmanager
+def subject(options: argparse.Namespace) -> Iterator[Subject]:
+    """The settings that the options ask for; a random model lies in a temporary folder.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    gpu = torch.cuda.is_available() and not options.cpu
+    dtype = options.dtype or ("bfloat16" if gpu else "float32")
+    tiny = not options.model and options.random == "tiny"
+    size = options.size or (TINY_SIZE if tiny else 512)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = options.model or _random(options.random, Path(scratch), dtype)
+        try:
+            family_of(path)
+        except ModelFolderError as error:
+            raise UserError(str(error)) from None
+        model = ModelSettings(path=path, dtype=dtype, lora_rank=options.lora_rank)
+        rollout = RolloutSettings(
+            width=size, height=size, steps=options.steps, guidance=options.guidance, batch=options.batch,
+            text_tokens=0 if tiny else 128, threads=options.threads, gpus=int(gpu),
+            storage="bfloat16" if dtype == "bfloat16" else "float16",
+        )  # fmt: skip
+        yield Subject(model, rollout, "cuda" if gpu else "cpu")
+
+
+def _random(name: str, folder: Path, dtype: str) -> str:
+    from rollout.random_models import NAMES, save_random
+
+    if name not in NAMES:
+        raise UserError(f"--random: no {name!r}; there is {', '.join(NAMES)}")
+    save_random(name, folder, dtype)
+    return str(folder)
+
+
+def sampler_of(one: Subject) -> RolloutWorker:
+    """A sampler that holds version 0, the start weights."""
+    worker = RolloutWorker(one.model, one.rollout, seed=0)
+    worker.version = 0
+    return worker
+
+
+def requests(one: Subject, groups: int, step: int = 0) -> list[SampleRequest]:
+    """What a step asks of a sampler: groups of as many images as a batch."""
+    found = []
+    for group in range(step * groups, (step + 1) * groups):
+        prompt = Prompt(index=group, text=TEXTS[group % len(TEXTS)])
+        noises = candidate_noises(0, group, group, one.rollout.batch)
+        found.append(SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0))
+    return found
+
+
+def plan(asked: Sequence[SampleRequest], updates: int) -> list[list[Item]]:
+    """Which trajectory is trained in which update; advantages are made up, alternate in sign and differ."""
+    kept = [
+        Kept(group_id=request.group_id, candidate=i, advantage=(-1) ** i * (0.5 + i / len(request.noises)))
+        for request in asked
+        for i in range(len(request.noises))
+    ]
+    return shares(kept, ranks=1, updates=updates, seed=0, step=0)[0]
+
+
+def sample(worker: RolloutWorker, asked: Sequence[SampleRequest]) -> tuple[list[int], list[Any]]:
+    """The groups, and what `LearnerWorker.update` takes: their conditionings, then all trajectories."""
+    sampled = [worker.sample(request) for request in asked]
+    conditionings = [conditioning for _, _, conditioning, *_ in sampled]
+    trajectories = [trajectory for _, _, _, *found in sampled for trajectory in found]
+    return [request.group_id for request in asked], [*conditionings, *trajectories]
+
+
+def learner_of(one: Subject, settings: LearnerSettings) -> LearnerWorker:
+    """The learner as the service has it, the only rank of its world; without DeepSpeed, on plain autograd."""
+    kind = LearnerWorker if find_spec("deepspeed") else PlainLearner
+    worker = kind(one.model, one.rollout, settings, seed=0, horizon=1000)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    worker.join(0, 1, "127.0.0.1", port)
+    return worker
+
+
+class PlainLearner(LearnerWorker):
+    """The learner where there is no DeepSpeed: the same objective, guard and optimizer, in one process."""
+
+    def join(self, rank: int, world: int, address: str, port: int) -> None:
+        """Build an engine that does what DeepSpeed does without ZeRO."""
+        self.rank, self.world = rank, world
+        if not torch.distributed.is_initialized():
+            where = f"tcp://{address}:{port}"
+            torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
+        self.guard = GradientGuard(self.parameters, self.device)
+        self.engine = _Engine(self.policy.transformer, self)
+        self.ema = Ema(self.parameters, _PlainMasters(0, 1), self.settings.ema_decay, self.settings.ema_every)
+
+
+class _Engine:
+    """What the learner asks of a DeepSpeed engine."""
+
+    def __init__(self, transformer: nn.Module, worker: LearnerWorker) -> None:
+        self.transformer, self.rate = transformer, worker.settings.learning_rate
+        self.basic_optimizer: Any = build_optimizer(worker.parameters, worker.settings, worker.model.dtype)
+        self.basic_optimizer.max_norm = worker.settings.max_grad_norm
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.transformer(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.basic_optimizer.step()
+        self.basic_optimizer.zero_grad()
+
+    def get_lr(self) -> list[float]:
+        return [self.rate]
+
+
+class _PlainMasters(Masters):
+    """Trained parameters in their own precision: there are no others."""
+
+    def share(self, parameter: Any) -> Tensor:
+        found: Tensor = parameter.detach().float()
+        return found

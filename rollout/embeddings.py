@@ -1,0 +1,96 @@
+"""Prompts once encoded are not encoded again, and text encoders stay off the GPU in the meantime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rollout.families import Tensors
+from rollout.settings import RolloutSettings
+from rollout.tensors import checksum, flatten
+
+Embed = Callable[..., Tensors]
+
+
+class Embedder:
+    """Calls a family's ``embed`` where it must.
+
+    With ``rollout.embeddings`` what it returned is kept in that folder, by a hash of the prompt and of all
+    else that decides: the encoders' weights, the vocabularies, the precision and the length. With
+    ``rollout.offload_text`` the encoders lie in the CPU's memory and visit the device for a new prompt.
+    """
+
+    def __init__(self, pipeline: Any, embed: Embed, rollout: RolloutSettings, device: torch.device) -> None:
+        """Put the encoders where they are to be."""
+        self.embed, self.folder, self.device = embed, rollout.embeddings, device
+        self.offload = rollout.offload_text
+        parts = pipeline.components
+        self.encoders = {
+            name: part
+            for name, part in sorted(parts.items())
+            if name.startswith("text_encoder") and isinstance(part, nn.Module)
+        }
+        self._place("cpu" if self.offload else device)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.identity = [type(pipeline).__name__, rollout.text_tokens, *self._contents(parts)]
+
+    def __call__(self, text: str, *, negative: bool = False) -> Tensors:
+        """Named conditioning tensors of one prompt, on the device."""
+        if self.folder is None:
+            return self._encode(text, negative)
+        path = self.folder / f"{self._key(text, negative)}.safetensors"
+        if path.exists():
+            return dict(load_file(path, device=str(self.device)))
+        found = self._encode(text, negative)
+        _write({name: value.contiguous().cpu() for name, value in found.items()}, path)
+        return found
+
+    def _encode(self, text: str, negative: bool) -> Tensors:
+        with self._visiting():
+            return self.embed(text, negative=negative)
+
+    @contextmanager
+    def _visiting(self) -> Iterator[None]:
+        if not self.offload:
+            yield
+            return
+        self._place(self.device)
+        try:
+            yield
+        finally:
+            self._place("cpu")
+
+    def _place(self, device: torch.device | str) -> None:
+        for encoder in self.encoders.values():
+            encoder.to(device)
+
+    def _contents(self, parts: dict[str, Any]) -> list[str]:
+        """Digests of the encoders' weights, and of the vocabularies."""
+        found = []
+        for name, encoder in self.encoders.items():
+            for key, parameter in encoder.named_parameters():
+                found.append(checksum(flatten([parameter]), [(f"{name}.{key}", parameter)]))
+        vocabularies = [part.get_vocab() for part in parts.values() if hasattr(part, "get_vocab")]
+        text = json.dumps(vocabularies, sort_keys=True)
+        return [*found, hashlib.blake2b(text.encode()).hexdigest()]
+
+    def _key(self, text: str, negative: bool) -> str:
+        whole = json.dumps([*self.identity, negative, text])
+        return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
+
+
+def _write(tensors: Tensors, path: Path) -> None:
+    """Whole or not at all: several samplers may write the same file."""
+    scratch = path.with_suffix(f".{os.getpid()}")
+    save_file(tensors, scratch)
+    scratch.replace(path)

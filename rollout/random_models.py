@@ -1,0 +1,119 @@
+"""Pipelines of real sizes with random weights, for benchmarks on machines that reach no model hub.
+
+Transformer, autoencoder and scheduler have their published configurations. Text encoders have the real
+widths and two layers, and T5 is left out, which diffusers replaces by zeros of its shape: the transformer
+sees as many tokens as ever, and what is saved is the time to make and to load encoders that a benchmark
+hardly uses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from rollout.tiny.build import WORLDS, build_world
+from rollout.tiny.vocabulary import build_tokenizer
+
+SD35: Final[dict[str, Any]] = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
+    "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "qk_norm": "rms_norm",
+}  # fmt: skip
+
+TRANSFORMERS: Final[dict[str, dict[str, Any]]] = {
+    # transformer/config.json of stabilityai/stable-diffusion-3.5-medium
+    "sd35-medium": {
+        **SD35, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+        "pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)),
+    },
+    # transformer/config.json of stabilityai/stable-diffusion-3.5-large
+    "sd35-large": {
+        **SD35, "num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432,
+        "pos_embed_max_size": 192, "dual_attention_layers": (),
+    },
+}  # fmt: skip
+"""What of a model's configuration differs from the family's."""
+
+NAMES: Final = ("tiny", *TRANSFORMERS)
+"""What can be built; ``tiny`` is the bundled models' architecture, 0.65 M parameters, for CPUs."""
+
+TOKENS: Final = 77
+"""Length of a prompt in CLIP."""
+
+
+def save_random(name: str, folder: Path, dtype: str, seed: int = 0) -> None:
+    """Write a random pipeline, one of `NAMES`, as a folder for ``from_pretrained``."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        pipeline = build_world(WORLDS["shapes"], seed) if name == "tiny" else _build(name, seed, dtype)
+    pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    _stir(pipeline.transformer, seed)
+    pipeline.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _stir(transformer: torch.nn.Module, seed: int) -> None:
+    """Fresh transformers predict zero, whatever they see: their last layer and their gates start at zero."""
+    torch.manual_seed(seed)
+    for parameter in transformer.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.02)
+
+
+def _build(name: str, seed: int, dtype: str) -> StableDiffusion3Pipeline:
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        tokenizer = build_tokenizer(TOKENS)
+        return StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(**TRANSFORMERS[name]),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=_vae(),
+            text_encoder=_clip(768, 12, len(tokenizer)),
+            tokenizer=tokenizer,
+            text_encoder_2=_clip(1280, 20, len(tokenizer)),
+            tokenizer_2=tokenizer,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _vae() -> AutoencoderKL:
+    """vae/config.json of stabilityai/stable-diffusion-3.5-medium."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=16,
+        sample_size=1024,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def _clip(width: int, heads: int, words: int) -> CLIPTextModelWithProjection:
+    """CLIP ViT-L (768) or bigG (1280), two layers deep."""
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=words,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            max_position_embeddings=TOKENS,
+        )
+    )
