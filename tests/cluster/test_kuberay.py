@@ -17,7 +17,7 @@ import yaml
 
 from cluster.placement import NODE_LABEL
 from cluster.settings import RunSettings
-from cluster.train import _configure
+from cluster.train import configure
 from tests.cluster.kustomize import apply, build
 from tests.cluster.operator_rules import violations
 
@@ -61,7 +61,7 @@ def configured(overlay: str) -> tuple[Any, RunSettings]:
     """Options and settings of the overlay's entrypoint, as the command line would understand them."""
     words = shlex.split(ray(overlay)["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "cluster.train"]
-    return _configure(words[3:])
+    return configure(words[3:])
 
 
 def test_there_are_the_recipes_that_the_guide_names() -> None:
