@@ -115,7 +115,7 @@ async def produce(run: Run, group_id: int, *, version: int) -> Produced:
 async def _produce(run: Run, group_id: int, *, version: int) -> Produced:
     prompt, rollouts = prompt_at(run.prompts, run.settings.seed, group_id), run.stages.rollouts
     noises, begun, spent = await _begin(run, prompt, group_id, version)
-    requests = rollouts.requests(prompt, group_id, noises, version=version)
+    requests = rollouts.requests(prompt, group_id, version=version, noises=noises)
     handles = iter(begun)
     chunks = [
         asyncio.ensure_future(rollouts.sample(request, tuple(islice(handles, len(request.noises)))))
@@ -130,13 +130,13 @@ async def _produce(run: Run, group_id: int, *, version: int) -> Produced:
 
 async def _begin(
     run: Run, prompt: Prompt, group_id: int, version: int
-) -> tuple[Sequence[Noise], Sequence[Handle], float]:
-    """The noise of a group's candidates; with previews, those that promise most, begun, and the seconds."""
+) -> tuple[Sequence[Noise] | None, Sequence[Handle], float]:
+    """With previews: the noise of the candidates that promise most, these as begun, and the seconds."""
     rollouts, selection = run.stages.rollouts, run.settings.selection
     if not selection.previews:
-        return rollouts.noises(prompt, group_id, selection.candidates), (), 0.0
+        return None, (), 0.0
     noises = rollouts.noises(prompt, group_id, selection.previews)
-    requests = rollouts.requests(prompt, group_id, noises, version=version)
+    requests = rollouts.requests(prompt, group_id, version=version, noises=noises)
     chunks = [asyncio.ensure_future(rollouts.begin(request)) for request in requests]
     scores = await run.stages.rewards.score(prompt, chunks)
     done = [chunk.result() for chunk in chunks]

@@ -65,6 +65,7 @@ class Rollouts:
         self.pool = Pool(role, rollout.workers, settings.cluster.deadline)
         self.least, self.learner_deadline = rollout.min_workers, settings.cluster.learner_deadline
         self.settings, self.batch, self.seed = rollout, rollout.batch, settings.seed
+        self.candidates = settings.selection.candidates
         self.kept_versions = settings.max_staleness + 1
         self.published: dict[int, Weights] = {}
 
@@ -126,9 +127,11 @@ class Rollouts:
         return candidate_noises(self.seed, prompt.index, group_id, count, self.settings)
 
     def requests(
-        self, prompt: Prompt, group_id: int, noises: Sequence[Noise], *, version: int
+        self, prompt: Prompt, group_id: int, *, version: int, noises: Sequence[Noise] | None = None
     ) -> list[SampleRequest]:
-        """Chunks of a forward pass that are sampled by themselves."""
+        """One prompt's candidates, in chunks of a forward pass that are sampled by themselves."""
+        if noises is None:
+            noises = self.noises(prompt, group_id, self.candidates)
         return [
             SampleRequest(
                 group_id=group_id, prompt=prompt, noises=tuple(noises[i : i + self.batch]), version=version
