@@ -6,7 +6,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,15 +19,23 @@ FLAGS = [
     "--rewards", '[{"name": "shapes", "deadline": 5}]',
 ]  # fmt: skip
 
-Start = Callable[..., Service]
+Start = Callable[[str], Service]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    home = tmp_path_factory.mktemp("chaos")
     with services() as started:
-        yield lambda name, seed: started(
-            ["shapes", *FLAGS, "--seed", str(seed), "--folder", str(tmp_path / name)], tmp_path / name
-        )
+        yield lambda name: started(["shapes", *FLAGS, "--folder", str(home / name)], home / name)
+
+
+@pytest.fixture(scope="module")
+def peaceful(start: Start) -> tuple[Service, float]:
+    """The undisturbed run, and its seconds."""
+    began = time.monotonic()
+    service = start("peaceful")
+    assert service.finish() == 0, service.output
+    return service, time.monotonic() - began
 
 
 def disturb(service: Service, chance: random.Random) -> list[str]:
@@ -48,18 +55,16 @@ def disturb(service: Service, chance: random.Random) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_chaos_costs_time_and_nothing_else(start: Start, seed: int) -> None:
+def test_chaos_costs_time_and_nothing_else(start: Start, peaceful: tuple[Service, float], seed: int) -> None:
+    expected, peace = peaceful
     began = time.monotonic()
-    peaceful = start("peaceful", seed)
-    assert peaceful.finish() == 0, peaceful.output
-    between = time.monotonic()
-    harried = start("harried", seed)
-    done = disturb(harried, random.Random(seed))
-    assert harried.finish() == 0, harried.output
-    peace, chaos = between - began, time.monotonic() - between
+    service = start(f"harried-{seed}")
+    done = disturb(service, random.Random(seed))
+    assert service.finish() == 0, service.output
+    chaos = time.monotonic() - began
     print(f"\nseed {seed}: {peace:.0f} s in peace, {chaos:.0f} s ({chaos / peace:.2f} times) with {done}")
     assert done
-    assert metrics_of(harried.folder)[-1]["step"] == STEPS
-    assert ledger_of(harried.folder) == ledger_of(peaceful.folder)
-    assert timeless(harried.folder) == timeless(peaceful.folder)
+    assert metrics_of(service.folder)[-1]["step"] == STEPS
+    assert ledger_of(service.folder) == ledger_of(expected.folder)
+    assert timeless(service.folder) == timeless(expected.folder)
     assert chaos <= SLOWER * peace

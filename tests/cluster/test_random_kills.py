@@ -19,10 +19,13 @@ from tests.cluster.service import Service, ledger_of, metrics_of, prepare, servi
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS, MOMENTS = 16, 5
+LEAN = [{"name": "jpeg"}]
+"""One reward, as few processes as a run can have: most of the time goes into starts."""
 FLAGS = f"""
 --steps {STEPS} --groups_per_step 2 --selection.candidates 4 --selection.keep 2 --eval_every 8
 --eval_samples 1 --image_every 100 --checkpoint_every 5 --keep_checkpoints 2 --rollout.steps 3
---rollout.eval_steps 2 --learner.threads 2 --learner.ema_every 2 --cluster.object_store_gb 0.2 --auto-resume
+--rollout.eval_steps 2 --learner.threads 2 --learner.ema_every 2 --cluster.object_store_gb 0.2
+--rollout.workers 1 --guard.action off --auto-resume
 """.split()
 
 Start = Callable[[str], Service]
@@ -31,7 +34,7 @@ Start = Callable[[str], Service]
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Iterator[Start]:
     home = tmp_path_factory.mktemp("kills")
-    inputs = prepare(home, pipeline_folder)
+    inputs = prepare(home, pipeline_folder, LEAN)
     with services() as started:
         yield lambda name: started(["shapes", *FLAGS, *inputs, "--folder", str(home / name)], home / name)
 

@@ -124,6 +124,10 @@ def test_dashboard_port_in_use(refuse: Callable[..., str]) -> None:
         )
 
 
+def test_more_samplers_to_begin_with_than_there_can_be(refuse: Callable[..., str]) -> None:
+    assert "rollout: min_workers must be at most workers = 2, got 3" in refuse("--rollout.min_workers", "3")
+
+
 def test_too_little_memory(refuse: Callable[..., str], set_free_memory: Any) -> None:
     set_free_memory(1.5)
     line = refuse()
