@@ -220,10 +220,15 @@ class Pool:
                 turn.slot.set_exception(error)
 
 
+def unbuildable(error: Exception | None) -> bool:
+    """Whether an actor died of an exception of its worker's constructor, as another one would."""
+    return isinstance(error, ActorDiedError) and "creation task" in str(error)
+
+
 def reason(error: Exception | None) -> str:
     """The cause of a failed call in one line, without Ray's tracebacks."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    if isinstance(error, ActorDiedError) and "creation task" in lines[0]:
+    if unbuildable(error):
         return lines[-1]  # the worker's own exception, at the end of its traceback
     return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

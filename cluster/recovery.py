@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -16,6 +17,8 @@ from cluster.stages import LearnerLost
 
 ATTEMPTS: Final = 3
 """How often a run goes back to one checkpoint: what goes wrong more often is no accident."""
+PAUSE: Final = 5.0
+"""Seconds before it goes back once more, and twice as many then: Ray may not know yet that a node is dead."""
 LOSSES: Final = (LearnerLost, ObjectLostError)
 """Ranks that died or hang, and data of the step that were on a node that is gone."""
 
@@ -49,6 +52,7 @@ async def train_through_losses(run: Run, start: int, tell: Callable[[str], None]
             raise GaveUp(f"{story}; it is the loss number {losses[start]} after step {start}")
         warn("learner lost", reason=story, back_to=start)
         tell(f"{story}: all ranks start anew, from step {start}")
+        await asyncio.sleep(PAUSE * (losses[start] - 1))
 
 
 def _story(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster.guard import Observer
 from cluster.placement import Role, spawn
-from cluster.pools import DIED, LOST, START_DEADLINE, Pool, Slot, call, reason
+from cluster.pools import DIED, LOST, START_DEADLINE, Pool, Slot, call, reason, unbuildable
 from cluster.scoring import Rewards
 from cluster.settings import RunSettings
 from learner.batch import shares
@@ -225,7 +225,8 @@ async def settled(what: str, refs: Sequence[Any], deadline: float) -> list[Any]:
     except TimeoutError:
         raise LearnerLost(f"learner {what}: no answer in {deadline:g} s") from None
     except DIED as error:
-        raise LearnerLost(f"learner {what}: {reason(error)}") from error
+        failure = LearnerError if unbuildable(error) else LearnerLost
+        raise failure(f"learner {what}: {reason(error)}") from error
     except RayTaskError as error:
         # Where one rank dies, another may be the first to complain: of a connection that was closed.
         await asyncio.wait(waits, timeout=NOTICED)
@@ -276,7 +277,8 @@ class Learner:
             found: Any = self.actors[0].address.remote().future()
             address, port = await asyncio.wait_for(asyncio.wrap_future(found), START_DEADLINE)
         except LOST as error:
-            raise LearnerError(f"learner could not start: {reason(error)}") from error
+            failure = LearnerError if unbuildable(error) else LearnerLost
+            raise failure(f"learner could not start: {reason(error)}") from error
         if len(self.actors) == 1:
             address = "127.0.0.1"
         world = len(self.actors)

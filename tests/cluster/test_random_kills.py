@@ -72,7 +72,7 @@ def at_a_random_moment(service: Service, chance: random.Random, finished: Servic
     return f"{step}+{seconds:.2f}s"
 
 
-@pytest.mark.parametrize("kill", [kill_driver, kill_learner, kill_everything])
+@pytest.mark.parametrize("kill", [kill_everything, kill_learner, kill_driver])
 def test_a_kill_at_a_random_moment_leaves_no_trace(
     start: Start, finished: Service, kill: Callable[[Service], None]
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +19,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
 
 @pytest.fixture
-def make(configure: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Learner]:
+def make(configure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Learner]:
     """Two ranks that start at once, in the place of DeepSpeed's."""
 
     def light(**role: Any) -> Role:
-        return Role(**{**role, "target": "tests.cluster.workers:FakeRank"})
+        arguments = {**role["arguments"], "marker": str(tmp_path / "built")}
+        return Role(**{**role, "target": "tests.cluster.workers:FakeRank", "arguments": arguments})
 
     monkeypatch.setattr(stages, "Role", light)
     monkeypatch.setattr(stages, "NOTICED", 3.0)
@@ -76,6 +78,22 @@ def test_where_a_rank_has_died_the_complaint_of_another_one_is_no_error_of_its_o
 
     with pytest.raises(LearnerLost, match=r"^learner restore: ActorDiedError"):
         asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_rank_that_dies_while_it_starts_is_a_loss_and_one_that_cannot_be_built_is_not(
+    make: Any, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        learner = make()
+        for pid in await pids(learner):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(LearnerLost, match=r"^learner could not start"):
+            await learner.join()
+        (tmp_path / "built").touch()
+        with pytest.raises(LearnerError, match=r"^learner could not start: OSError: no weights here$"):
+            await learner.restart()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_all_ranks_start_anew(make: Any) -> None:

@@ -72,6 +72,7 @@ def go(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
             return STEPS
 
         monkeypatch.setattr(recovery, "train", train)
+        monkeypatch.setattr(recovery, "PAUSE", 0.0)
         stages: Any = stand_in
         checkpoints = Checkpoints(str(folder.checkpoints), 2)
         run = Run(settings, folder, (), [], stages, checkpoints, [], Guard(settings.guard, []))
