@@ -118,7 +118,7 @@ class Pool:
             PoolError: if a worker cannot be built, with its own error.
         """
         wanted = len(self.slots) if least is None else least
-        starts = [asyncio.ensure_future(slot.start()) for slot in self.slots]
+        starts = [asyncio.ensure_future(self._build(slot)) for slot in self.slots]
         try:
             for count, start in enumerate(asyncio.as_completed(starts), 1):
                 await start
@@ -131,6 +131,17 @@ class Pool:
                 unfinished.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
         self._begin()
+
+    async def _build(self, slot: Slot) -> None:
+        """Start an actor, again if it dies meanwhile though its worker could be built."""
+        for last in (*[False] * (self.attempts - 1), True):
+            try:
+                return await slot.start()
+            except DIED as error:
+                if last or unbuildable(error):
+                    raise
+                self.restarts += 1
+                slot.replace()
 
     async def run(self, work: Callable[[Slot], Awaitable[Any]], *, on: Slot | None = None) -> Any:
         """Do some work on the next free actor (or at one slot), again if it is lost or the call fails.

@@ -185,10 +185,8 @@ class Selector:
     def __init__(self, settings: RunSettings) -> None:
         """Start the actor."""
         arguments = {"settings": settings.selection, "seed": settings.seed}
-        role = Role(
-            name="selector", target="selection.selector:Selector", arguments=arguments,
-            node=settings.cluster.nodes.get("selector"),
-        )  # fmt: skip
+        node, target = settings.cluster.nodes.get("selector"), "selection.selector:Selector"
+        role = Role(name="selector", target=target, arguments=arguments, node=node)
         self.pool = Pool(role, 1, settings.cluster.deadline)
 
     async def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
@@ -262,6 +260,13 @@ class Learner:
         self.deadline = settings.cluster.learner_deadline
         self.parts = self.restarts = 0
         self.actors = [spawn(role, rank) for rank in range(learner.ranks)]
+
+    async def begin(self) -> None:
+        """Join for the first time, and once more if a rank was lost meanwhile."""
+        try:
+            await self.join()
+        except LearnerLost:
+            await self.restart()
 
     async def restart(self) -> None:
         """Kill every rank, dead, hung or left alone, and start all of them anew, as they were at step 0."""
@@ -362,7 +367,7 @@ class Stages:
         """Wait until enough actors are up and the learner's ranks have found each other."""
         least = {self.rollouts.pool: self.rollouts.least}
         pools = (pool.ready(least.get(pool)) for pool in self.pools)
-        await asyncio.gather(*pools, self.learner.join())
+        await asyncio.gather(*pools, self.learner.begin())
 
 
 def start_stages(settings: RunSettings, learners: PlacementGroup | None = None) -> Stages:

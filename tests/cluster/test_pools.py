@@ -175,6 +175,16 @@ def test_a_worker_that_cannot_be_built_gives_its_own_error() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_actor_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pool = make_pool(2, target="DiesOnce", marker=str(tmp_path / "started"))
+        await pool.ready()
+        assert len(pool.up) == 2
+        assert pool.restarts == 1
+
+    asyncio.run(scenario())
+
+
 def test_an_actor_gets_the_environment_of_its_role() -> None:
     runtime_env = {"env_vars": {"OWN_TOKEN": "7", "TOKENIZERS_PARALLELISM": "true"}}
     role = Role(name="echo", target=f"{HERE}:Echo", threads=3, runtime_env=runtime_env)

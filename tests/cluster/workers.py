@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -56,6 +57,15 @@ class Unbuildable:
         raise FileNotFoundError("weights.bin is not there")
 
     def ping(self) -> None: ...
+
+
+class DiesOnce(Echo):
+    """The first one is killed while it starts."""
+
+    def __init__(self, marker: str) -> None:
+        super().__init__()
+        if is_first(marker):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class FakeSampler:
