@@ -8,7 +8,8 @@ of a role.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,47 +81,64 @@ def hold(settings: RunSettings, tell: Callable[[str], None]) -> PlacementGroup:
         UserError: with the arithmetic, if there is no room within ``cluster.wait``.
     """
     learner, *others = demands(settings)
-    patience = settings.cluster.wait if joined(settings.cluster) else LOCAL_WAIT
-    learners = _group([learner], "STRICT_PACK" if _fits_one_node(learner, _nodes()) else "PACK")
-    rest = _group(others, "PACK")
+    together = "STRICT_PACK" if _fits_one_node(learner, _nodes()) else "PACK"
+    places = [_Places([learner], together), _Places(others, "PACK")]
     try:
-        _wait(settings, [learners, rest], patience, tell)
-    finally:
-        remove_placement_group(rest)  # a sampler may come back on another node than the one it was lost with
-    return learners
+        _wait(settings, places, tell)
+    except BaseException:
+        remove_placement_group(places[0].group)
+        raise
+    finally:  # a sampler may come back on another node than the one it was lost with
+        remove_placement_group(places[1].group)
+    return places[0].group
 
 
-def _group(wanted: Sequence[Demand], strategy: str) -> PlacementGroup:
-    every = [demand for demand in wanted for _ in range(demand.count)]
-    group: PlacementGroup = placement_group(
-        [demand.bundle for demand in every],
-        strategy=strategy,
-        bundle_label_selector=[demand.selector for demand in every],
-    )
-    return group
+class _Places:
+    """A placement group, and for whom it is."""
+
+    def __init__(self, wanted: Sequence[Demand], strategy: str) -> None:
+        self.wanted = wanted
+        every = [demand for demand in wanted for _ in range(demand.count)]
+        self.group: PlacementGroup = placement_group(
+            [demand.bundle for demand in every],
+            strategy=strategy,
+            bundle_label_selector=[demand.selector for demand in every],
+        )
+
+    def come(self, seconds: float) -> bool:
+        """Whether they are there, within that time."""
+        return bool(self.group.wait(max(0, seconds)))
 
 
-def _wait(
-    settings: RunSettings, groups: Sequence[PlacementGroup], patience: float, tell: Callable[[str], None]
-) -> None:
+def _wait(settings: RunSettings, places: Sequence[_Places], tell: Callable[[str], None]) -> None:
+    shared = joined(settings.cluster)
+    patience = settings.cluster.wait if shared else LOCAL_WAIT
     deadline = time.monotonic() + patience
-    quiet = min(patience, QUIET)
-    if all(group.wait(quiet) for group in groups):
+    if all(each.come(min(QUIET, patience)) for each in places):
         return
-    if patience > quiet:
-        story = f"waiting up to {patience:g} s for room: {arithmetic(demands(settings), _nodes(), _free())}"
+    if patience > QUIET:
+        story = f"waiting up to {patience:g} s for room: {_arithmetic(places)}"
         warn(story)
         tell(story)
-    if all(group.wait(max(0, deadline - time.monotonic())) for group in groups):
+    if all(each.come(deadline - time.monotonic()) for each in places):
         return
-    longer = "; where nodes are added on demand, wait longer with --cluster.wait SECONDS"
+    longer = "; where nodes are added on demand, wait longer with --cluster.wait SECONDS" if shared else ""
     raise UserError(
-        f"the cluster has no room for the run after {patience:g} s: "
-        f"{arithmetic(demands(settings), _nodes(), _free())}{longer if joined(settings.cluster) else ''}"
+        f"the cluster has no room for the run after {patience:g} s: {_arithmetic(places)}{longer}"
     )
 
 
-def arithmetic(wanted: Sequence[Demand], nodes: Sequence[Node], free: dict[str, float]) -> str:
+def _arithmetic(places: Sequence[_Places]) -> str:
+    """What is needed and there now, where what we have got ourselves counts as free."""
+    free = Counter(_free())
+    for each in places:
+        if each.come(0):
+            for demand in each.wanted:
+                free.update({kind: demand.count * share for kind, share in demand.bundle.items()})
+    return arithmetic([demand for each in places for demand in each.wanted], _nodes(), free)
+
+
+def arithmetic(wanted: Sequence[Demand], nodes: Sequence[Node], free: Mapping[str, float]) -> str:
     """What a run needs against what the cluster has, by the nodes that have to give it."""
     roles = sorted({demand.node or "" for demand in wanted})
     said = [line for role in roles for kind in ("GPU", "CPU") if (line := _line(wanted, nodes, role, kind))]

@@ -169,5 +169,5 @@ def test_a_run_waits_for_room_and_says_so(joining: Any, monkeypatch: pytest.Monk
     assert placed(group)
     assert len(told) == 1
     assert told[0].startswith("waiting up to 30 s for room: GPUs: 4 needed (learner 1 x 1, rollout 3 x 1)")
-    assert "2 GPUs are taken" in told[0]
+    assert told[0].endswith("; 2 GPUs are taken")
     remove_placement_group(group)
