@@ -103,14 +103,15 @@ def raylets(workers: int, *, token: str = "only-for-this-test", cpus: int = 1) -
     started = Raylets(f"http://127.0.0.1:{dashboard}", token, environment, home)
     try:
         started.start(
-            "head", "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={home / 'ray'}",
+            "head", "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={home / 'head'}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         )  # fmt: skip
         started.wait_for(1)
         for number in range(workers):
-            first = 20000 + 500 * number  # nodes share an address, so each has ports of its own
+            # What separate machines have by themselves: ports, and a folder for the code of jobs.
+            first, name = 20000 + 500 * number, f"worker-{number}"
             started.start(
-                f"worker-{number}", f"--address=127.0.0.1:{port}", f"--num-cpus={cpus}",
+                name, f"--address=127.0.0.1:{port}", f"--num-cpus={cpus}", f"--temp-dir={home / name}",
                 f"--min-worker-port={first}", f"--max-worker-port={first + 499}",
             )  # fmt: skip
             started.wait_for(2 + number)  # one after the other: on one machine they choose names of sockets
