@@ -37,7 +37,7 @@ class ClusterSettings(Settings):
         1800, gt=0, description="seconds an update may take before all learner ranks are started anew"
     )
     object_store_gb: float = Field(1.0, gt=0, description="object store of a local node, in GB")
-    wait: float = Field(30, ge=0, description="seconds to wait for room in a cluster that was joined")
+    wait: float = Field(30, ge=1, description="seconds to wait for room in a cluster that was joined")
     nodes: dict[str, str] = Field(
         default_factory=dict,
         description="label noisemargin.io/role of the Ray nodes for rollout, learner, selector or a reward",

@@ -17,7 +17,7 @@ from cluster.report_format import MISSING, duration, show
 from cluster.watch_data import Row, Watched
 
 BARS: Final = "▁▂▃▄▅▆▇█"
-WIDTH: Final = 60
+WIDTH: Final = 44
 COLOURS: Final = {
     "running": "green",
     "finished": "green",
@@ -111,13 +111,12 @@ def _health(run: Watched) -> RenderableType:
         "updates skipped": int(sum(row.get("skipped_updates") or 0 for row in run.steps)),
         "checkpoint": max((row["checkpoint"] for row in run.events if "checkpoint" in row), default=None),
     }
-    grid = Table.grid(padding=(0, 3))
-    grid.add_row(*(f"{name} {show(value)}" for name, value in facts.items()))
+    numbers = Text("   ".join(f"{name} {show(value)}" for name, value in facts.items()))
     alarms = {
         name: (row["step"], why) for row in run.steps for name, why in (row.get("alarms") or {}).items()
     }
     told = [Text(f"guard: {name} {why} (step {step})", "red") for name, (step, why) in alarms.items()]
-    return Group(grid, *told)
+    return Group(numbers, *told)
 
 
 def _events(run: Watched) -> RenderableType:
