@@ -87,6 +87,15 @@ def test_the_run_folder_holds_what_it_promises(finished: Service) -> None:
     assert not [path for path in folder.rglob(".*") if path.is_file()]
 
 
+def test_the_log_tells_the_life_of_the_run(finished: Service) -> None:
+    events = [json.loads(line) for line in (finished.folder / "log.jsonl").read_text().splitlines()]
+    assert (events[0]["event"], events[-1]["event"]) == ("run started", "run ended")
+    assert {event["run"] for event in events} == {"reference"}
+    committed = [(e["checkpoint"], e["step"]) for e in events if e["event"] == "checkpoint committed"]
+    assert [checkpoint for checkpoint, _ in committed] == [2, 4, 6, 8]
+    assert all(checkpoint <= step <= checkpoint + 2 for checkpoint, step in committed)  # it arrives later
+
+
 def test_the_configuration_of_the_folder_loads_again(finished: Service) -> None:
     settings = resolve(str(finished.folder / "config.toml"), {})
     assert (settings.preset, settings.steps, settings.folder) == ("shapes", STEPS, finished.folder)
