@@ -165,9 +165,6 @@ async def _train(
 ) -> int:
     start = commit.step if commit else 0
     job = Job(str(folder.path), settings.steps)
-    learners = await asyncio.to_thread(
-        hold, settings, partial(console.print, highlight=False, soft_wrap=True)
-    )
     with console.status("starting the actors"):
         stages = start_stages(settings, learners)
         await stages.ready()
