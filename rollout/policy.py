@@ -50,7 +50,7 @@ class DiffusersPolicy(ABC):
             self.embedder = Embedder(self.pipeline, self.embed, rollout, self.device)
             transformer, self.scheduler = self.pipeline.transformer, self.pipeline.scheduler
         else:
-            transformer = self._load_part(model.path, "transformer", dtype=self.dtype)
+            transformer = self._load_transformer(model.path)
             self.scheduler = self._load_part(model.path, "scheduler")
         self.transformer = transformer.to(self.device)
         if model.attention is not None:
@@ -72,6 +72,14 @@ class DiffusersPolicy(ABC):
 
     def _load_part(self, path: str, name: str, **options: Any) -> Any:
         return getattr(diffusers, self.index[name][1]).from_pretrained(path, subfolder=name, **options)
+
+    def _load_transformer(self, path: str) -> Any:
+        if self.device.type != "meta":
+            return self._load_part(path, "transformer", dtype=self.dtype)
+        # On the device without memory a model has shapes alone: enough to count, and nothing is read.
+        made = getattr(diffusers, self.index["transformer"][1])
+        with self.device:
+            return made.from_config(made.load_config(path, subfolder="transformer")).to(self.dtype)
 
     def _grid(self) -> tuple[int, int]:
         cell, width, height = self.cell(), self.rollout.width, self.rollout.height

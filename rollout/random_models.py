@@ -8,6 +8,7 @@ hardly uses.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from rollout.tiny.build import WORLDS, build_world
+from rollout.tiny.build import World, build_world
 from rollout.tiny.vocabulary import build_tokenizer
 
 SD35: Final[dict[str, Any]] = {
@@ -43,7 +44,19 @@ TRANSFORMERS: Final[dict[str, dict[str, Any]]] = {
 """What of a model's configuration differs from the family's."""
 
 NAMES: Final = ("tiny", *TRANSFORMERS)
-"""What can be built; ``tiny`` is the bundled models' architecture, 0.65 M parameters, for CPUs."""
+"""What can be built; ``tiny`` is the architecture of the bundled models with half the layers, for CPUs."""
+
+PUBLISHED: Final = {
+    "stabilityai/stable-diffusion-3.5-medium": "sd35-medium",
+    "stabilityai/stable-diffusion-3.5-large": "sd35-large",
+}
+"""The hub's name of what is built."""
+
+ENCODERS: Final = 123_650_304 + 694_659_840 + 4_762_310_656
+"""Parameters of the published text encoders: CLIP ViT-L, CLIP bigG and T5 XXL."""
+
+TINY: Final = World(size=(32, 32), tokens=14, layers=2)
+"""0.64 M parameters, images of 32 pixels."""
 
 TOKENS: Final = 77
 """Length of a prompt in CLIP."""
@@ -52,10 +65,25 @@ TOKENS: Final = 77
 def save_random(name: str, folder: Path, dtype: str, seed: int = 0) -> None:
     """Write a random pipeline, one of `NAMES`, as a folder for ``from_pretrained``."""
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        pipeline = build_world(WORLDS["shapes"], seed) if name == "tiny" else _build(name, seed, dtype)
+        pipeline = build_world(TINY, seed) if name == "tiny" else _build(name, seed, dtype)
     pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     _stir(pipeline.transformer, seed)
     pipeline.save_pretrained(folder)
+
+
+def save_configs(name: str, folder: Path) -> None:
+    """Write only the configurations of a model, one of `TRANSFORMERS`: its shapes follow from them."""
+    with torch.device("meta"):
+        SD3Transformer2DModel(**TRANSFORMERS[name]).save_config(folder / "transformer")
+        _vae().save_config(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_config(folder / "scheduler")
+    parts = {
+        "transformer": "SD3Transformer2DModel",
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+        "vae": "AutoencoderKL",
+    }
+    index = {"_class_name": "StableDiffusion3Pipeline"} | {k: ["diffusers", v] for k, v in parts.items()}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 @torch.no_grad()
