@@ -13,6 +13,7 @@ from rollout.noise import derive_seed, initial_latents, path_noise
 from rollout.records import Noise
 from rollout.sde import DYNAMICS, Transition, euler, log_prob
 from rollout.settings import RolloutSettings
+from rollout.tensors import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def denoise(
     """
     device, shape = schedule.sigmas.device, policy.latent_shape()
     first, places = _prefixes(noises, window)
-    x = begun.x if begun else initial_latents([noises[i] for i in first], shape).to(device)
+    x = begun.x if begun else upload(initial_latents([noises[i] for i in first], shape), device)
     prefix = conditioning  # indexing would copy what is only expanded
     if len(first) < len(noises):
         prefix = {name: value[first] for name, value in conditioning.items()}
@@ -111,6 +112,8 @@ def denoise(
         if step in window:
             x = x.to(storage).float()
             states += [x] if not states else []
+            # Drawn before the forward pass, while the device is still busy with the last step.
+            noise = upload(path_noise(noises, step, shape), device)
         sigmas = tuple(schedule.sigmas[i].expand(len(x)) for i in (step, step + 1))
         v = policy.velocity(policy.transformer, x, schedule.timesteps[step].expand(len(x)), prefix)
         clean = x - schedule.sigmas[step] * v
@@ -118,7 +121,7 @@ def denoise(
             x = euler(x, v, schedule.sigmas[step], schedule.sigmas[step + 1])
             continue
         move = stochastic(settings, x, v, (sigmas[0], sigmas[1]))
-        x = (move.mean + move.std * path_noise(noises, step, shape).to(device)).to(storage).float()
+        x = (move.mean + move.std * noise).to(storage).float()
         states.append(x)
         log_probs.append(log_prob(x, move))
         means.append(move.mean)

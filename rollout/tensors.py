@@ -25,6 +25,11 @@ def pack(tensor: Tensor) -> NDArray[Any]:
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for it, from pinned memory; a CPU's tensor is there already."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def unpack(array: NDArray[Any]) -> Tensor:
     """The inverse of `pack`; copies, since arrays of the object store are read-only."""
     tensor = torch.from_numpy(np.array(array))
