@@ -1,6 +1,6 @@
 """A straightforward FlowGRPO step, for comparison: batch after batch and timestep after timestep.
 
-This is how the published training loops go about it: prompts are encoded again for every batch, a forward
+This is how the published training loops go about it: prompts are encoded batch by batch, a forward
 pass holds one timestep of a few trajectories, the reference is a pass of its own with the adapter switched
 off, and the backward pass runs through both branches of the guidance. The maths is the service's, and so
 are the noise and the order of trajectories, so that the loss must be the same.
@@ -27,6 +27,8 @@ from rollout.records import Noise, SampleRequest
 from rollout.sde import Transition, euler, flow_sde, log_prob
 from rollout.tensors import trainable
 
+Text = tuple[Tensor, Tensor]
+
 
 class NaiveLoop:
     """One model that samples and learns; ``batch`` images or trajectories per forward pass."""
@@ -46,25 +48,35 @@ class NaiveLoop:
         schedule = self.policy.schedule(one.rollout.steps)
         self.schedule = Schedule(schedule.sigmas.to(one.device), schedule.timesteps.to(one.device))
         self.trained = range(*one.rollout.window_range)
+        self.empty = self._encode([""])
 
     def step(self, asked: Sequence[SampleRequest], plan: Sequence[Sequence[Item]]) -> float:
         """Sample everything asked for, then one optimizer step per share of the plan; the mean loss."""
         images = [(request.prompt.text, noise) for request in asked for noise in request.noises]
         parts = [images[i : i + self.batch] for i in range(0, len(images), self.batch)]
         sampled = [self._sample([text for text, _ in part], [noise for _, noise in part]) for part in parts]
-        states, log_probs = (torch.cat([one[i] for one in sampled]) for i in (0, 1))
-        texts = [text for text, _ in images]
-        return float(np.mean([self._update(share, texts, states, log_probs) for share in plan]))
+        whole = tuple(torch.cat(parts) for parts in zip(*sampled, strict=True))
+        return float(np.mean([self._update(share, *whole) for share in plan]))
 
-    def _encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Joint states and pooled embeddings, both branches: first without the prompts, then with them."""
-        with torch.no_grad():
-            hidden, empty, pooled, empty_pooled = self.policy.pipeline.encode_prompt(
-                texts, None, None, device=self.policy.device, max_sequence_length=self.one.rollout.text_tokens
-            )
-        return torch.cat([empty, hidden]), torch.cat([empty_pooled, pooled])
+    @torch.no_grad()
+    def _encode(self, texts: list[str]) -> Text:
+        """Joint states and pooled embeddings of some prompts."""
+        hidden, _, pooled, _ = self.policy.pipeline.encode_prompt(
+            texts, None, None,
+            device=self.policy.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.one.rollout.text_tokens,
+        )  # fmt: skip
+        return hidden, pooled
 
-    def _velocity(self, x: Tensor, timestep: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+    def _both(self, text: Text) -> Text:
+        """Of both branches of the guidance: first without the prompts, then with them."""
+        hidden, pooled = (
+            torch.cat([empty.expand_as(some), some]) for empty, some in zip(self.empty, text, strict=True)
+        )
+        return hidden, pooled
+
+    def _velocity(self, x: Tensor, timestep: Tensor, text: Text) -> Tensor:
         found = self.transformer(
             hidden_states=torch.cat([x, x]).to(self.policy.dtype),
             timestep=timestep.expand(2 * len(x)),
@@ -77,16 +89,17 @@ class NaiveLoop:
         velocity: Tensor = without + self.one.rollout.guidance * (with_prompt - without)
         return velocity
 
-    def _move(self, x: Tensor, step: int, text: tuple[Tensor, Tensor]) -> Transition:
+    def _move(self, x: Tensor, step: int, text: Text) -> Transition:
         v = self._velocity(x, self.schedule.timesteps[step], text)
         ones = torch.ones(len(x), *[1] * (x.ndim - 1), device=x.device)
         sigma, sigma_next = (s * ones for s in self.schedule.sigmas[step : step + 2])
         return flow_sde(x, v, sigma, sigma_next, self.one.rollout.noise_level)
 
     @torch.no_grad()
-    def _sample(self, texts: list[str], noises: Sequence[Noise]) -> tuple[Tensor, Tensor]:
-        """States (n, S + 1, ...) and log-probs (n, S) of a batch, which is also decoded."""
-        text, shape = self._encode(texts), self.policy.latent_shape()
+    def _sample(self, texts: list[str], noises: Sequence[Noise]) -> tuple[Tensor, ...]:
+        """States (n, S + 1, ...), log-probs (n, S) and encoded prompts of a batch, which is also decoded."""
+        encoded = self._encode(texts)
+        text, shape = self._both(encoded), self.policy.latent_shape()
         storage = getattr(torch, self.one.rollout.storage)
         x = initial_latents(noises, shape).to(self.one.device).to(storage).float()
         states, log_probs = [x], []
@@ -101,14 +114,16 @@ class NaiveLoop:
             states.append(x)
             log_probs.append(log_prob(x, move))
         self.policy.decode(x)
-        return torch.stack(states, 1), torch.stack(log_probs, 1)
+        return torch.stack(states, 1), torch.stack(log_probs, 1), *encoded
 
-    def _update(self, share: Sequence[Item], texts: list[str], states: Tensor, log_probs: Tensor) -> float:
+    def _update(
+        self, share: Sequence[Item], states: Tensor, log_probs: Tensor, hidden: Tensor, pooled: Tensor
+    ) -> float:
         total = 0.0
         for i in range(0, len(share), self.batch):
             part = share[i : i + self.batch]
             rows = [item.trajectory for item in part]
-            text = self._encode([texts[row] for row in rows])
+            text = self._both((hidden[rows], pooled[rows]))
             advantages = torch.tensor([item.advantage for item in part], device=states.device)
             for number, step in enumerate(self.trained):
                 pair = states[rows, number : number + 2]
@@ -121,9 +136,7 @@ class NaiveLoop:
         self.optimizer.zero_grad()
         return total
 
-    def _loss(
-        self, states: Tensor, step: int, text: tuple[Tensor, Tensor], advantages: Tensor, behaviour: Tensor
-    ) -> Tensor:
+    def _loss(self, states: Tensor, step: int, text: Text, advantages: Tensor, behaviour: Tensor) -> Tensor:
         move = self._move(states[:, 0], step, text)
         with torch.no_grad(), adapter_off(self.transformer):
             reference = self._move(states[:, 0], step, text)
