@@ -16,6 +16,8 @@ import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster.process_memory import peak_of
+
 PEAK_SECONDS: Final = 0.5
 """How long matrices are multiplied for the peak; the best product counts."""
 
@@ -120,7 +122,4 @@ def peak_gb(work: Callable[[], Any], device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         work()
         return torch.cuda.max_memory_allocated() / 1e9
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
-    work()
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+    return peak_of(work)[1] / 1e9

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cluster.bench_measure import Report, Row
 from cluster.bench_models import no_more
 from cluster.placement import Role, connect, spawn
+from cluster.process_memory import private_bytes
 from cluster.settings import ClusterSettings, RunSettings, resolve
 from cluster.stages import Learner, Rollouts
 from rollout.tiny.build import World, build_world
@@ -52,19 +53,13 @@ class Plain:
         return len(array)
 
 
-def private_mb(pid: int) -> float:
-    """Memory that a process has for itself, in MB (Linux)."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e3
-
-
 async def peaks(pids: Sequence[int], work: Callable[[], Awaitable[Any]]) -> tuple[float, list[float]]:
     """Seconds that some work takes, and the most MB that each process held while it lasted."""
-    highest = [private_mb(pid) for pid in pids]
+    highest = [private_bytes(pid) / 1e6 for pid in pids]
     began = time.perf_counter()
     task = asyncio.ensure_future(work())
     while not task.done():
-        highest = [max(high, private_mb(pid)) for high, pid in zip(highest, pids, strict=True)]
+        highest = [max(high, private_bytes(pid) / 1e6) for high, pid in zip(highest, pids, strict=True)]
         await asyncio.wait([task], timeout=0.005)
     await task
     return time.perf_counter() - began, highest
@@ -85,7 +80,7 @@ async def _measure(settings: RunSettings, repeats: int) -> Report:
     await asyncio.gather(rollouts.pool.ready(), learner.join())
     ours: list[Any] = [learner.actors[0], *(slot.actor for slot in rollouts.pool.slots)]
     pids = [int(pid) for pid in await asyncio.gather(*(actor.pid.remote() for actor in ours))]
-    before = [private_mb(pid) for pid in pids]
+    before = [private_bytes(pid) / 1e6 for pid in pids]
     size = sum([len(await part) for part in (await learner.publish(0)).parts])
     plain: list[Any] = [
         spawn(Role(name="plain", target="cluster.bench_weights:Plain", arguments={"count": size}), number)

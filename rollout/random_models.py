@@ -19,7 +19,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rollout.tiny.build import World, build_world
 from rollout.tiny.vocabulary import build_tokenizer
@@ -105,9 +105,9 @@ def _build(name: str, seed: int, dtype: str) -> StableDiffusion3Pipeline:
             transformer=SD3Transformer2DModel(**TRANSFORMERS[name]),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=_vae(),
-            text_encoder=_clip(768, 12, len(tokenizer)),
+            text_encoder=_clip(768, 12, tokenizer),
             tokenizer=tokenizer,
-            text_encoder_2=_clip(1280, 20, len(tokenizer)),
+            text_encoder_2=_clip(1280, 20, tokenizer),
             tokenizer_2=tokenizer,
             text_encoder_3=None,
             tokenizer_3=None,
@@ -132,16 +132,19 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _clip(width: int, heads: int, words: int) -> CLIPTextModelWithProjection:
+def _clip(width: int, heads: int, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """CLIP ViT-L (768) or bigG (1280), two layers deep."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
-            vocab_size=words,
+            vocab_size=len(tokenizer),
             hidden_size=width,
             intermediate_size=4 * width,
             projection_dim=width,
             num_hidden_layers=2,
             num_attention_heads=heads,
             max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )

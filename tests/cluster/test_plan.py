@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cluster import plan_cpu, plan_gpu
+from cluster import plan_cpu, plan_gpu, plan_roles
 from cluster.plan import main, shortages
 from cluster.plan_records import Estimate, Hardware, Need
+from cluster.plan_roles import Measured
+from cluster.preflight import check
 from cluster.settings import resolve
+from rewards.settings import RewardSettings
 from rollout.sizes import Cost, Sizes
 
 HARDWARE = Hardware(gpus=8, memory=80e9, flops=1e15, share=0.5)
@@ -97,21 +100,41 @@ def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest
     assert message in capsys.readouterr().err
 
 
-def test_on_cpus_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = plan_cpu._Times(sample=0.1, score=0.01, learn=0.5, broadcast=0.02)
-    monkeypatch.setattr(plan_cpu, "_measure", lambda *_: times)
+def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Estimate:
+    """The estimate of ``shapes`` on two cores: 8 chunks, 2 samplers of a thread, a learner of 2 threads."""
+
+    def alone(work: Any, *_: Any) -> Measured:
+        made = ("images", "conditioning", "trajectory") if work is plan_roles.sampler else None
+        return Measured(seconds[work.__name__], 1e9, made)
+
+    monkeypatch.setattr(plan_cpu, "alone", alone)
     monkeypatch.setattr(plan_cpu.psutil, "cpu_count", lambda: 2)
-    settings = resolve("shapes", {})  # 8 chunks on 2 samplers of a thread; a learner of 2 threads
-    found = plan_cpu.estimate(settings)
-    assert found.stages["sample and score"] == pytest.approx(max(4 * 0.1 + 0.01, 8 * 0.11 / 2))
+    return plan_cpu.estimate(resolve("shapes", {}))
+
+
+def test_on_cpus_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = stand({"sampler": 0.1, "reward": 0.001, "learner": 0.5}, monkeypatch)
+    assert found.stages["sample and score"] == pytest.approx(max(4 * 0.1 + 0.001, 8 * 0.101 / 2))
     assert found.stages["learn"] == pytest.approx(0.5)
-    monkeypatch.setattr(plan_cpu, "_measure", lambda *_: replace(times, score=0.3))
-    assert plan_cpu.estimate(settings).stages["sample and score"] == pytest.approx(8 * 0.4 / 2)
+    (need,) = found.needs
+    assert need.parts["rollout"] == 2e9
+    assert need.parts["rewards"] == need.parts["learner"] == 1e9
+    crowded = stand({"sampler": 0.1, "reward": 0.05, "learner": 0.5}, monkeypatch)
+    assert crowded.stages["sample and score"] == pytest.approx(8 * 0.15 / 2)
 
 
-@pytest.mark.usefixtures("process_group")
+def test_a_role_is_measured_in_a_process_of_its_own() -> None:
+    images = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    prompt = check(resolve("shapes", {})).train[0]
+    found = plan_roles.alone(plan_roles.reward, RewardSettings(name="shapes"), images, prompt)
+    assert 0 < found.seconds < 10
+    assert 2e7 < found.held < 2e9
+    assert len(found.made.values) == 4
+
+
+@pytest.mark.slow
 def test_a_preset_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shapes", "--steps", "7"]) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "7 steps" in shown
-    assert "3 measured steps" in shown
+    assert "3 measurements of each role's work" in shown
