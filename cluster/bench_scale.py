@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,16 +16,17 @@ import numpy as np
 import psutil
 import ray
 from numpy.typing import NDArray
-from rich.table import Table
 
+from cluster.bench_measure import Report, Row
+from cluster.bench_models import no_more
 from cluster.checkpoints import Checkpoints
-from cluster.errors import UserError
 from cluster.evaluation import held_out
 from cluster.guard import Guard
 from cluster.loop import Run, train
+from cluster.placement import connect
 from cluster.run_folder import RunFolder
 from cluster.scoring import Rewards
-from cluster.settings import RunSettings, resolve
+from cluster.settings import ClusterSettings, RunSettings, resolve
 from cluster.stages import Learner, Rollouts, Selector, Stages
 from learner.records import Update
 from rewards.scorer import Judgement, Traits
@@ -137,26 +138,26 @@ class Mark:
     memory: float
 
 
-def measure(repeats: int) -> Table:
-    """Candidates per second by the number of samplers; needs Ray to be up, and nothing else on the machine.
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be said about it."""
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--samplers", type=int, nargs="+", default=SAMPLERS, help="how many, one measurement each"
+    )
 
-    Raises:
-        UserError: if the object store does not hold what is in flight.
-    """
-    store = ray.cluster_resources().get("object_store_memory", 0)  # type: ignore[no-untyped-call]
-    if store < 0.9e9 * STORE_GB:
-        raise UserError(
-            f"bench scale: the object store has {store / 1e9:.1f} GB; start with "
-            f"--cluster.object_store_gb {STORE_GB:g}"
-        )
-    table = Table(
-        "samplers", "candidates/s (low to high)", "busy", "driver, ms per candidate", "driver memory, MB",
-        title=f"{STEPS} steps of staleness 1, {repeats} times; 1 MB and {1e3 * SECONDS / CANDIDATES:.0f} ms "
-        "per candidate",
-    )  # fmt: skip
-    for count in SAMPLERS:
-        _add(table, count, asyncio.run(_go(count, repeats)))
-    return table
+
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+    """Candidates per second by the number of samplers; wants nothing else on the machine."""
+    no_more(rest)
+    rows: list[Row] = []
+    connect(ClusterSettings(object_store_gb=STORE_GB))
+    try:
+        for count in options.samplers:
+            rows += _rows(count, asyncio.run(_go(count, options.repeats)))
+    finally:
+        ray.shutdown()
+    each = 1e3 * SECONDS / CANDIDATES
+    return Report(f"{STEPS} steps at staleness 1; 1 MB and {each:.0f} ms per candidate", rows)
 
 
 def _settings(samplers: int, steps: int) -> RunSettings:
@@ -195,18 +196,13 @@ async def _go(samplers: int, repeats: int) -> list[Mark]:
     return marks[WARMUP:-1:STEPS]
 
 
-def _add(table: Table, samplers: int, marks: Sequence[Mark]) -> None:
+def _rows(samplers: int, marks: Sequence[Mark]) -> list[Row]:
     made = samplers * CANDIDATES * STEPS
-    rates = [made / (b.wall - a.wall) for a, b in _pairs(marks)]
-    costs = [1e3 * (b.cpu - a.cpu) / made for a, b in _pairs(marks)]
-    table.add_row(
-        str(samplers),
-        f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})",
-        f"{statistics.median(rates) * SECONDS / (samplers * CANDIDATES):.1%}",
-        f"{statistics.median(costs):.2f}",
-        f"{marks[0].memory:.0f} to {marks[-1].memory:.0f}",
-    )
-
-
-def _pairs(marks: Sequence[Mark]) -> Iterator[tuple[Mark, Mark]]:
-    return pairwise(marks)
+    pairs = list(pairwise(marks))
+    rates = [made / (b.wall - a.wall) for a, b in pairs]
+    return [
+        Row(f"{samplers} samplers: candidates per second", rates, 0),
+        Row("  busy, %", [100 * rate * SECONDS / (samplers * CANDIDATES) for rate in rates], 1),
+        Row("  driver, ms per candidate", [1e3 * (b.cpu - a.cpu) / made for a, b in pairs]),
+        Row("  driver's memory, MB", [mark.memory for mark in marks], 0),
+    ]

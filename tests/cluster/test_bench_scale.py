@@ -1,15 +1,25 @@
-"""The benchmark of one driver says what it needs before it begins."""
+"""The benchmark of one driver, in small: the real loop over samplers that sleep."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from cluster.bench_scale import measure
-from cluster.errors import UserError
+from cluster import bench_scale
+from cluster.bench import main
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
+pytestmark = pytest.mark.ray
 
 
-def test_a_store_that_is_too_small_is_refused() -> None:
-    with pytest.raises(UserError, match=r"has 0\.2 GB; start with --cluster\.object_store_gb 6"):
-        measure(1)
+def test_the_driver_keeps_simulated_samplers_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WARMUP": 1, "STEPS": 2, "STORE_GB": 0.5}.items():
+        monkeypatch.setattr(bench_scale, name, value)
+    path = tmp_path / "scale.json"
+    assert main(["scale", "--samplers", "2", "--repeats", "2", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    rates = rows["2 samplers: candidates per second"]
+    assert len(rates) == 2
+    assert 0 < min(rates) <= max(rates) <= 1.05 * 2 * bench_scale.CANDIDATES
+    assert min(rows["  driver's memory, MB"]) > 0
