@@ -35,7 +35,7 @@ from rollout.records import Conditioning, Trajectory
 from rollout.sampler import transition
 from rollout.sde import Transition, log_prob
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import buckets, checksum, flatten, numel_of, trainable
+from rollout.tensors import buckets, checksum, flatten, keep_freed_memory, numel_of, trainable
 
 
 class LearnerWorker:
@@ -56,6 +56,8 @@ class LearnerWorker:
         torch.set_num_threads(learner.threads)
         self.gpu = learner.gpus > 0 and torch.cuda.is_available()
         self.device = "cuda" if self.gpu else "cpu"
+        if not self.gpu:
+            keep_freed_memory()
         self.model, self.rollout, self.settings, self.horizon = model, rollout, learner, horizon
         self.policy = load_policy(model, rollout, device=self.device, seed=seed, whole=False)
         if learner.gradient_checkpointing:

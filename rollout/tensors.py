@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -17,12 +18,24 @@ from rollout.records import WeightsMismatch
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 BLOCK: Final = 4096
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+KEPT: Final = 2**30
+"""Bytes up to which `keep_freed_memory` keeps a freed block, and the heap's end."""
 
 
 def pack(tensor: Tensor) -> NDArray[Any]:
     """A contiguous CPU array; bfloat16, which numpy lacks, travels as its int16 bits."""
     tensor = tensor.detach().cpu().contiguous()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed: on CPUs, large tensors would else be mapped and zeroed anew each time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(option, KEPT)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

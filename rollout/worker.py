@@ -15,7 +15,7 @@ from rollout.families import Schedule, Tensors, load_policy
 from rollout.records import Begun, Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
 from rollout.sampler import Rollout, denoise, trained_window
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import bucket_of, load_flat, pack, trainable, unpack
+from rollout.tensors import bucket_of, keep_freed_memory, load_flat, pack, trainable, unpack
 
 
 class StaleWeights(RuntimeError):
@@ -34,6 +34,8 @@ class RolloutWorker:
         """
         torch.set_num_threads(rollout.threads)
         self.device = "cuda" if rollout.gpus > 0 and torch.cuda.is_available() else "cpu"
+        if self.device == "cpu":
+            keep_freed_memory()
         self.settings = rollout
         self.seed, self.keep_means = seed, keep_means
         self.policy = load_policy(model, rollout, device=self.device, seed=seed)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -134,3 +137,27 @@ def test_wrong_weights_are_refused_and_change_nothing(damage: str) -> None:
     with pytest.raises(WeightsMismatch, match=expected):
         load_flat(flat, held, expected)
     assert np.array_equal(before, flatten(values(held)))
+
+
+FAULTS = """
+import resource, torch
+from rollout.tensors import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.empty(12_000_000).fill_(1.0)  # 48 MB, more than glibc keeps by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+usual = faults()
+keep_freed_memory()
+faults()
+print(usual, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_freed_memory_is_used_again() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    usual, kept = map(int, done.stdout.split())
+    assert kept < usual / 5
