@@ -91,6 +91,7 @@ def test_a_server_that_goes_away_and_returns_costs_time_and_no_score(serve: Any,
     assert judgement.values.tolist() == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_run_with_its_own_error(serve: Any, port: int) -> None:
     async def scenario() -> None:
         server, shards = serve(), shards_of(port, deadline=2)

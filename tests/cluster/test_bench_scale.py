@@ -10,7 +10,7 @@ import pytest
 from cluster import bench_scale
 from cluster.bench import main
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_the_driver_keeps_simulated_samplers_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
