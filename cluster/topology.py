@@ -56,11 +56,11 @@ class Node:
 
 
 def demands(settings: RunSettings) -> list[Demand]:
-    """The actors of a run; the learner's come first."""
-    nodes = settings.cluster.nodes
+    """The actors that a run needs to begin, the learner's first; more samplers may come later."""
+    nodes, rollout = settings.cluster.nodes, settings.rollout
     counted = [
         ("learner", settings.learner.ranks, settings.learner.gpus),
-        ("rollout", settings.rollout.workers, settings.rollout.gpus),
+        ("rollout", rollout.min_workers or rollout.workers, rollout.gpus),
         *((name, reward.workers, reward.gpus) for name, reward in settings.distinct_rewards.items()),
         ("selector", 1, 0.0),
         ("observer", int(settings.guard.action != "off"), 0.0),

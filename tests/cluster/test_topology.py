@@ -36,6 +36,8 @@ def test_the_demands_of_a_run(configure: Any) -> None:
         demand("selector", 1),
     ]  # fmt: skip
     assert "observer" in {found.role for found in demands(configure())}
+    few = demands(configure(rollout={"workers": 3, "min_workers": 1, "gpus": 0.5}))
+    assert demand("rollout", 1, 0.5) in few  # the others may come later
 
 
 def test_the_arithmetic_of_too_few_gpus() -> None:
