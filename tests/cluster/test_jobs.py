@@ -12,11 +12,13 @@ import httpx
 import pytest
 
 from tests.cluster.raylets import RAY, Raylets, raylets
-from tests.cluster.service import FLAGS, ROOT, STEPS, metrics_of, prepare
+from tests.cluster.service import FLAGS, ROOT, metrics_of, prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Done = subprocess.CompletedProcess[str]
+LONG = 24
+"""Steps of the run whose status is read while it works."""
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +83,24 @@ def finished(cluster: Raylets, home: Path, flags: list[str]) -> tuple[Path, dict
     """A run that `ray job submit` started from a fresh clone: its folder, its samplers' nodes, a status."""
     clone, folder = home / "clone", home / "bar"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    command = ["python", "-m", "cluster.train", *flags, "--folder", str(folder), "--auto-resume"]
+    long = [*flags]
+    long[long.index("--steps") + 1] = str(LONG)
+    command = ["python", "-m", "cluster.train", *long, "--folder", str(folder), "--auto-resume"]
     sent = run(
         cluster, RAY, "job", "submit", "--address", cluster.address, "--submission-id", "bar", "--no-wait",
         "--working-dir", ".", "--", *command, cwd=clone,
     )  # fmt: skip
     assert sent.returncode == 0, sent.stdout + sent.stderr
     nodes = seen(cluster, "bar")
-    wait(lambda: "step 1/" in job(cluster, "logs", "bar").stdout, lambda: job(cluster, "logs", "bar").stdout)
-    midway = job(cluster, "status", "bar").stdout
-    wait(lambda: "RUNNING" not in job(cluster, "status", "bar").stdout, lambda: midway)
+    said: list[str] = []
+
+    def told(*signs: str) -> bool:
+        said.append(job(cluster, "status", "bar").stdout)
+        return any(sign in said[-1] for sign in signs)
+
+    wait(lambda: told(f"/{LONG}, reward ", "succeeded", "failed"), lambda: said[-1])
+    midway = said[-1]
+    wait(lambda: told("succeeded", "failed"), lambda: said[-1])
     return folder, nodes, midway
 
 
@@ -100,9 +110,9 @@ def test_ray_job_submit_from_a_fresh_clone(
     folder, nodes, midway = finished
     shown = job(cluster, "logs", "bar").stdout
     assert "succeeded" in job(cluster, "status", "bar").stdout, shown
-    assert [line["step"] for line in metrics_of(folder)] == list(range(STEPS + 1))
+    assert [line["step"] for line in metrics_of(folder)] == list(range(LONG + 1))
     assert len(set(nodes.values())) == 2
-    assert f"/{STEPS}, reward " in midway
+    assert f"/{LONG}, reward " in midway
     assert f"folder {folder}" in midway
 
 
@@ -111,13 +121,13 @@ def test_what_is_said_of_a_finished_job(cluster: Raylets, finished: tuple[Path, 
     said = submit(cluster, "status", "bar").stdout
     assert "state       SUCCEEDED" in said
     assert "exit status 0" in said
-    assert f"step        {STEPS}/{STEPS}" in said
-    assert f"checkpoint  {STEPS}" in said
+    assert f"step        {LONG}/{LONG}" in said
+    assert f"checkpoint  {LONG}" in said
     assert f"folder      {folder}" in said
     reward = f"{metrics_of(folder)[-1]['reward_mean']:.4g}"
     assert f"reward      {reward}" in said
     assert reward in submit(cluster, "list").stdout
-    assert f"step {STEPS}/{STEPS}" in submit(cluster, "logs", "bar").stdout
+    assert f"step {LONG}/{LONG}" in submit(cluster, "logs", "bar").stdout
     shown = run(cluster, sys.executable, "-m", "cluster.watch", str(folder)).stdout
     assert "bar  finished" in shown
 
