@@ -22,12 +22,13 @@ from cluster.bench_models import no_more
 from cluster.checkpoints import Checkpoints
 from cluster.evaluation import held_out
 from cluster.guard import Guard
+from cluster.learners import Learner
 from cluster.loop import Run, train
 from cluster.placement import connect
 from cluster.run_folder import RunFolder
 from cluster.scoring import Rewards
 from cluster.settings import ClusterSettings, RunSettings, resolve
-from cluster.stages import Learner, Rollouts, Selector, Stages
+from cluster.stages import Rollouts, Selector, Stages
 from learner.records import Update
 from rewards.scorer import Judgement, Traits
 from rollout.prompts import load_prompts

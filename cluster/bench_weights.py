@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from cluster.bench_measure import Report, Row
 from cluster.bench_models import no_more
+from cluster.learners import Learner
 from cluster.placement import Role, connect, spawn
 from cluster.process_memory import private_bytes
 from cluster.settings import ClusterSettings, RunSettings, resolve
-from cluster.stages import Learner, Rollouts
+from cluster.stages import Rollouts
 from rollout.tiny.build import World, build_world
 
 SAMPLERS: Final = 2

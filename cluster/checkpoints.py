@@ -17,9 +17,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import UserError
 from cluster.events import note
+from cluster.learners import Learner, LearnerError
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
-from cluster.stages import Learner, LearnerError
 
 MARKER: Final = "COMMITTED"
 PACKAGES: Final = ("torch", "deepspeed", "diffusers", "transformers", "peft", "ray", "numpy")

@@ -11,9 +11,9 @@ from ray.exceptions import ObjectLostError
 
 from cluster.events import warn
 from cluster.guard import guard_of
+from cluster.learners import LearnerLost
 from cluster.loop import Run, train
 from cluster.pools import reason
-from cluster.stages import LearnerLost
 
 ATTEMPTS: Final = 3
 """How often a run goes back to one checkpoint: what goes wrong more often is no accident."""

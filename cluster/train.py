@@ -29,6 +29,7 @@ from cluster.evaluation import held_out
 from cluster.events import note, recording, watch
 from cluster.guard import guard_of
 from cluster.job import Job, submission
+from cluster.learners import LearnerError, LearnerLost
 from cluster.loop import Run, RunStopped
 from cluster.placement import connect
 from cluster.pools import PoolError
@@ -40,7 +41,7 @@ from cluster.report import summary_table, write_report
 from cluster.resume import changed_packages, resumable, started_before
 from cluster.run_folder import FolderError, RunFolder
 from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
-from cluster.stages import LearnerError, LearnerLost, WeightsError, start_stages
+from cluster.stages import WeightsError, start_stages
 from cluster.tensorboard import TensorBoard
 from cluster.topology import hold
 

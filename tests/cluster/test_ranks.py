@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cluster import stages
+from cluster import learners
+from cluster.learners import Learner, LearnerError, LearnerLost
 from cluster.placement import Role
-from cluster.stages import Learner, LearnerError, LearnerLost
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
@@ -26,8 +26,8 @@ def make(configure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cal
         arguments = {**role["arguments"], "marker": str(tmp_path / "built")}
         return Role(**{**role, "target": "tests.cluster.workers:FakeRank", "arguments": arguments})
 
-    monkeypatch.setattr(stages, "Role", light)
-    monkeypatch.setattr(stages, "NOTICED", 3.0)
+    monkeypatch.setattr(learners, "Role", light)
+    monkeypatch.setattr(learners, "NOTICED", 3.0)
     return lambda **cluster: Learner(configure(learner={"ranks": 2, "threads": 1}, cluster=cluster))
 
 

@@ -13,10 +13,10 @@ from ray.exceptions import ObjectLostError
 from cluster import recovery
 from cluster.checkpoints import Checkpoints
 from cluster.guard import Guard
+from cluster.learners import LearnerError, LearnerLost
 from cluster.loop import Run
 from cluster.recovery import ATTEMPTS, GaveUp, train_through_losses
 from cluster.run_folder import RunFolder
-from cluster.stages import LearnerError, LearnerLost
 
 STEPS, EVERY = 10, 4
 

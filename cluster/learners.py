@@ -1,0 +1,159 @@
+"""The learner's ranks as one: they are called together, and they live and die together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import ray
+from ray.exceptions import ObjectLostError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+
+from cluster.placement import Role, spawn
+from cluster.pools import DIED, LOST, START_DEADLINE, reason, unbuildable
+from cluster.settings import RunSettings
+from learner.batch import shares
+from learner.records import Update
+from rollout.records import CandidateGroup, Weights
+from selection.records import Selection
+
+NOTICED: Final = 45.0
+"""Seconds in which Ray notices a dead node, also with its default health checks (30 s were measured)."""
+
+
+class LearnerError(RuntimeError):
+    """The learner failed by itself, and would again: out of memory, a full disk."""
+
+
+class LearnerLost(RuntimeError):
+    """A rank died or hangs. Ranks live and die together: all start anew, from the last checkpoint."""
+
+
+async def settled(what: str, refs: Sequence[Any], deadline: float) -> list[Any]:
+    """The results of all ranks.
+
+    Raises:
+        LearnerLost: if one died, gave no answer in time or missed what was on a node that is gone.
+        LearnerError: if one raised an error of its own.
+    """
+    waits = [asyncio.wrap_future(ref.future()) for ref in refs]
+    every = asyncio.gather(*waits)
+    every.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if nobody waits for it
+    try:
+        return await asyncio.wait_for(asyncio.shield(every), deadline)
+    except TimeoutError:
+        raise LearnerLost(f"learner {what}: no answer in {deadline:g} s") from None
+    except DIED as error:
+        failure = LearnerError if unbuildable(error) else LearnerLost
+        raise failure(f"learner {what}: {reason(error)}") from error
+    except RayTaskError as error:
+        # Where one rank dies, another may be the first to complain: of a connection that was closed.
+        await asyncio.wait(waits, timeout=NOTICED)
+        failures = [wait.exception() for wait in waits if wait.done()]
+        lost = [found for found in failures if isinstance(found, Exception) and not _own(found)]
+        failure = LearnerLost if lost else LearnerError
+        raise failure(f"learner {what}: {reason(lost[0] if lost else error)}") from error
+
+
+def _own(error: Exception) -> bool:
+    """Whether a rank failed by itself."""
+    return not isinstance(error, DIED) and not isinstance(getattr(error, "cause", None), ObjectLostError)
+
+
+class Learner:
+    """The learner ranks, called together: every collective method runs on all of them."""
+
+    target = "learner.worker:LearnerWorker"
+
+    def __init__(self, settings: RunSettings, group: PlacementGroup | None = None) -> None:
+        """Start the ranks, in the places of a group if one is given."""
+        learner = settings.learner
+        arguments = {
+            "model": settings.model, "rollout": settings.rollout, "learner": learner, "seed": settings.seed,
+            "horizon": settings.optimizer_steps,
+        }  # fmt: skip
+        role = Role(
+            name="learner", target=self.target, arguments=arguments,
+            gpus=learner.gpus, threads=learner.threads, node=settings.cluster.nodes.get("learner"),
+            group=group,
+        )  # fmt: skip
+        self.settings, self.seed, self.role = learner, settings.seed, role
+        self.deadline = settings.cluster.learner_deadline
+        self.parts = self.restarts = 0
+        self.actors = [spawn(role, rank) for rank in range(learner.ranks)]
+
+    async def begin(self) -> None:
+        """Join for the first time, and once more if a rank was lost meanwhile."""
+        try:
+            await self.join()
+        except LearnerLost:
+            await self.restart()
+
+    async def restart(self) -> None:
+        """Kill every rank, dead, hung or left alone, and start all of them anew, as they were at step 0."""
+        self.restarts += len(self.actors)
+        for actor in self.actors:
+            ray.kill(actor, no_restart=True)
+        self.actors = [spawn(self.role, rank) for rank in range(len(self.actors))]
+        await self.join()
+
+    async def join(self) -> None:
+        """Form the process group at the first rank's address."""
+        try:
+            found: Any = self.actors[0].address.remote().future()
+            address, port = await asyncio.wait_for(asyncio.wrap_future(found), START_DEADLINE)
+        except LOST as error:
+            failure = LearnerError if unbuildable(error) else LearnerLost
+            raise failure(f"learner could not start: {reason(error)}") from error
+        if len(self.actors) == 1:
+            address = "127.0.0.1"
+        world = len(self.actors)
+        await self._every("join", [(rank, world, address, port) for rank in range(world)])
+        self.parts = (await self._every("parts", [()] * world))[0]
+
+    async def update(self, step: int, selection: Selection, groups: Sequence[CandidateGroup]) -> Update:
+        """One batch of FlowGRPO on the kept trajectories; the suspects of all ranks together."""
+        ranks = len(self.actors)
+        plan = shares(selection.kept, ranks=ranks, updates=self.settings.updates, seed=self.seed, step=step)
+        by_id = {group.group_id: group for group in groups}
+        calls = []
+        for mine in plan:
+            owners = sorted({item.group_id for share in mine for item in share})
+            numbers = sorted({item.trajectory for share in mine for item in share})
+            kept = [selection.kept[number] for number in numbers]
+            handles = [by_id[k.group_id].trajectories[k.candidate] for k in kept]
+            calls.append((mine, owners, *(by_id[g].conditioning for g in owners), *handles))
+        found: list[Update] = await self._every("update", calls)
+        suspects = sorted({number for update in found for number in update.suspects})
+        return Update(metrics=found[0].metrics, suspects=tuple(suspects))
+
+    async def publish(self, version: int, *, averaged: bool = False) -> Weights:
+        """The weights of all ranks as objects of the store; averaged ones are marked by their version."""
+        made: list[list[Any]] = [
+            [actor.call.options(num_returns=2).remote("part", number, averaged) for actor in self.actors]
+            for number in range(self.parts)
+        ]
+        return Weights(
+            version=-1 - version if averaged else version,
+            checksums=tuple(digest for (digest, _), *_ in made),
+            parts=tuple(flat for (_, flat), *_ in made),
+        )
+
+    async def save(self, url: str) -> None:
+        """Every rank writes its share of a checkpoint, or starts to send it."""
+        await self._every("save", [(url,)] * len(self.actors))
+
+    async def saved(self, *, wait: bool) -> bool:
+        """Whether every rank's share has arrived."""
+        return all(await self._every("saved", [(wait,)] * len(self.actors)))
+
+    async def restore(self, url: str) -> None:
+        """Every rank reads its share of a checkpoint."""
+        await self._every("restore", [(url,)] * len(self.actors))
+
+    async def _every(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        refs: list[Any] = [
+            actor.call.remote(method, *arguments) for actor, arguments in zip(self.actors, calls, strict=True)
+        ]
+        return await settled(method, refs, self.deadline)
