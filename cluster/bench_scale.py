@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-import numpy as np
 import psutil
 import ray
-from numpy.typing import NDArray
 
 from cluster.bench_measure import Report, Row
 from cluster.bench_models import no_more
+from cluster.bench_sleepers import CANDIDATES, SECONDS
 from cluster.checkpoints import Checkpoints
 from cluster.evaluation import held_out
 from cluster.guard import Guard
@@ -29,105 +28,22 @@ from cluster.run_folder import RunFolder
 from cluster.scoring import Rewards
 from cluster.settings import ClusterSettings, RunSettings, resolve
 from cluster.stages import Rollouts, Selector, Stages
-from learner.records import Update
-from rewards.scorer import Judgement, Traits
 from rollout.prompts import load_prompts
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory
 
+SLEEPERS: Final = "cluster.bench_sleepers"
 SAMPLERS: Final = (1, 4, 16, 64)
-CANDIDATES: Final = 32
-"""Per prompt; a sampler makes them in one call."""
-SECONDS: Final = 1.0
-"""What a sampler takes for them, so that 64 samplers offer 2048 candidates per second."""
-LEARN_SECONDS: Final = 0.4
 STEPS: Final = 8
 """Steps per measurement."""
 WARMUP: Final = 4
-FLOATS: Final = 250_000
-"""1 MB of latents per candidate."""
 STORE_GB: Final = 6.0
 
 
-class SleepingSampler:
-    """Has the interface of `rollout.worker.RolloutWorker`, and its traffic, but sleeps."""
-
-    def __init__(self, **arguments: Any) -> None:
-        """Make the latents that every candidate gets."""
-        self.latents = np.zeros(FLOATS, dtype=np.float32)
-
-    def load(self, version: int, part: int, parts: int, digest: str, flat: NDArray[Any]) -> int:
-        """Take weights."""
-        return version
-
-    def sample(self, request: SampleRequest) -> tuple[Any, ...]:
-        """Sleep; then images that differ, and trajectories of their size."""
-        time.sleep(SECONDS)
-        images = np.zeros((len(request.noises), 8, 8, 3), dtype=np.uint8)
-        images[:, 0, 0, 0] = [noise.path % 251 for noise in request.noises]
-        nothing = np.zeros(1, dtype=np.float32)
-        trajectory = Trajectory(latents=self.latents, log_probs=nothing, steps=np.zeros(1, dtype=np.int64))
-        return SECONDS, images, Conditioning(arrays={}), *[trajectory] * len(images)
-
-    def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[float, NDArray[np.uint8]]:
-        """Black images."""
-        return 0.0, np.zeros((len(prompts), 8, 8, 3), dtype=np.uint8)
-
-    def ping(self) -> None:
-        """Answer."""
-
-
-class FirstValue:
-    """Scores an image by its first value."""
-
-    traits: ClassVar[Traits] = Traits(low=0.0, high=255.0)
-
-    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """The first value of each."""
-        values = images[:, 0, 0, 0].astype(np.float64)
-        return Judgement(values=values, valid=np.ones(len(images), dtype=np.bool_))
-
-    @classmethod
-    def check(cls, prompt: Prompt) -> None:
-        """Any prompt will do."""
-
-
-class SleepingRank:
-    """Has the interface of `learner.worker.LearnerWorker`; an update takes its trajectories and sleeps."""
-
-    def __init__(self, **arguments: Any) -> None:
-        """Nothing to load."""
-
-    def join(self, rank: int, world: int, address: str, port: int) -> None:
-        """There is one rank."""
-
-    def parts(self) -> int:
-        """Weights in one part."""
-        return 1
-
-    def part(self, number: int, averaged: bool = False) -> tuple[str, NDArray[Any]]:
-        """Weights of 1 MB."""
-        return "", np.zeros(FLOATS, dtype=np.float32)
-
-    def update(self, shares: Any, groups: Any, *arrays: Any) -> Update:
-        """Sleep."""
-        time.sleep(LEARN_SECONDS)
-        metrics = {"ratio_max_deviation": 0.0, "skipped_updates": 0.0, "skipped_in_a_row": 0.0}
-        return Update(metrics=metrics, suspects=())
-
-    def save(self, url: str) -> None:
-        """Nothing to save."""
-
-    def saved(self, wait: bool) -> bool:
-        """Nothing is under way."""
-        return True
-
-
 class _Rollouts(Rollouts):
-    target = f"{__name__}:SleepingSampler"
+    target = f"{SLEEPERS}:SleepingSampler"
 
 
 class _Learner(Learner):
-    target = f"{__name__}:SleepingRank"
+    target = f"{SLEEPERS}:SleepingRank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +83,7 @@ def _settings(samplers: int, steps: int) -> RunSettings:
         "image_every": steps, "checkpoint_every": steps, "guard": {"action": "off"},
         "rollout": {"workers": samplers, "batch": CANDIDATES},
         "selection": {"candidates": CANDIDATES, "keep": 8},
-        "rewards": [{"name": f"{__name__}:FirstValue", "batch": CANDIDATES}],
+        "rewards": [{"name": f"{SLEEPERS}:FirstValue", "batch": CANDIDATES}],
     })  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final
 
 import ray
@@ -86,10 +87,10 @@ def hold(settings: RunSettings, tell: Callable[[str], None]) -> PlacementGroup:
     try:
         _wait(settings, places, tell)
     except BaseException:
-        remove_placement_group(places[0].group)
+        for each in reversed(places):  # the learner's last, whose places others would take up at once
+            remove_placement_group(each.group)
         raise
-    finally:  # a sampler may come back on another node than the one it was lost with
-        remove_placement_group(places[1].group)
+    remove_placement_group(places[1].group)  # a sampler may come back on another node than it was lost with
     return places[0].group
 
 
@@ -98,6 +99,7 @@ class _Places:
 
     def __init__(self, wanted: Sequence[Demand], strategy: str) -> None:
         self.wanted = wanted
+        self.there = False
         every = [demand for demand in wanted for _ in range(demand.count)]
         self.group: PlacementGroup = placement_group(
             [demand.bundle for demand in every],
@@ -106,8 +108,9 @@ class _Places:
         )
 
     def come(self, seconds: float) -> bool:
-        """Whether they are there, within that time."""
-        return bool(self.group.wait(max(0, seconds)))
+        """Whether they are there, within that time; a second is the least, since Ray cuts fractions off."""
+        self.there = self.there or bool(self.group.wait(max(1, ceil(seconds))))
+        return self.there
 
 
 def _wait(settings: RunSettings, places: Sequence[_Places], tell: Callable[[str], None]) -> None:
@@ -130,11 +133,10 @@ def _wait(settings: RunSettings, places: Sequence[_Places], tell: Callable[[str]
 
 def _arithmetic(places: Sequence[_Places]) -> str:
     """What is needed and there now, where what we have got ourselves counts as free."""
+    ours = [demand for each in places if each.come(0) for demand in each.wanted]
     free = Counter(_free())
-    for each in places:
-        if each.come(0):
-            for demand in each.wanted:
-                free.update({kind: demand.count * share for kind, share in demand.bundle.items()})
+    for demand in ours:
+        free.update({kind: demand.count * share for kind, share in demand.bundle.items()})
     return arithmetic([demand for each in places for demand in each.wanted], _nodes(), free)
 
 

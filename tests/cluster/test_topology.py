@@ -158,7 +158,7 @@ def test_a_run_without_room_is_refused_with_the_arithmetic(joining: Any) -> None
 
 @pytest.mark.ray
 def test_a_run_waits_for_room_and_says_so(joining: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.topology.QUIET", 0.5)
+    monkeypatch.setattr("cluster.topology.QUIET", 1)
     holder = spawn(Role(name="other", target="datetime:timedelta", gpus=2), 0)
     ray.get(holder.call.remote("total_seconds"))
     told: list[str] = []
