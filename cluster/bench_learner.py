@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cluster.bench_measure import Report, Row, flops_of, in_turns, matmul_peak, peak_gb
+from cluster.bench_measure import Report, Row, flops_of, in_turns, matmul_peak, peak_gb, seconds
 from cluster.bench_models import add_options, learner_of, no_more, plan, requests, sample, sampler_of, subject
 from learner.settings import LearnerSettings
 
@@ -41,6 +41,7 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
         def work() -> None:
             learner.update(shares, groups, *arrays)
 
+        first = seconds(work, one.device)
         times = in_turns({"update": work}, one.device, repeats=options.repeats)["update"]
         flops = flops_of(work)
         peak, memory = matmul_peak(one.device, one.model.dtype), peak_gb(work, one.device)
@@ -49,6 +50,7 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     return Report(
         f"updates with {images} trajectories, {pairs} pairs in forwards of {learner.micro_batch}",
         [
+            Row("first update (s)", [first], 1),
             Row("update (s)", times, 3),
             Row("pairs per second", [pairs / taken for taken in times], 1),
             Row("trajectories per second", [images / taken for taken in times]),

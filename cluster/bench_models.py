@@ -54,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     parser.add_argument("--guidance", type=float, default=4.5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--lora-rank", type=int, default=32, help="0 trains every parameter")
     parser.add_argument(
         "--batch", type=int, default=defaults.pop("batch", 16), help="images per forward pass"
@@ -91,7 +92,7 @@ def subject(options: argparse.Namespace) -> Iterator[Subject]:
             family_of(path)
         except ModelFolderError as error:
             raise UserError(str(error)) from None
-        model = ModelSettings(path=path, dtype=dtype, lora_rank=options.lora_rank)
+        model = ModelSettings(path=path, dtype=dtype, lora_rank=options.lora_rank, compile=options.compile)
         rollout = RolloutSettings(
             width=size, height=size, steps=options.steps, guidance=options.guidance, batch=options.batch,
             text_tokens=0 if tiny else 128, threads=options.threads, gpus=int(gpu),

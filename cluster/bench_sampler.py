@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster.bench_measure import Report, Row, flops_of, in_turns, matmul_peak, peak_gb
+from cluster.bench_measure import Report, Row, flops_of, in_turns, matmul_peak, peak_gb, seconds
 from cluster.bench_models import Subject, add_options, no_more, requests, sampler_of, subject
 from rollout.families import family_class
 from rollout.worker import RolloutWorker
@@ -29,6 +29,7 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     with subject(options) as one:
         worker = sampler_of(one)
         (asked,) = requests(one, 1)
+        first = seconds(lambda: worker.sample(asked), one.device)
         times = in_turns(
             {"ours": lambda: worker.sample(asked), "pipeline": _pipeline(one, worker, asked.prompt.text)},
             one.device,
@@ -41,6 +42,7 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     return Report(
         f"{batch} images of {one.rollout.width} pixels, {one.rollout.steps} steps, {one.model.dtype}",
         [
+            Row("first batch, ours (s)", [first], 1),
             Row("ours, with log-probs (s)", ours, 3),
             Row("diffusers pipeline (s)", theirs, 3),
             Row("pipeline / ours", [b / a for a, b in zip(ours, theirs, strict=True)]),

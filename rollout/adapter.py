@@ -1,4 +1,4 @@
-"""Which parameters are trained, those of a LoRA adapter or all; and the backend of attention."""
+"""How the transformer is prepared: what of it is trained, by which attention it runs, whether compiled."""
 
 from __future__ import annotations
 
@@ -66,6 +66,16 @@ def switch_attention(transformer: Any, backend: str) -> None:
         transformer.set_attention_backend(backend)
     except (ValueError, RuntimeError, ImportError) as error:
         raise ValueError(f"model.attention: {error}") from error
+
+
+def compile_blocks(transformer: Any) -> None:
+    """Compile the repeated blocks in place, each kind once for all of its instances.
+
+    Names of parameters stay as they are, so weights travel and are saved as ever.
+    """
+    # Families that do not list their repeated blocks name them as what must not be split across devices.
+    transformer._repeated_blocks = transformer._repeated_blocks or transformer._no_split_modules
+    transformer.compile_repeated_blocks()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from rollout.adapter import prepare, switch_attention
+from rollout.adapter import compile_blocks, prepare, switch_attention
 from rollout.embeddings import Embedder
 from rollout.families import Schedule, Tensors, Velocity
 from rollout.settings import ModelSettings, RolloutSettings
@@ -56,6 +56,8 @@ class DiffusersPolicy(ABC):
         if model.attention is not None:
             switch_attention(self.transformer, model.attention)
         prepare(self.transformer, model, self.lora_targets, seed)
+        if model.compile:
+            compile_blocks(self.transformer)
         self.high, self.wide = self._grid()
 
     def _load_pipeline(self, path: str) -> Any:

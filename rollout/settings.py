@@ -27,9 +27,12 @@ class ModelSettings(Settings):
     lora_path: str | None = Field(
         None, description="start from this adapter (diffusers format), which brings its rank and targets"
     )
-
     attention: str | None = Field(
         None, description="attention backend of diffusers, such as flash; default: torch's own choice"
+    )
+    compile: bool = Field(
+        False,
+        description="compile the transformer's blocks: slow first calls, then faster ones",
     )
 
     @property

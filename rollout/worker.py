@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rollout.families import Schedule, Tensors, load_policy
+from rollout.noise import candidate_noises
 from rollout.records import Begun, Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
 from rollout.sampler import Rollout, denoise, trained_window
 from rollout.settings import ModelSettings, RolloutSettings
@@ -45,6 +46,8 @@ class RolloutWorker:
         self.version = -1
         # The chunks of a group come one after the other and share a prompt.
         self._encode = lru_cache(maxsize=1)(self.policy.encode)
+        if model.compile:
+            self._warm_up()
 
     def load(self, version: int, part: int, parts: int, digest: str, flat: NDArray[Any]) -> int:
         """Take over one of the parts of published weights; they come in order, with their checksums.
@@ -120,6 +123,12 @@ class RolloutWorker:
         conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}
         schedule = self._schedule(self.settings.eval_steps)
         return len(prompts), self._decode(self._denoise(conditioning, noises, schedule, range(0)))
+
+    def _warm_up(self) -> None:
+        """Run one forward pass of a full batch: an actor may take its time to start, a call may not."""
+        noises = candidate_noises(self.seed, 0, 0, self.settings.batch)
+        text = {name: value.expand(len(noises), *value.shape) for name, value in self._encode("").items()}
+        self._denoise(text, noises, self._schedule(self.settings.steps), range(0), stop=1)
 
     def ping(self) -> int:
         """The policy version held, as a sign of life."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_evaluations_do_not_disturb_training(inputs: tuple[RunSettings, Inputs])
     ]
     assert timeless[0] == timeless[1]
     assert {"eval_reward", "eval_strict", "eval_shapes", "eval_diversity"} <= set(first)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_compute_the_same(inputs: tuple[RunSettings, Inputs]) -> None:
+    settings, found = inputs
+    quick = settings.model_copy(update={"model": settings.model.model_copy(update={"compile": True})})
+    plain, compiled = solo(inputs), solo((quick, found))
+    for step in range(2):
+        expected, row = (one.step(step, [2 * step, 2 * step + 1]) for one in (plain, compiled))
+        assert row["ratio_max_deviation"] < 1e-5
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-2, abs=1e-5)
+        assert row["forwards"] == expected["forwards"]
 
 
 def _seconds(row: dict[str, float]) -> dict[str, float]:

@@ -134,3 +134,17 @@ def test_attention_goes_through_the_chosen_backend(tmp_path: Path) -> None:
 def test_a_switch_without_effect_is_refused(pipeline_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.attention: a SD3Transformer2DModel does not know"):
         policy_of(pipeline_folder, model={"attention": "_native_math"})
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_every_family_has_blocks_that_can_be_compiled(name: str, tmp_path: Path) -> None:
+    tiny = TINY[name]
+    model = ModelSettings(path=str(tiny.save(tmp_path)), lora_rank=2, compile=True)
+    transformer = load_policy(model, tiny.settings(), device="cpu", seed=0, whole=False).transformer
+    kinds = transformer._repeated_blocks
+    compiled = [m for m in transformer.modules() if m._compiled_call_impl is not None]
+    assert {type(module).__name__ for module in compiled} == {
+        type(module).__name__ for module in transformer.modules() if type(module).__name__ in kinds
+    }
+    assert compiled
+    assert not [key for key in transformer.state_dict() if "_orig_mod" in key]
