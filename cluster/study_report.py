@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from cluster.study_tables import (
     speed_sheet,
     variance_sheet,
 )
+from cluster.study_verdict import verdicts
 
 _INTRO: Final = (
     "What drives learning on the bundled tasks, and which selection learns fastest at what cost. Made by "
@@ -33,6 +35,10 @@ _INTRO: Final = (
     "Arms share seeds, prompts and evaluation noise. Initial noise is state and only the SDE path is the "
     "policy's own action: of what the noise decides, the gradient can credit only the path's part."
 )
+
+
+_FOLDER: Final = re.compile(r" --folder[ =]\S+")
+"""Where a machine kept its files is nobody else's concern, and changes no number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +63,10 @@ def write_study(folder: Path, results: Path) -> list[Path]:
     if not tasks:
         raise UserError(f"{folder} holds no results: run `python -m cluster.study variance PRESET` first")
     compared = {task.name: task.compared for task in tasks if task.compared}
-    published = published_sheet(compared) if compared else None
+    published, said = published_sheet(compared) if compared else None, verdicts(compared)
     return [
-        write_text(results, _markdown(tasks, published)),
-        write_text(folder / "report.html", _page(tasks, published)),
+        write_text(results, _markdown(tasks, said, published)),
+        write_text(folder / "report.html", _page(tasks, said, published)),
     ]
 
 
@@ -91,7 +97,8 @@ def _origins(variance: Variance | None, runs: Runs) -> list[str]:
     abouts: list[Row] = [variance.about] if variance else []
     abouts += [run.about for seeds in runs.values() for run in seeds.values()]
     said = [
-        f"`{about['command']}` on {about['cores']} cores of {about['processor']}, Python {about['python']}"
+        f"`{_FOLDER.sub('', about['command'])}` on {about['cores']} cores of {about['processor']}, "
+        f"Python {about['python']}"
         for about in abouts
     ]
     seeds = sorted({seed for found in runs.values() for seed in found})
@@ -102,8 +109,9 @@ def _origins(variance: Variance | None, runs: Runs) -> list[str]:
     return [*dict.fromkeys(said), f"{counted}load of the machine from {min(loads)} to {max(loads)}"]
 
 
-def _markdown(tasks: Sequence[Task], published: Sheet | None) -> str:
+def _markdown(tasks: Sequence[Task], said: Sequence[str], published: Sheet | None) -> str:
     parts = ["# Results", _INTRO]
+    parts += ["\n".join(f"- {sentence}" for sentence in said)] if said else []
     parts += [published.markdown()] if published else []
     for task in tasks:
         parts.append(f"## {task.name}")
@@ -112,7 +120,7 @@ def _markdown(tasks: Sequence[Task], published: Sheet | None) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _page(tasks: Sequence[Task], published: Sheet | None) -> str:
+def _page(tasks: Sequence[Task], said: Sequence[str], published: Sheet | None) -> str:
     drawn = [chart for task in tasks for chart in task.charts]
     return (
         environment()
@@ -120,6 +128,7 @@ def _page(tasks: Sequence[Task], published: Sheet | None) -> str:
         .render(
             intro=_INTRO.replace("`", ""),
             tasks=tasks,
+            said=said,
             published=published,
             palettes={"light": LIGHT, "dark": DARK},
             figures=script_json({chart.key: json.loads(chart.figure) for chart in drawn}),

@@ -91,19 +91,23 @@ def gradient_sheet(found: Gradients) -> Sheet:
     between, within = max(split.between.value, 0.0), split.within.value
     rows = [
         ("between prompts", _erring(split.between), _percent(between / (between + within)),
-         show(split.snr_between)),
+         show(split.snr_between), show(max(split.noise_between, 0.0))),
         ("within prompts", _erring(split.within), _percent(within / (between + within)),
-         show(split.snr_within)),
+         show(split.snr_within), show(split.noise_within)),
     ]  # fmt: skip
-    rows += [(f"of it by {name}", MISSING, _percent(found.shares[name]), MISSING) for name in COMPONENTS[1:]]
+    rows += [
+        (f"of it by {name}", MISSING, _percent(found.shares[name]), MISSING, MISSING)
+        for name in COMPONENTS[1:]
+    ]
     return Sheet(
         title="Covariance of the policy gradient",
         note=(
             f"{split.prompts} prompts x {split.candidates} trajectories, advantages normalised by group; "
-            "signal to noise is the squared mean gradient over the trace; ± 2 standard errors over prompts."
+            "signal to noise is the squared mean gradient over the trace; the last column is what is left of "
+            "the trace in the mean of all these; ± 2 standard errors over prompts."
         ),
-        header=("part", "trace", "share", "signal to noise"),
-        rows=(*rows, ("mean gradient, squared", _erring(split.signal), MISSING, MISSING)),
+        header=("part", "trace", "share", "signal to noise", "in the mean"),
+        rows=(*rows, ("mean gradient, squared", _erring(split.signal), MISSING, MISSING, MISSING)),
     )
 
 
@@ -138,7 +142,7 @@ def preview_sheet(found: Mapping[PreviewKey, Agreement]) -> Sheet:
         ),
         header=("preview", "passes", "sigma", "rank correlation", "contrast captured"),
         rows=tuple(
-            (_PREVIEWS[kind], str(passes), show(sigma), _interval(one.correlation), _interval(one.captured))
+            (_PREVIEWS[kind], str(passes), show(sigma), interval(one.correlation), interval(one.captured))
             for (kind, passes, sigma), one in found.items()
         ),
     )
@@ -221,7 +225,7 @@ def _ours(one: Compared | None) -> str:
 
 
 def _gain(one: Compared | None) -> str:
-    return _difference(one.differences["eval_reward"]) if one else MISSING
+    return difference(one.differences["eval_reward"]) if one else MISSING
 
 
 def _per_step(seeds: Mapping[int, ArmRun], name: str) -> float:
@@ -240,10 +244,11 @@ def _ratio(found: Speedup | None) -> str:
 
 
 def _final(one: Compared, name: str) -> str:
-    return f"{show(one.finals[name])} ({_difference(one.differences[name])})"
+    return f"{show(one.finals[name])} ({difference(one.differences[name])})"
 
 
-def _difference(found: Interval) -> str:
+def difference(found: Interval) -> str:
+    """A paired difference with its sign and, from two seeds on, its interval."""
     middle = change(0.0, found.value)
     return (
         f"{middle} [{change(0.0, found.low)}, {change(0.0, found.high)}]"
@@ -256,7 +261,8 @@ def _bounded(value: float, low: float, high: float) -> str:
     return f"{show(value)} [{show(low)}, {show(high)}]" if math.isfinite(low) else show(value)
 
 
-def _interval(found: Interval) -> str:
+def interval(found: Interval) -> str:
+    """A value and, from two seeds on, its interval."""
     return _bounded(found.value, found.low, found.high)
 
 

@@ -19,6 +19,7 @@ from cluster.study import main
 from cluster.study_data import compare_arms, load_previews, load_runs, load_variance
 from cluster.study_report import write_study
 from cluster.study_store import finished, read_rows, write_rows
+from cluster.study_verdict import verdicts
 from tests.cluster.study_files import write_study_files, write_variance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,3 +210,17 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert costs["antithetic_2x"]["forwards"] - backwards["antithetic_2x"] == 2 * 4 * 8
     run("report", str(tmp_path / "study"), "--results", str(tmp_path / "RESULTS.md"))
     assert "noise_margin_2x" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    said = verdicts({"shapes": compare_arms(load_runs(tmp_path))})
+    assert "an interval above 1 on 1 of 1 tasks; one that holds the published 2.2 on" in said[0]
+    assert "ahead of it on 1 of 1 tasks, with intervals apart on 1." in said[1]
+    assert [sentence.split(":")[0] for sentence in said[2:]] == [
+        "The arm with the best ratio, fewer steps",
+        "The arm with the best ratio, less compute",
+        "Independent checks of the arm with the fewest steps, against FlowGRPO",
+    ]
+    assert "noise_margin_2x on shapes (" in said[2]
+    assert verdicts({}) == []

@@ -1,0 +1,117 @@
+"""What the comparison says, in sentences computed from it: what reproduces, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from cluster.study_data import Compared
+from cluster.study_tables import difference, interval
+from selection.compare import Interval
+
+MARGIN: Final = "noise_margin_2x"
+PUBLISHED: Final = 2.2
+"""How many times fewer steps 2x noise margin was published to need."""
+
+Arms = Mapping[str, Compared]
+
+
+def verdicts(compared: Mapping[str, Sequence[Compared]]) -> list[str]:
+    """A sentence or two per question, with every task's figure; none for what was not run."""
+    tasks = {task: {one.arm: one for one in arms} for task, arms in compared.items()}
+    asked = [
+        _margin(tasks),
+        _against(tasks, "random_2x", "a random half of the same candidates, the control at equal samples"),
+        _against(tasks, "prompt_filter_2x", "the prompt filter at equal samples"),
+        _fixed_rollout(tasks),
+        _best(tasks, "steps", "fewer steps"),
+        _best(tasks, "compute", "less compute"),
+        _hacking(tasks),
+    ]
+    return [sentence for sentence in asked if sentence]
+
+
+def _margin(tasks: Mapping[str, Arms]) -> str:
+    found = _ratios(tasks, MARGIN, "steps")
+    if not found:
+        return ""
+    sure = _count(found, lambda ratio: ratio.low > 1)
+    inside = _count(found, lambda ratio: ratio.low <= PUBLISHED <= ratio.high)
+    return (
+        "2x noise margin with as much training reaches FlowGRPO's final held-out score in "
+        f"{_each(found)} times fewer steps: an interval above 1 on {sure}; "
+        f"one that holds the published {PUBLISHED} on {inside}."
+    )
+
+
+def _against(tasks: Mapping[str, Arms], arm: str, what: str) -> str:
+    theirs, ours = _ratios(tasks, arm, "steps"), _ratios(tasks, MARGIN, "steps")
+    both = {task: ours[task] for task in theirs if task in ours}
+    if not both:
+        return ""
+    apart = sum(ours[task].low > theirs[task].high for task in both)
+    ahead = sum(ours[task].value > theirs[task].value for task in both)
+    return (
+        f"For {what}, the ratio is {_each(theirs)}. 2x noise margin is ahead of it on {ahead} of {len(both)} "
+        f"tasks, with intervals apart on {apart}."
+    )
+
+
+def _fixed_rollout(tasks: Mapping[str, Arms]) -> str:
+    arm = f"{MARGIN}_fixed_rollout"
+    ends = {task: arms[arm].differences["eval_reward"] for task, arms in tasks.items() if arm in arms}
+    if not ends:
+        return ""
+    worse = sum(end.high < 0 for end in ends.values())
+    gains = ", ".join(f"{difference(end)} on {task}" for task, end in ends.items())
+    return (
+        f"With no more samples than FlowGRPO and half the training, 2x noise margin ends {gains} (worse "
+        f"beyond its interval on {worse} of {len(ends)} tasks) and needs "
+        f"{_each(_ratios(tasks, arm, 'compute'))} times less compute to FlowGRPO's final score."
+    )
+
+
+def _best(tasks: Mapping[str, Arms], axis: str, what: str) -> str:
+    best = {task: _fastest(arms, axis) for task, arms in tasks.items()}
+    said = [
+        f"{one.arm} on {task} ({interval(one.speedups[axis].ratio)})" for task, one in best.items() if one
+    ]
+    return f"The arm with the best ratio, {what}: {', '.join(said)}." if said else ""
+
+
+def _hacking(tasks: Mapping[str, Arms]) -> str:
+    said = []
+    for task, arms in tasks.items():
+        one = _fastest(arms, "steps")
+        checks = [name for name in one.differences if name != "eval_reward"] if one else []
+        said += [
+            f"{name.removeprefix('eval_')} {difference(one.differences[name])} on {task}"
+            for name in checks
+            if one
+        ]
+    return (
+        f"Independent checks of the arm with the fewest steps, against FlowGRPO: {', '.join(said)}."
+        if said
+        else ""
+    )
+
+
+def _fastest(arms: Arms, axis: str) -> Compared | None:
+    able = [one for one in arms.values() if axis in one.speedups]
+    return max(able, key=lambda one: one.speedups[axis].ratio.value, default=None)
+
+
+def _ratios(tasks: Mapping[str, Arms], arm: str, axis: str) -> dict[str, Interval]:
+    return {
+        task: arms[arm].speedups[axis].ratio
+        for task, arms in tasks.items()
+        if arm in arms and axis in arms[arm].speedups
+    }
+
+
+def _count(found: Mapping[str, Interval], holds: Callable[[Interval], bool]) -> str:
+    return f"{sum(map(holds, found.values()))} of {len(found)} tasks"
+
+
+def _each(found: Mapping[str, Interval]) -> str:
+    return ", ".join(f"{interval(ratio)} on {task}" for task, ratio in found.items())
