@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas; default: all")
     compare.add_argument("--seeds", type=int, default=5)
+    compare.add_argument(
+        "--rates", type=_rates, help="learning rates to try on the first seed, separated by commas; each "
+        "arm keeps the one with which it ends highest"
+    )  # fmt: skip
     preview = commands.add_parser("preview", allow_abbrev=False, help="do previews tell the final rank")
     preview.add_argument("--prompts", type=_two, default=64)
     for command in (variance, compare, preview):
@@ -85,11 +89,16 @@ def _run(options: argparse.Namespace, rest: list[str], command: str) -> None:
         measure = _variance if options.command == "variance" else _preview
         measure(options, settings, folder, command, console)
         return
-    from cluster.study_compare import compare
+    from cluster.study_compare import compare, tune
 
     if "eval_every" not in overrides:
         settings = settings.model_copy(update={"eval_every": max(1, settings.steps // EVALUATIONS)})
-    compare(settings, options.arms.split(","), options.seeds, folder, command, console.print)
+    arms = options.arms.split(",")
+    rates = None
+    if options.rates:
+        rates = tune(settings, arms, options.rates, folder, command, console.print)
+        console.print("learning rates: " + ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items()))
+    compare(settings, arms, options.seeds, folder, command, console.print, rates)
 
 
 def _variance(
@@ -133,6 +142,13 @@ def _quieten() -> None:
     """One line per run says more than the progress bars and warnings of the libraries, once per run each."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _rates(text: str) -> list[float]:
+    rates = [float(part) for part in text.split(",")]
+    if min(rates) <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return rates
 
 
 def _two(text: str) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from cluster.arms import arm_settings, group_ids
 from cluster.evaluation import held_out
 from cluster.preflight import Inputs, check
 from cluster.settings import RunSettings, to_toml
 from cluster.solo import Scorers, Solo, load_scorers
-from cluster.study_store import finished, write_rows
+from cluster.study_store import finished, read_rows, write_rows
+from selection.compare import final_score
 
 BACKWARD_COST: Final = {"parameters": 2.0, "adapter": 1.1}
 """A backward pass in forward passes: gradients of weights and activations, or of activations alone."""
@@ -25,16 +29,60 @@ def arm_path(folder: Path, arm: str, seed: int) -> Path:
     return folder / "compare" / arm / f"seed-{seed}.parquet"
 
 
+def tune(
+    base: RunSettings,
+    arms: Sequence[str],
+    rates: Sequence[float],
+    folder: Path,
+    command: str,
+    say: Report,
+) -> dict[str, float]:
+    """Try every arm with every learning rate on the first seed; the rate with which each ends highest.
+
+    Raises:
+        UserError: as `compare`.
+    """
+    found: dict[str, dict[float, float]] = {arm: {} for arm in arms}
+    for rate in rates:
+        compare(base, arms, 1, tuning_folder(folder, rate), command, say, dict.fromkeys(arms, rate))
+        for arm in arms:
+            rows, _ = read_rows(arm_path(tuning_folder(folder, rate), arm, base.seed))
+            found[arm][rate] = final_score(
+                np.array([row["eval_reward"] for row in rows if row.get("eval_reward") is not None])
+            )
+    chosen = {arm: max(scores, key=scores.__getitem__) for arm, scores in found.items()}
+    for arm, rate in chosen.items():
+        path = arm_path(folder, arm, base.seed)
+        if not path.exists():  # the first seed has been run with it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(arm_path(tuning_folder(folder, rate), arm, base.seed), path)
+    return chosen
+
+
+def tuning_folder(folder: Path, rate: float) -> Path:
+    """Where runs with a learning rate that was tried lie, laid out as a comparison."""
+    return folder / "tune" / f"{rate:g}"
+
+
 def compare(
-    base: RunSettings, arms: Sequence[str], seeds: int, folder: Path, command: str, say: Report
+    base: RunSettings,
+    arms: Sequence[str],
+    seeds: int,
+    folder: Path,
+    command: str,
+    say: Report,
+    rates: Mapping[str, float] | None = None,
 ) -> None:
     """Run every arm on every seed that is not finished yet; all arms of a seed before the next seed.
+
+    ``rates`` gives arms a learning rate other than the configuration's.
 
     Raises:
         UserError: if an arm is unknown or does not fit, or the folder holds results of other settings.
     """
+    rates = rates or {}
     planned = [
-        (arm, arm_settings(arm, base.model_copy(update={"seed": base.seed + number})))
+        (arm, arm_settings(arm, _varied(base, base.seed + number, rates.get(arm))))
         for number in range(seeds)
         for arm in arms
     ]
@@ -64,6 +112,11 @@ def run_arm(
     del solo
     gc.collect()  # an engine and its hooks point at each other
     return rows
+
+
+def _varied(base: RunSettings, seed: int, rate: float | None) -> RunSettings:
+    learner = base.learner if rate is None else base.learner.model_copy(update={"learning_rate": rate})
+    return base.model_copy(update={"seed": seed, "learner": learner})
 
 
 def _done(folder: Path, arm: str, settings: RunSettings) -> bool:

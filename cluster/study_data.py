@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,16 @@ class ArmRun:
 
     rows: Sequence[Row]
     about: Row
+
+    @property
+    def learning_rate(self) -> float:
+        """What it was trained with."""
+        return float(tomllib.loads(self.about["config"])["learner"]["learning_rate"])
+
+    @property
+    def final(self) -> float:
+        """Its final held-out reward."""
+        return final_score(self.values("eval_reward"))
 
     @property
     def evaluations(self) -> list[int]:
@@ -168,6 +179,16 @@ def load_runs(folder: Path) -> Runs:
         rows, about = read_rows(path)
         found.setdefault(about["arm"], {})[about["seed"]] = ArmRun(rows=rows, about=about)
     return found
+
+
+def load_tuning(folder: Path) -> dict[float, Runs]:
+    """Runs with the learning rates that arms were tried with, by rate.
+
+    Raises:
+        UserError: if what lies there is not the study's.
+    """
+    found = {float(path.name): load_runs(path) for path in (folder / "tune").glob("*")}
+    return {rate: found[rate] for rate in sorted(found)}
 
 
 def compare_arms(runs: Runs) -> list[Compared]:

@@ -14,7 +14,16 @@ from cluster.files import write_text
 from cluster.page import assets, environment, script_json
 from cluster.report_charts import DARK, LIGHT, Chart
 from cluster.study_charts import learning_charts, rank_chart, ratio_chart, variance_chart
-from cluster.study_data import Compared, Runs, Variance, compare_arms, load_previews, load_runs, load_variance
+from cluster.study_data import (
+    Compared,
+    Runs,
+    Variance,
+    compare_arms,
+    load_previews,
+    load_runs,
+    load_tuning,
+    load_variance,
+)
 from cluster.study_store import Row
 from cluster.study_tables import (
     Sheet,
@@ -25,6 +34,7 @@ from cluster.study_tables import (
     published_sheet,
     rank_sheet,
     speed_sheet,
+    tuning_sheet,
     variance_sheet,
 )
 from cluster.study_verdict import verdicts
@@ -74,12 +84,13 @@ def _task(folder: Path) -> Task | None:
     variance, previews, runs = load_variance(folder), load_previews(folder), load_runs(folder)
     if variance is None and not previews and not runs:
         return None
-    compared = compare_arms(runs)
+    compared, tuned = compare_arms(runs), load_tuning(folder)
     key = folder.name
     sheets, charts = _variance_parts(key, variance) if variance else ([], [])
     sheets += [preview_sheet(previews)] if previews else []
     if compared:
         sheets += [speed_sheet(compared), final_sheet(compared), ledger_sheet(runs)]
+        sheets += [tuning_sheet(tuned, runs)] if tuned else []
         charts += [chart for chart in (ratio_chart(key, compared), *learning_charts(key, runs)) if chart]
     return Task(name=key, sheets=sheets, charts=charts, compared=compared, origins=_origins(variance, runs))
 

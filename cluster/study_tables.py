@@ -203,6 +203,30 @@ def ledger_sheet(runs: Runs) -> Sheet:
     )
 
 
+def tuning_sheet(tuned: Mapping[float, Runs], runs: Runs) -> Sheet:
+    """The final reward of every arm with the learning rates it was tried with, and the one it kept."""
+    arms = [arm for arm in runs if any(arm in tried for tried in tuned.values())]
+    return Sheet(
+        title="Learning rates",
+        note=(
+            "Final held-out reward on the first seed; every arm keeps the rate with which it ends highest, "
+            "the baseline as well."
+        ),
+        header=("arm", *(f"{rate:g}" for rate in tuned), "kept"),
+        rows=tuple(
+            (
+                arm,
+                *(
+                    "; ".join(show(run.final) for run in tried.get(arm, {}).values()) or MISSING
+                    for tried in tuned.values()
+                ),
+                ", ".join(sorted({f"{run.learning_rate:g}" for run in runs[arm].values()})),
+            )
+            for arm in arms
+        ),
+    )
+
+
 def published_sheet(compared: Mapping[str, Sequence[Compared]]) -> Sheet:
     """The published figures beside ours."""
     found = {task: {one.arm: one for one in arms} for task, arms in compared.items()}

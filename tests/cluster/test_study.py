@@ -16,7 +16,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.study import main
-from cluster.study_data import compare_arms, load_previews, load_runs, load_variance
+from cluster.study_data import compare_arms, load_previews, load_runs, load_tuning, load_variance
 from cluster.study_report import write_study
 from cluster.study_store import finished, read_rows, write_rows
 from cluster.study_verdict import verdicts
@@ -208,7 +208,17 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert costs["screened_4x"]["scores"] == costs["screened_4x"]["decodes"] == 2 * (16 + 4)
     assert costs["branched_2x"]["forwards"] - backwards["branched_2x"] == 2 * (2 + 3 * 8)
     assert costs["antithetic_2x"]["forwards"] - backwards["antithetic_2x"] == 2 * 4 * 8
+    tuned = tmp_path / "study" / "tuned"
+    tries = [*arms, "--arms", "flowgrpo", "--rates", "3e-4,1e-3", "--folder", str(tuned)]
+    said = run(*tries)
+    finals = {rate: tried["flowgrpo"][0].final for rate, tried in load_tuning(tuned).items()}
+    best = max(finals, key=finals.__getitem__)
+    assert list(finals) == [3e-4, 1e-3]
+    assert f"learning rates: flowgrpo {best:g}\n1 runs, 1 of them finished" in said
+    assert load_runs(tuned)["flowgrpo"][0].learning_rate == best
+    assert run(*tries).count("1 runs, 1 of them finished") == 3
     run("report", str(tmp_path / "study"), "--results", str(tmp_path / "RESULTS.md"))
+    assert "**Learning rates.**" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "noise_margin_2x" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
 
 
