@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cluster.errors import UserError
+from cluster.events import NAME as LOG
 from cluster.files import write_text
 from cluster.settings import RunSettings, to_toml
 from rewards.combine import Scores
@@ -69,6 +70,15 @@ class RunFolder:
             write_text(self.config, to_toml(settings))
         except OSError as error:
             raise UserError(f"folder: cannot write {self.path}: {error.strerror}") from None
+
+    def abandon(self) -> None:
+        """Give the name back if nothing was done: a run that was refused may be started again as it was."""
+        if self.metrics.exists() or self.checkpoints.exists():
+            return
+        for path in (self.config, self.path / LOG):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies there
+            self.path.rmdir()
 
     @_writing()
     def log(self, metrics: Mapping[str, Any]) -> None:
