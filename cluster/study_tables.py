@@ -48,19 +48,20 @@ class Sheet:
         """For the terminal."""
         table = Table(title=self.title, caption=self.note, title_justify="left", caption_justify="left")
         for place, name in enumerate(self.header):
-            table.add_column(name, justify="right" if self._numeric(place) else "left")
+            table.add_column(name, justify="right" if self.numeric(place) else "left")
         for row in self.rows:
             table.add_row(*row)
         return table
 
     def markdown(self) -> str:
         """For RESULTS.md."""
-        rule = ["---:" if self._numeric(place) else "---" for place in range(len(self.header))]
+        rule = ["---:" if self.numeric(place) else "---" for place in range(len(self.header))]
         lines = [self.header, rule, *self.rows]
         cells = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"**{self.title}.** {self.note}\n\n{cells}\n"
 
-    def _numeric(self, place: int) -> bool:
+    def numeric(self, place: int) -> bool:
+        """Whether a column holds numbers."""
         return place > 0 and not self.header[place].startswith("what")
 
 

@@ -38,8 +38,8 @@ def _margin(tasks: Mapping[str, Arms]) -> str:
     sure = _count(found, lambda ratio: ratio.low > 1)
     inside = _count(found, lambda ratio: ratio.low <= PUBLISHED <= ratio.high)
     return (
-        "2x noise margin with as much training reaches FlowGRPO's final held-out score in "
-        f"{_each(found)} times fewer steps: an interval above 1 on {sure}; "
+        "2x noise margin with as much training reaches FlowGRPO's final held-out score in fewer steps, by a "
+        f"factor of {_each(found)}: an interval above 1 on {sure}; "
         f"one that holds the published {PUBLISHED} on {inside}."
     )
 
@@ -66,8 +66,8 @@ def _fixed_rollout(tasks: Mapping[str, Arms]) -> str:
     gains = ", ".join(f"{difference(end)} on {task}" for task, end in ends.items())
     return (
         f"With no more samples than FlowGRPO and half the training, 2x noise margin ends {gains} (worse "
-        f"beyond its interval on {worse} of {len(ends)} tasks) and needs "
-        f"{_each(_ratios(tasks, arm, 'compute'))} times less compute to FlowGRPO's final score."
+        f"beyond its interval on {worse} of {len(ends)} tasks) and needs less compute to FlowGRPO's final "
+        f"score, by a factor of {_each(_ratios(tasks, arm, 'compute'))}."
     )
 
 
