@@ -201,6 +201,14 @@ def compare_arms(runs: Runs) -> list[Compared]:
     ]
 
 
+def final_gains(runs: Runs, arm: str, other: str) -> Interval | None:
+    """How much higher one arm ends than another, paired by the seeds they share; none without such."""
+    seeds = sorted(set(runs.get(arm, {})) & set(runs.get(other, {})))
+    if not seeds:
+        return None
+    return paired_difference([runs[other][s].final for s in seeds], [runs[arm][s].final for s in seeds])
+
+
 def eval_names(run: ArmRun) -> list[str]:
     """The eval_* figures of a run, ``eval_reward`` first; without what repeats it or is not there."""
     reward = run.values("eval_reward")

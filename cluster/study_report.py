@@ -58,6 +58,7 @@ class Task:
     name: str
     sheets: Sequence[Sheet]
     charts: Sequence[Chart]
+    runs: Runs
     compared: Sequence[Compared]
     origins: Sequence[str]
 
@@ -73,7 +74,10 @@ def write_study(folder: Path, results: Path) -> list[Path]:
     if not tasks:
         raise UserError(f"{folder} holds no results: run `python -m cluster.study variance PRESET` first")
     compared = {task.name: task.compared for task in tasks if task.compared}
-    published, said = published_sheet(compared) if compared else None, verdicts(compared)
+    published, said = (
+        published_sheet(compared) if compared else None,
+        verdicts({task.name: task.runs for task in tasks if task.compared}),
+    )
     return [
         write_text(results, _markdown(tasks, said, published)),
         write_text(folder / "report.html", _page(tasks, said, published)),
@@ -92,7 +96,9 @@ def _task(folder: Path) -> Task | None:
         sheets += [speed_sheet(compared), final_sheet(compared), ledger_sheet(runs)]
         sheets += [tuning_sheet(tuned, runs)] if tuned else []
         charts += [chart for chart in (ratio_chart(key, compared), *learning_charts(key, runs)) if chart]
-    return Task(name=key, sheets=sheets, charts=charts, compared=compared, origins=_origins(variance, runs))
+    return Task(
+        name=key, sheets=sheets, charts=charts, runs=runs, compared=compared, origins=_origins(variance, runs)
+    )
 
 
 def _variance_parts(key: str, variance: Variance) -> tuple[list[Sheet], list[Chart]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from cluster.study_data import Compared
+from cluster.study_data import Compared, Runs, compare_arms, final_gains
 from cluster.study_tables import difference, interval
 from selection.compare import Interval
 
@@ -16,13 +16,13 @@ PUBLISHED: Final = 2.2
 Arms = Mapping[str, Compared]
 
 
-def verdicts(compared: Mapping[str, Sequence[Compared]]) -> list[str]:
-    """A sentence or two per question, with every task's figure; none for what was not run."""
-    tasks = {task: {one.arm: one for one in arms} for task, arms in compared.items()}
+def verdicts(runs: Mapping[str, Runs]) -> list[str]:
+    """A sentence or two per question, from the runs of every task; none for what was not run."""
+    tasks = {task: {one.arm: one for one in compare_arms(found)} for task, found in runs.items()}
     asked = [
         _margin(tasks),
-        _against(tasks, "random_2x", "a random half of the same candidates, the control at equal samples"),
-        _against(tasks, "prompt_filter_2x", "the prompt filter at equal samples"),
+        _against(tasks, runs, "random_2x", "a random half of the same candidates, the control"),
+        _against(tasks, runs, "prompt_filter_2x", "the prompt filter at equal samples"),
         _fixed_rollout(tasks),
         _best(tasks, "steps", "fewer steps"),
         _best(tasks, "compute", "less compute"),
@@ -44,16 +44,20 @@ def _margin(tasks: Mapping[str, Arms]) -> str:
     )
 
 
-def _against(tasks: Mapping[str, Arms], arm: str, what: str) -> str:
+def _against(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], arm: str, what: str) -> str:
     theirs, ours = _ratios(tasks, arm, "steps"), _ratios(tasks, MARGIN, "steps")
     both = {task: ours[task] for task in theirs if task in ours}
     if not both:
         return ""
     apart = sum(ours[task].low > theirs[task].high for task in both)
     ahead = sum(ours[task].value > theirs[task].value for task in both)
+    gains = {task: gain for task in both if (gain := final_gains(runs[task], MARGIN, arm))}
+    higher = sum(gain.low > 0 for gain in gains.values())
+    ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
     return (
         f"For {what}, the ratio is {_each(theirs)}. 2x noise margin is ahead of it on {ahead} of {len(both)} "
-        f"tasks, with intervals apart on {apart}."
+        f"tasks, with intervals apart on {apart}; paired by seed it ends {ends}, higher beyond the interval "
+        f"on {higher}."
     )
 
 
