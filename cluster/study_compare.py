@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from cluster.arms import arm_settings, group_ids
 from cluster.evaluation import held_out
 from cluster.preflight import Inputs, check
 from cluster.settings import RunSettings, to_toml
 from cluster.solo import Scorers, Solo, load_scorers
-from cluster.study_store import finished, read_rows, write_rows
-from selection.compare import final_score
+from cluster.study_data import load_runs
+from cluster.study_store import finished, write_rows
 
 BACKWARD_COST: Final = {"parameters": 2.0, "adapter": 1.1}
 """A backward pass in forward passes: gradients of weights and activations, or of activations alone."""
@@ -45,11 +43,9 @@ def tune(
     found: dict[str, dict[float, float]] = {arm: {} for arm in arms}
     for rate in rates:
         compare(base, arms, 1, tuning_folder(folder, rate), command, say, dict.fromkeys(arms, rate))
+        tried = load_runs(tuning_folder(folder, rate))
         for arm in arms:
-            rows, _ = read_rows(arm_path(tuning_folder(folder, rate), arm, base.seed))
-            found[arm][rate] = final_score(
-                np.array([row["eval_reward"] for row in rows if row.get("eval_reward") is not None])
-            )
+            found[arm][rate] = tried[arm][base.seed].final
     chosen = {arm: max(scores, key=scores.__getitem__) for arm, scores in found.items()}
     for arm, rate in chosen.items():
         path = arm_path(folder, arm, base.seed)

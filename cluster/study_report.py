@@ -74,10 +74,8 @@ def write_study(folder: Path, results: Path) -> list[Path]:
     if not tasks:
         raise UserError(f"{folder} holds no results: run `python -m cluster.study variance PRESET` first")
     compared = {task.name: task.compared for task in tasks if task.compared}
-    published, said = (
-        published_sheet(compared) if compared else None,
-        verdicts({task.name: task.runs for task in tasks if task.compared}),
-    )
+    published = published_sheet(compared) if compared else None
+    said = verdicts(compared, {task.name: task.runs for task in tasks})
     return [
         write_text(results, _markdown(tasks, said, published)),
         write_text(folder / "report.html", _page(tasks, said, published)),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from cluster.study_data import Compared, Runs, compare_arms, final_gains
+from cluster.study_data import Compared, Runs, final_gains
 from cluster.study_tables import difference, interval
 from selection.compare import Interval
 
@@ -16,9 +16,9 @@ PUBLISHED: Final = 2.2
 Arms = Mapping[str, Compared]
 
 
-def verdicts(runs: Mapping[str, Runs]) -> list[str]:
+def verdicts(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs]) -> list[str]:
     """A sentence or two per question, from the runs of every task; none for what was not run."""
-    tasks = {task: {one.arm: one for one in compare_arms(found)} for task, found in runs.items()}
+    tasks = {task: {one.arm: one for one in arms} for task, arms in compared.items()}
     asked = [
         _margin(tasks),
         _against(tasks, runs, "random_2x", "a random half of the same candidates, the control"),

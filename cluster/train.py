@@ -14,6 +14,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,31 +136,28 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
             "it is part of the job's own folder, which Ray removes; name a lasting one with --folder"
         )
     started = time.perf_counter()
-    try:
-        done = _work(settings, inputs, folder, checkpoints, commit, console)
-    except UserError:
-        if commit is None and not options.auto_resume:
-            folder.abandon()
-        raise
-    return _farewell(settings, folder, done, time.perf_counter() - started, console)
-
-
-def _work(
-    settings: RunSettings,
-    inputs: Inputs,
-    folder: RunFolder,
-    checkpoints: Checkpoints,
-    commit: Commit | None,
-    console: Console,
-) -> int:
-    """Find room for the run and train; the number of steps done."""
-    with recording(folder.path, folder.path.name, after_step=commit.step if commit else 0, pid=os.getpid()):
+    record = recording(
+        folder.path, folder.path.name, after_step=commit.step if commit else 0, pid=os.getpid()
+    )
+    with _given_back(folder, commit is None and not options.auto_resume), record:
         connect(settings.cluster)
         try:
             learners = hold(settings, partial(console.print, highlight=False, soft_wrap=True))
-            return asyncio.run(_train(settings, inputs, folder, checkpoints, commit, console, learners))
+            done = asyncio.run(_train(settings, inputs, folder, checkpoints, commit, console, learners))
         finally:
             ray.shutdown()
+    return _farewell(settings, folder, done, time.perf_counter() - started, console)
+
+
+@contextmanager
+def _given_back(folder: RunFolder, fresh: bool) -> Iterator[None]:
+    """Free a fresh folder's name again if the run is refused before it did anything."""
+    try:
+        yield
+    except UserError:
+        if fresh:
+            folder.abandon()
+        raise
 
 
 def _start_or_resume(

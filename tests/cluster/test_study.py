@@ -224,7 +224,8 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
     write_study_files(tmp_path)
-    said = verdicts({"shapes": load_runs(tmp_path)})
+    runs = load_runs(tmp_path)
+    said = verdicts({"shapes": compare_arms(runs)}, {"shapes": runs})
     assert "an interval above 1 on 1 of 1 tasks; one that holds the published 2.2 on" in said[0]
     assert "ahead of it on 1 of 1 tasks, with intervals apart on 1; paired by seed it ends +" in said[1]
     assert said[1].endswith("on shapes, higher beyond the interval on 1.")
@@ -234,4 +235,4 @@ def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
         "Independent checks of the arm with the fewest steps, against FlowGRPO",
     ]
     assert "noise_margin_2x on shapes (" in said[2]
-    assert verdicts({}) == []
+    assert verdicts({}, {}) == []
