@@ -60,7 +60,10 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         "--batch", type=int, default=defaults.pop("batch", 16), help="images per forward pass"
     )
     parser.add_argument(
-        "--groups", type=int, default=2, help="prompts per step, of as many images as a batch"
+        "--groups",
+        type=int,
+        default=2,
+        help="prompts per step, of as many images as a batch (sampler: that share one)",
     )
     parser.add_argument("--repeats", type=int, default=5)
 
@@ -117,12 +120,12 @@ def sampler_of(one: Subject) -> RolloutWorker:
     return worker
 
 
-def requests(one: Subject, groups: int, step: int = 0) -> list[SampleRequest]:
-    """What a step asks of a sampler: groups of as many images as a batch."""
+def requests(one: Subject, groups: int, step: int = 0, share: int = 1) -> list[SampleRequest]:
+    """What a step asks of a sampler: groups, ``share`` of which fill a batch."""
     found = []
     for group in range(step * groups, (step + 1) * groups):
         prompt = Prompt(index=group, text=TEXTS[group % len(TEXTS)])
-        noises = candidate_noises(0, group, group, one.rollout.batch)
+        noises = candidate_noises(0, group, group, one.rollout.batch // share)
         found.append(SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0))
     return found
 
@@ -139,10 +142,8 @@ def plan(asked: Sequence[SampleRequest], updates: int) -> list[list[Item]]:
 
 def sample(worker: RolloutWorker, asked: Sequence[SampleRequest]) -> tuple[list[int], list[Any]]:
     """The groups, and what `LearnerWorker.update` takes: their conditionings, then all trajectories."""
-    sampled = [worker.sample(request) for request in asked]
-    conditionings = [conditioning for _, _, conditioning, *_ in sampled]
-    trajectories = [trajectory for _, _, _, *found in sampled for trajectory in found]
-    return [request.group_id for request in asked], [*conditionings, *trajectories]
+    _, *sampled = worker.sample(asked)
+    return [request.group_id for request in asked], sampled[len(asked) :]
 
 
 def learner_of(one: Subject, settings: LearnerSettings) -> LearnerWorker:

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -23,7 +22,7 @@ from cluster.bench_measure import Report, Row
 from cluster.checkpoints import Checkpoints
 from cluster.errors import UserError
 from cluster.guard import Guard
-from cluster.loop import Produced, Run, produce, train_step
+from cluster.loop import Produced, Run, admit, train_step
 from cluster.placement import connect
 from cluster.preflight import check
 from cluster.run_folder import RunFolder
@@ -77,22 +76,26 @@ class BareLoop:
         """One training step; returns all rewards (groups, candidates)."""
         count = self.settings.groups_per_step
         groups = range(step * count, (step + 1) * count)
-        sampled = {group: self._sample(group) for group in groups}
-        scores = [self._score(group, sampled[group][1]) for group in groups]
+        requests = [self._request(group) for group in groups]
+        _, *sampled = self.sampler.sample(requests)
+        images, found, made = sampled[:count], sampled[count : 2 * count], sampled[2 * count :]
+        scores = [self._score(group, one) for group, one in zip(groups, images, strict=True)]
         selection = self.selector.select(step, list(groups), scores)
-        trajectories = {i: sampled[k.group_id][3 + k.candidate] for i, k in enumerate(selection.kept)}
-        conditionings = {group: sampled[group][2] for group in groups}
+        each = self.settings.selection.candidates
+        trajectories = {
+            i: made[groups.index(k.group_id) * each + k.candidate] for i, k in enumerate(selection.kept)
+        }
+        conditionings = dict(zip(groups, found, strict=True))
         learner = self.settings.learner
         (plan,) = shares(selection.kept, ranks=1, updates=learner.updates, seed=self.settings.seed, step=step)
         for share in plan:
             self._update(rows_of(share, trajectories, conditionings, learner.advantage_clip, "cpu"))
         return np.stack([score.total for score in scores])
 
-    def _sample(self, group: int) -> tuple[Any, ...]:
+    def _request(self, group: int) -> SampleRequest:
         prompt = prompt_at(self.prompts, self.settings.seed, group)
         noises = candidate_noises(self.settings.seed, prompt.index, group, self.settings.selection.candidates)
-        request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
-        return self.sampler.sample(request)
+        return SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
 
     def _score(self, group: int, images: NDArray[np.uint8]) -> Scores:
         prompts = [prompt_at(self.prompts, self.settings.seed, group)] * len(images)
@@ -140,9 +143,7 @@ async def overhead(settings: RunSettings, folder: Path, steps: int) -> list[tupl
 
 async def _service_step(run: Run, step: int) -> Sequence[Produced]:
     began = time.perf_counter()
-    count = run.settings.groups_per_step
-    groups = range(step * count, (step + 1) * count)
-    batch = await asyncio.gather(*(produce(run, group, version=step) for group in groups))
+    batch = await asyncio.gather(*admit(run, step, version=step))
     await train_step(run, step, batch, began)
     return batch
 

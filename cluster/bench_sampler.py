@@ -1,6 +1,7 @@
 """Our sampler, which also records log-probs, against the diffusers pipeline called for every batch of images.
 
-Both draw batches of the same size with the same number of steps and the same guidance, and take turns.
+Both draw batches of the same size with the same number of steps and the same guidance, and take turns; and so
+do as many images of several prompts, in one shared batch and prompt by prompt.
 FLOPs are those of the transformer; the peak is that of large matrix products in the same precision,
 measured in the same run.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from cluster.bench_measure import Report, Row, flops_of, in_turns, matmul_peak, peak_gb, seconds
 from cluster.bench_models import Subject, add_options, no_more, requests, sampler_of, subject
+from cluster.errors import UserError
 from rollout.families import family_class
 from rollout.worker import RolloutWorker
 
@@ -24,20 +26,31 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
-    """Run both, in turns."""
+    """Run both, in turns.
+
+    Raises:
+        UserError: if the prompts cannot share a batch equally, or there is no such model.
+    """
     no_more(rest)
+    if options.batch % options.groups:
+        raise UserError(f"--groups: got {options.groups}, expected a divisor of --batch {options.batch}")
     with subject(options) as one:
         worker = sampler_of(one)
-        (asked,) = requests(one, 1)
-        first = seconds(lambda: worker.sample(asked), one.device)
+        (asked,), groups = requests(one, 1), requests(one, options.groups, share=options.groups)
+        first = seconds(lambda: worker.sample([asked]), one.device)
         times = in_turns(
-            {"ours": lambda: worker.sample(asked), "pipeline": _pipeline(one, worker, asked.prompt.text)},
+            {
+                "ours": lambda: worker.sample([asked]),
+                "pipeline": _pipeline(one, worker, asked.prompt.text),
+                "shared": lambda: worker.sample(groups),
+                "apart": lambda: [worker.sample([group]) for group in groups],
+            },
             one.device,
             repeats=options.repeats,
         )
-        flops = flops_of(lambda: worker.sample(asked), type(worker.policy.transformer).__name__)
+        flops = flops_of(lambda: worker.sample([asked]), type(worker.policy.transformer).__name__)
         peak = matmul_peak(one.device, one.model.dtype)
-        memory = peak_gb(lambda: worker.sample(asked), one.device)
+        memory = peak_gb(lambda: worker.sample([asked]), one.device)
     ours, theirs, batch = times["ours"], times["pipeline"], one.rollout.batch
     return Report(
         f"{batch} images of {one.rollout.width} pixels, {one.rollout.steps} steps, {one.model.dtype}",
@@ -45,7 +58,9 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
             Row("first batch, ours (s)", [first], 1),
             Row("ours, with log-probs (s)", ours, 3),
             Row("diffusers pipeline (s)", theirs, 3),
-            Row("pipeline / ours", [b / a for a, b in zip(ours, theirs, strict=True)]),
+            Row("pipeline / ours", _ratios(theirs, ours)),
+            Row(f"{len(groups)} prompts, one batch (s)", times["shared"], 3),
+            Row(f"{len(groups)} prompts, apart / one batch", _ratios(times["apart"], times["shared"])),
             Row("images per second, ours", [batch / a for a in ours]),
             Row("transformer GFLOPs per image", [flops / batch / 1e9]),
             Row("matrix peak (TFLOP/s)", [peak / 1e12], 3),
@@ -53,6 +68,10 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
             Row("peak memory (GB)", [memory], 3),
         ],
     )
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def _pipeline(one: Subject, worker: RolloutWorker, text: str) -> Callable[[], Any]:

@@ -36,9 +36,10 @@ class SleepingSampler:
         """Take weights."""
         return version
 
-    def sample(self, request: SampleRequest) -> tuple[Any, ...]:
+    def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
         """Sleep; then images that differ, and trajectories of their size."""
         time.sleep(SECONDS)
+        (request,) = requests  # of a whole batch
         images = np.zeros((len(request.noises), 8, 8, 3), dtype=np.uint8)
         images[:, 0, 0, 0] = [noise.path % 251 for noise in request.noises]
         nothing = np.zeros(1, dtype=np.float32)

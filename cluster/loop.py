@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any, Final
 
 import numpy as np
 from ray.exceptions import ObjectLostError
 
+from cluster.batches import Batches
 from cluster.checkpoints import Checkpoints
 from cluster.evaluation import Drawn, evaluate
 from cluster.events import GROUP, STEP
@@ -23,7 +24,7 @@ from cluster.stages import Stages
 from learner.records import Update
 from rewards.combine import Scores
 from rollout.prompts import prompt_at
-from rollout.records import CandidateGroup, Chunk, Handle, Noise, Prompt, SampleRequest
+from rollout.records import CandidateGroup, Chunk, Prompt, SampleRequest
 from selection.records import Selection
 from selection.selector import screen
 
@@ -75,8 +76,8 @@ class Run:
 async def train(run: Run, start: int) -> int:
     """Train from a step to the last one; returns the number of steps done when it ends or is stopped."""
     settings, stages = run.settings, run.stages
-    inflight: deque[asyncio.Task[Produced]] = deque()
-    admitted = iter(range(start * settings.groups_per_step, settings.steps * settings.groups_per_step))
+    inflight: deque[list[asyncio.Task[Produced]]] = deque()
+    ahead = iter(range(start, settings.steps))
     await stages.rollouts.load(await stages.learner.publish(start))
     if start == 0:
         metrics: dict[str, Any] = {"step": 0, **await _evaluation(run, 0)}
@@ -87,62 +88,76 @@ async def train(run: Run, start: int) -> int:
         while step < settings.steps:
             began = time.perf_counter()
             STEP.set(step + 1)
-            for group_id in islice(admitted, settings.window - len(inflight)):
-                inflight.append(producers.create_task(produce(run, group_id, version=step)))
-            batch = [await inflight.popleft() for _ in range(settings.groups_per_step)]
+            for admitted in islice(ahead, settings.max_staleness + 1 - len(inflight)):
+                groups = admit(run, admitted, version=step)
+                inflight.append([producers.create_task(group) for group in groups])
+            batch = [await group for group in inflight.popleft()]
             metrics = await train_step(run, step, batch, began)
             step += 1
             await _conclude(run, step, metrics)
             if run.stop.is_set():  # only here, so that a stop always finds its checkpoint
                 break
-        for task in inflight:
+        for task in chain(*inflight):
             task.cancel()
     return step
 
 
-async def produce(run: Run, group_id: int, *, version: int) -> Produced:
+def admit(run: Run, step: int, *, version: int) -> list[Coroutine[Any, Any, Produced]]:
+    """The groups of a step, each to be produced under a policy version; neighbours may share a batch."""
+    settings, rollouts = run.settings, run.stages.rollouts
+    count = settings.groups_per_step
+    requests = [
+        rollouts.request(prompt_at(run.prompts, settings.seed, group_id), group_id, version=version)
+        for group_id in range(step * count, (step + 1) * count)
+    ]
+    batches = Batches(rollouts.batches(requests), rollouts.sample)
+    return [produce(run, request, batches) for request in requests]
+
+
+async def produce(run: Run, request: SampleRequest, batches: Batches) -> Produced:
     """One group: oversample its noise, and score every candidate with every reward as they come.
 
     If a node takes images with it before they are scored, the group is made once more, as it was.
     """
-    GROUP.set(group_id)
+    GROUP.set(request.group_id)
     try:
-        return await _produce(run, group_id, version=version)
+        return await _produce(run, request, batches)
     except ObjectLostError:
-        return await _produce(run, group_id, version=version)
+        batches.lose(request.group_id)
+        return await _produce(run, request, batches)
 
 
-async def _produce(run: Run, group_id: int, *, version: int) -> Produced:
-    prompt, rollouts = prompt_at(run.prompts, run.settings.seed, group_id), run.stages.rollouts
-    noises, begun, spent = await _begin(run, prompt, group_id, version)
-    requests = rollouts.requests(prompt, group_id, version=version, noises=noises)
-    handles = iter(begun)
-    chunks = [
-        asyncio.ensure_future(rollouts.sample(request, tuple(islice(handles, len(request.noises)))))
-        for request in requests
-    ]
-    scoring = run.stages.rewards.score(prompt, chunks)
+async def _produce(run: Run, request: SampleRequest, batches: Batches) -> Produced:
+    chunks: Sequence[asyncio.Future[Chunk]]
+    spent = 0.0
+    if run.settings.selection.previews:
+        request, chunks, spent = await _screened(run, request)
+    else:
+        chunks = batches.chunks(request.group_id)
+    scoring = run.stages.rewards.score(request.prompt, chunks)
     (group, sampled), (scores, scored), observed = await asyncio.gather(
-        _sampled(requests, chunks, spent), _timed(scoring), _observed(run.stages.observer, chunks)
+        _sampled(request, chunks, spent), _timed(scoring), _observed(run.stages.observer, chunks)
     )
     return Produced(group, scores, observed, sampled, scored)
 
 
-async def _begin(
-    run: Run, prompt: Prompt, group_id: int, version: int
-) -> tuple[Sequence[Noise] | None, Sequence[Handle], float]:
-    """With previews: the noise of the candidates that promise most, these as begun, and the seconds."""
+async def _screened(
+    run: Run, request: SampleRequest
+) -> tuple[SampleRequest, Sequence[asyncio.Future[Chunk]], float]:
+    """Begin every candidate and finish those that promise most: these, and the seconds of the beginning."""
     rollouts, selection = run.stages.rollouts, run.settings.selection
-    if not selection.previews:
-        return None, (), 0.0
-    noises = rollouts.noises(prompt, group_id, selection.previews)
-    requests = rollouts.requests(prompt, group_id, version=version, noises=noises)
-    chunks = [asyncio.ensure_future(rollouts.begin(request)) for request in requests]
-    scores = await run.stages.rewards.score(prompt, chunks)
-    done = [chunk.result() for chunk in chunks]
-    begun = [handle for chunk in done for handle in chunk.trajectories]
-    chosen = screen(scores, selection, run.settings.seed, group_id)
-    return [noises[i] for i in chosen], [begun[i] for i in chosen], sum(chunk.seconds for chunk in done)
+    previews = [asyncio.ensure_future(rollouts.begin(part)) for (part,) in rollouts.batches([request])]
+    scores = await run.stages.rewards.score(request.prompt, previews)
+    done = [preview.result() for preview in previews]
+    begun = [handle for preview in done for handle in preview.trajectories]
+    chosen = screen(scores, selection, run.settings.seed, request.group_id)
+    request = replace(request, noises=tuple(request.noises[i] for i in chosen))
+    handles = iter([begun[i] for i in chosen])
+    chunks = [
+        asyncio.ensure_future(rollouts.finish(part, tuple(islice(handles, len(part.noises)))))
+        for (part,) in rollouts.batches([request])
+    ]
+    return request, chunks, sum(preview.seconds for preview in done)
 
 
 async def _timed(scoring: Awaitable[Scores]) -> tuple[Scores, float]:
@@ -156,16 +171,15 @@ async def _observed(
 
 
 async def _sampled(
-    requests: Sequence[SampleRequest], chunks: Sequence[asyncio.Future[Chunk]], spent: float
+    request: SampleRequest, chunks: Sequence[asyncio.Future[Chunk]], spent: float
 ) -> tuple[CandidateGroup, float]:
     """The chunks of a group as one, and when the last of them was done; ``spent`` seconds came before."""
     done = await asyncio.gather(*chunks)
-    first = requests[0]
     group = CandidateGroup(
-        group_id=first.group_id,
-        prompt=first.prompt,
-        version=first.version,
-        noises=tuple(noise for request in requests for noise in request.noises),
+        group_id=request.group_id,
+        prompt=request.prompt,
+        version=request.version,
+        noises=request.noises,
         images=tuple(chunk.images for chunk in done),
         conditioning=done[0].conditioning,
         trajectories=tuple(handle for chunk in done for handle in chunk.trajectories),

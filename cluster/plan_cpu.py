@@ -38,23 +38,28 @@ def estimate(settings: RunSettings) -> Estimate:
     learner = alone(plan_roles.learner, settings, conditioning, trajectories)
     cores = psutil.cpu_count() or 1
     basis = f"{plan_roles.REPEATS - 1} measurements of each role's work on {cores} cores"
-    stages = _stages(settings, sampler, scorers, learner, cores)
+    count = len(plan_roles.step_batches(settings, prompt))
+    stages = _stages(settings, count, sampler, scorers, learner, cores)
     return Estimate(stages, (_need(settings, sampler, scorers, learner),), settings.max_staleness > 0, basis)
 
 
 def _stages(
-    settings: RunSettings, sampler: Measured, scorers: dict[str, Measured], learner: Measured, cores: int
+    settings: RunSettings,
+    batches: int,
+    sampler: Measured,
+    scorers: dict[str, Measured],
+    learner: Measured,
+    cores: int,
 ) -> dict[str, float]:
     rollout = settings.rollout
-    chunks = settings.groups_per_step * -(-settings.selection.candidates // rollout.batch)
     score = sum(scorers[reward.name].seconds for reward in settings.rewards)
     slowest = max(scorers[reward.name].seconds / reward.workers for reward in settings.rewards)
     # Samplers and shards work at the same time: as long as the slowest of them, or as the cores need for all.
-    sampling = -(-chunks // rollout.workers) * sampler.seconds + slowest
-    busy = chunks * (sampler.seconds * rollout.threads + score) / cores
+    sampling = -(-batches // rollout.workers) * sampler.seconds + slowest
+    busy = batches * (sampler.seconds * rollout.threads + score) / cores
     crowd = max(1.0, settings.learner.ranks * settings.learner.threads / cores)
     return {
-        "sample and score": max(sampling, chunks * slowest, busy),
+        "sample and score": max(sampling, batches * slowest, busy),
         "learn": learner.seconds * crowd,
         "all else": SERVICE,
     }

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from cluster.process_memory import private_peak
 from cluster.settings import RunSettings
 from rewards.settings import RewardSettings
-from rollout.records import Conditioning, Prompt, Trajectory
+from rollout.batches import Batch, batches
+from rollout.noise import candidate_noises
+from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
 
 REPEATS: Final = 4
 """Measurements of each kind; the first one warms up."""
@@ -38,24 +40,39 @@ def alone(work: Callable[..., Measured], *arguments: Any) -> Measured:
         return pool.submit(work, *arguments).result()
 
 
+def step_batches(settings: RunSettings, prompt: Prompt) -> list[Batch]:
+    """The batches of a step whose groups all have this prompt."""
+    count = settings.selection.candidates
+    requests = [
+        SampleRequest(
+            group_id=group, prompt=prompt, version=0,
+            noises=candidate_noises(settings.seed, prompt.index, group, count),
+        )
+        for group in range(settings.groups_per_step)
+    ]  # fmt: skip
+    return batches(requests, settings.rollout)
+
+
 def sampler(settings: RunSettings, prompt: Prompt) -> Measured:
-    """A chunk of a group sampled; makes its images, its conditioning and its trajectories."""
-    from rollout.noise import candidate_noises
-    from rollout.records import SampleRequest
+    """A batch sampled; makes its images, a conditioning and its trajectories."""
     from rollout.worker import RolloutWorker
 
     worker = RolloutWorker(
         settings.model, settings.rollout, settings.seed, keep_means=settings.learner.needs_means
     )
     worker.version = 0
-    count = min(settings.rollout.batch, settings.selection.candidates)
-    noises = candidate_noises(settings.seed, prompt.index, 0, count)
-    request = SampleRequest(group_id=0, prompt=prompt, noises=noises, version=0)
-    return _measure(lambda: worker.sample(request)[1:])
+    batch = step_batches(settings, prompt)[0]
+    parts = len(batch)
+
+    def work() -> tuple[Any, ...]:
+        _, *made = worker.sample(batch)
+        return np.concatenate(made[:parts]), *made[parts : parts + 1], *made[2 * parts :]
+
+    return _measure(work)
 
 
 def reward(settings: RewardSettings, images: NDArray[np.uint8], prompt: Prompt) -> Measured:
-    """A chunk of a group scored."""
+    """A batch scored."""
     from rewards.worker import RewardWorker
 
     worker = RewardWorker(settings.target, settings.options)

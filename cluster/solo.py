@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from rewards.settings import Combination, RewardSettings
 from rewards.worker import RewardWorker
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at
-from rollout.records import Begun, Conditioning, Noise, Prompt, SampleRequest, Trajectory
+from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
 from rollout.worker import RolloutWorker
 from selection.records import Kept
 from selection.selector import Selector, screen
@@ -110,7 +111,7 @@ class Solo:
         """
         watch, before = Stopwatch(), (self.meter.forwards, self.meter.backwards)
         prompts = [prompt_at(self.prompts, self.settings.seed, group) for group in groups]
-        sampled = [self._sample(step, group, p) for group, p in zip(groups, prompts, strict=True)]
+        sampled = self._sample(step, groups, prompts)
         costs = watch.lap("sample")
         rewards = self.settings.rewards
         scores = [
@@ -147,24 +148,35 @@ class Solo:
         scores = score(self.scorers, self.settings.judges, images, prompts)
         return {**eval_means(scores), "eval_diversity": diversity(images, prompts), **watch.lap("eval")}
 
-    def _sample(self, step: int, group: int, prompt: Prompt) -> Sampled:
-        noises, begun = self._begin(step, group, prompt)
-        request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=step)
-        _, images, conditioning, *trajectories = self.sampler.sample(request, *begun)
-        return images, conditioning, trajectories
-
-    def _begin(self, step: int, group: int, prompt: Prompt) -> tuple[tuple[Noise, ...], list[Begun]]:
-        """Noise as it comes, or chosen by previews, as in the service."""
+    def _sample(self, step: int, groups: Sequence[int], prompts: Sequence[Prompt]) -> list[Sampled]:
+        """Every group; with previews, each by itself, and only the candidates that promise most."""
         settings = self.settings
         count = settings.selection.previews or settings.selection.candidates
-        noises = candidate_noises(settings.seed, prompt.index, group, count, settings.rollout)
-        if not settings.selection.previews:
-            return noises, []
-        request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=step)
-        _, images, *begun = self.sampler.begin(request)
-        scores = score(self.scorers, settings.rewards, images, [prompt] * count, settings.combine)
-        chosen = screen(scores, settings.selection, settings.seed, group)
-        return tuple(noises[i] for i in chosen), [begun[i] for i in chosen]
+        requests = [
+            SampleRequest(
+                group_id=group, prompt=prompt, version=step,
+                noises=candidate_noises(settings.seed, prompt.index, group, count, settings.rollout),
+            )
+            for group, prompt in zip(groups, prompts, strict=True)
+        ]  # fmt: skip
+        if settings.selection.previews:
+            return [self._screened(request) for request in requests]
+        _, *made = self.sampler.sample(requests)
+        parts = len(requests)
+        images, conditionings, trajectories = made[:parts], made[parts : 2 * parts], made[2 * parts :]
+        return [
+            (images[i], conditionings[i], trajectories[i * count : (i + 1) * count]) for i in range(parts)
+        ]
+
+    def _screened(self, request: SampleRequest) -> Sampled:
+        """Begin every candidate and finish those whose previews differ most, as in the service."""
+        settings, prompts = self.settings, [request.prompt] * len(request.noises)
+        _, previews, *begun = self.sampler.begin(request)
+        scores = score(self.scorers, settings.rewards, previews, prompts, settings.combine)
+        chosen = screen(scores, settings.selection, settings.seed, request.group_id)
+        request = replace(request, noises=tuple(request.noises[i] for i in chosen))
+        _, images, conditioning, *trajectories = self.sampler.finish(request, *(begun[i] for i in chosen))
+        return images, conditioning, trajectories
 
     def _update(self, step: int, kept: Sequence[Kept], sampled: Mapping[int, Sampled]) -> dict[str, float]:
         updates = self.settings.learner.updates

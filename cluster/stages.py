@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ray.exceptions import RayTaskError
@@ -18,6 +19,7 @@ from cluster.pools import LOST, Pool, Slot, call, reason
 from cluster.scoring import Rewards
 from cluster.settings import RunSettings
 from rewards.combine import Scores
+from rollout.batches import Batch, batches
 from rollout.noise import candidate_noises
 from rollout.records import (
     Chunk,
@@ -58,8 +60,8 @@ class Rollouts:
         )  # fmt: skip
         self.pool = Pool(role, rollout.workers, settings.cluster.deadline)
         self.least, self.learner_deadline = rollout.min_workers, settings.cluster.learner_deadline
-        self.settings, self.batch, self.seed = rollout, rollout.batch, settings.seed
-        self.candidates = settings.selection.candidates
+        self.settings, self.seed = rollout, settings.seed
+        self.candidates, self.previews = settings.selection.candidates, settings.selection.previews
         self.kept_versions = settings.max_staleness + 1
         self.published: dict[int, Weights] = {}
 
@@ -116,52 +118,60 @@ class Rollouts:
         loaded = asyncio.gather(*(asyncio.wrap_future(ref.future()) for ref in refs))
         await asyncio.wait_for(loaded, self.pool.deadline)
 
-    def noises(self, prompt: Prompt, group_id: int, count: int) -> tuple[Noise, ...]:
-        """One prompt's noise, oversampled."""
-        return candidate_noises(self.seed, prompt.index, group_id, count, self.settings)
+    def request(self, prompt: Prompt, group_id: int, *, version: int) -> SampleRequest:
+        """One prompt's candidates, oversampled; with previews, all those that are begun."""
+        count = self.previews or self.candidates
+        noises = candidate_noises(self.seed, prompt.index, group_id, count, self.settings)
+        return SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=version)
 
-    def requests(
-        self, prompt: Prompt, group_id: int, *, version: int, noises: Sequence[Noise] | None = None
-    ) -> list[SampleRequest]:
-        """One prompt's candidates, in chunks of a forward pass that are sampled by themselves."""
-        if noises is None:
-            noises = self.noises(prompt, group_id, self.candidates)
-        return [
-            SampleRequest(
-                group_id=group_id, prompt=prompt, noises=tuple(noises[i : i + self.batch]), version=version
-            )
-            for i in range(0, len(noises), self.batch)
-        ]
+    def batches(self, requests: Sequence[SampleRequest]) -> list[Batch]:
+        """The forward passes of groups, which are sampled by themselves."""
+        return batches(requests, self.settings)
 
-    async def sample(self, request: SampleRequest, begun: Sequence[Handle] = ()) -> Chunk:
-        """Sample a chunk under the version it asks for, or finish ``begun`` candidates.
+    async def sample(self, batch: Batch) -> list[Chunk]:
+        """Sample a batch under the version it asks for: a chunk of each of its groups.
 
         The same seeds on every attempt.
         """
+        parts = len(batch)
+        seconds, *rest = await self._run("sample", batch, 2 * parts)
+        images, conditionings, trajectories = rest[:parts], rest[parts : 2 * parts], iter(rest[2 * parts :])
+        counts = [len(part.noises) for part in batch]
+        return [
+            Chunk(
+                images=images[place],
+                conditioning=conditionings[place],
+                trajectories=tuple(islice(trajectories, count)),
+                seconds=seconds * count / sum(counts),
+            )
+            for place, count in enumerate(counts)
+        ]
 
-        async def work(slot: Slot) -> list[Any]:
-            return await self._sampled(slot, "sample", request, 3, begun)
+    async def begin(self, request: SampleRequest) -> Chunk:
+        """Sample the first steps of a batch of a group: previews to be scored, and the begun candidates."""
+        seconds, images, *begun = await self._run("begin", request, 1)
+        return Chunk(images=images, conditioning=None, trajectories=tuple(begun), seconds=seconds)
 
-        seconds, images, conditioning, *trajectories = await self.pool.run(work)
+    async def finish(self, request: SampleRequest, begun: Sequence[Handle]) -> Chunk:
+        """Sample the other steps of as many begun candidates of a group as make a batch."""
+        seconds, images, conditioning, *trajectories = await self._run("finish", request, 2, begun)
         return Chunk(
             images=images, conditioning=conditioning, trajectories=tuple(trajectories), seconds=seconds
         )
 
-    async def begin(self, request: SampleRequest) -> Chunk:
-        """Sample the first steps of a chunk: previews to be scored, and the begun candidates."""
+    async def _run(
+        self, method: str, asked: Batch | SampleRequest, firsts: int, begun: Sequence[Handle] = ()
+    ) -> list[Any]:
+        """A sampler's method: its seconds, then the handles of ``firsts`` values and of every candidate."""
+        batch = asked if isinstance(asked, tuple) else (asked,)
+        returns = 1 + firsts + sum(len(part.noises) for part in batch)
 
         async def work(slot: Slot) -> list[Any]:
-            return await self._sampled(slot, "begin", request, 2, ())
+            await self._ensure(slot, self.published[batch[0].version])
+            return await call(slot, method, asked, *begun, returns=returns, deadline=self.pool.deadline)
 
-        seconds, images, *begun = await self.pool.run(work)
-        return Chunk(images=images, conditioning=None, trajectories=tuple(begun), seconds=seconds)
-
-    async def _sampled(
-        self, slot: Slot, method: str, request: SampleRequest, firsts: int, begun: Sequence[Handle]
-    ) -> list[Any]:
-        await self._ensure(slot, self.published[request.version])
-        returns = firsts + len(request.noises)
-        return await call(slot, method, request, *begun, returns=returns, deadline=self.pool.deadline)
+        found: list[Any] = await self.pool.run(work)
+        return found
 
     async def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights) -> Handle:
         """A handle of ODE images, one per prompt and noise, under the given (averaged) weights."""

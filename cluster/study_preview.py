@@ -54,7 +54,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     noises = candidate_noises(settings.seed, prompt.index, group, settings.selection.candidates)
     request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
-    _, images, conditioning, *trajectories = worker.sample(request)
+    _, images, conditioning, *trajectories = worker.sample([request])
     prompts = [prompt] * len(noises)
     finals = score(scorers, settings.rewards, images, prompts).total
     previews = [*predictions(worker, conditioning, trajectories), *_ode_previews(worker, request)]

@@ -65,16 +65,12 @@ def stochastic(settings: RolloutSettings, x: Tensor, v: Tensor, sigmas: tuple[Te
     return DYNAMICS[settings.dynamics](x, v, sigma, sigma_next, settings.noise_level)
 
 
-def _prefixes(noises: Sequence[Noise], window: range) -> tuple[list[int], list[int]]:
-    """The candidates with whose prefixes it is enough to begin, and whose prefix each candidate continues.
-
-    Without a window, as in an evaluation, noises may be of different prompts and nothing is shared.
-    """
-    if not window:
-        return [*range(len(noises))], [*range(len(noises))]
-    first = {noise.initial: place for place, noise in reversed([*enumerate(noises)])}
+def _prefixes(noises: Sequence[Noise], owners: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The candidates with whose prefixes it is enough to begin, and whose prefix each candidate continues."""
+    keys = [(owner, noise.initial) for owner, noise in zip(owners, noises, strict=True)]
+    first = {key: place for place, key in reversed([*enumerate(keys)])}
     order = sorted(first.values())
-    return order, [order.index(first[noise.initial]) for noise in noises]
+    return order, [order.index(first[key]) for key in keys]
 
 
 @torch.no_grad()
@@ -83,6 +79,7 @@ def denoise(
     settings: RolloutSettings,
     conditioning: Tensors,
     noises: Sequence[Noise],
+    owners: Sequence[int],
     schedule: Schedule,
     window: range,
     *,
@@ -91,13 +88,12 @@ def denoise(
 ) -> Rollout:
     """Sample a batch of candidates, or go on with ``begun`` ones, up to step ``stop`` or to the end.
 
-    Every conditioning tensor is (N, ...). Candidates of a group that share their initial noise also share
-    the ODE's steps before the window, which are then computed once. States in the window pass through the
-    storage precision as they are made, so that what the learner reads is exactly what the sampler continued
-    from.
+    Every conditioning tensor is (N, ...). Candidates of one owner (N numbers) that share their initial noise
+    also share the ODE's steps before the window, which are then computed once. States in the window pass
+    through the storage precision as they are made: the learner reads what the sampler continued from.
     """
     device, shape = schedule.sigmas.device, policy.latent_shape()
-    first, places = _prefixes(noises, window)
+    first, places = _prefixes(noises, owners)
     x = begun.x if begun else upload(initial_latents([noises[i] for i in first], shape), device)
     prefix = conditioning  # indexing would copy what is only expanded
     if len(first) < len(noises):

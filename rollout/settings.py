@@ -70,7 +70,7 @@ class RolloutSettings(Settings):
         5, ge=1, description="steps after which selection.previews are judged by the image they point at"
     )
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
-    batch: int = Field(16, ge=1, description="images per forward pass")
+    batch: int = Field(16, ge=1, description="images per forward pass, of several groups where one has fewer")
     decode: Literal["whole", "sliced", "tiled"] = Field(
         "whole", description="sliced decodes one image at a time; tiled also cuts it up, and blends the seams"
     )
@@ -95,6 +95,12 @@ class RolloutSettings(Settings):
         """How many steps of each trajectory are stochastic, stored and trained."""
         start, stop = self.window_range
         return self.window_size or stop - start
+
+    @property
+    def same_window(self) -> bool:
+        """Whether every group trains the same steps, since the window leaves no room to draw it."""
+        start, stop = self.window_range
+        return self.trained_steps == stop - start
 
     @model_validator(mode="after")
     def _window_fits(self) -> RolloutSettings:

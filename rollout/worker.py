@@ -1,16 +1,19 @@
-"""The rollout worker: oversamples the noise of one prompt at a time. Knows nothing of Ray."""
+"""The rollout worker: oversamples the noise of prompts, in full batches. Knows nothing of Ray."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from rollout.batches import Batch, batches
 from rollout.families import Schedule, Tensors, load_policy
 from rollout.noise import candidate_noises
 from rollout.records import Begun, Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
@@ -44,8 +47,8 @@ class RolloutWorker:
         self.policy.transformer.eval().requires_grad_(False)
         self.missing = self.parameters
         self.version = -1
-        # The chunks of a group come one after the other and share a prompt.
-        self._encode = lru_cache(maxsize=1)(self.policy.encode)
+        # The batches of a group come one after the other and share a prompt.
+        self._encode = lru_cache(maxsize=rollout.batch)(self.policy.encode)
         if model.compile:
             self._warm_up()
 
@@ -72,22 +75,19 @@ class RolloutWorker:
             self.version = version
         return self.version
 
-    def sample(self, request: SampleRequest, *begun: Begun) -> tuple[Any, ...]:
-        """Sample a group, or a chunk of it; or finish candidates that `begin` has begun.
+    def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
+        """Sample groups, or parts of them, in batches that hold several groups where one does not fill them.
 
         Returns:
-            The seconds it took, the images (n, H, W, 3) uint8, the conditioning, and n trajectories: each
-            its own return value, so that the unselected ones can be freed where they were made.
+            The seconds it took; of every request the images (n, H, W, 3) uint8; of every request the
+            conditioning; then all trajectories. Each candidate's trajectory is its own return value, so that
+            the unselected ones can be freed where they were made.
 
         Raises:
             StaleWeights: if the worker holds another policy version.
         """
-        started = time.perf_counter()
-        conditioning, window, parts = self._run(request, begun, None)
-        trajectories = [t for part in parts for t in _trajectories(part, window, self.keep_means)]
-        arrays = {name: pack(value) for name, value in conditioning.items()}
-        images = self._decode(parts)
-        return time.perf_counter() - started, images, Conditioning(arrays=arrays), *trajectories
+        started, parts = time.perf_counter(), self._batches(requests)
+        return self._finished(started, requests, parts, [self._run(part) for part in parts])
 
     def begin(self, request: SampleRequest) -> tuple[Any, ...]:
         """Sample the first ``preview_steps`` steps only.
@@ -100,35 +100,73 @@ class RolloutWorker:
             StaleWeights: if the worker holds another policy version.
         """
         started = time.perf_counter()
-        _, _, parts = self._run(request, (), self.settings.preview_steps)
-        images = self._decode(parts)
-        return time.perf_counter() - started, images, *(one for part in parts for one in _begun(part))
+        stop = self.settings.preview_steps
+        rollouts = [self._run(part, stop=stop) for part in self._batches([request])]
+        images = self._decode(rollouts)
+        return time.perf_counter() - started, images, *(one for part in rollouts for one in _begun(part))
 
-    def _run(
-        self, request: SampleRequest, begun: Sequence[Begun], stop: int | None
-    ) -> tuple[Tensors, range, list[Rollout]]:
-        if request.version != self.version:
-            raise StaleWeights(
-                f"group {request.group_id} wants policy v{request.version}, not v{self.version}"
-            )
-        window = trained_window(self.settings, self.seed, request.group_id)
-        conditioning = self._encode(request.prompt.text)
-        repeated = {k: v.expand(len(request.noises), *v.shape) for k, v in conditioning.items()}
+    def finish(self, request: SampleRequest, *begun: Begun) -> tuple[Any, ...]:
+        """What `sample` returns for the request, from candidates that `begin` has begun.
+
+        Raises:
+            StaleWeights: if the worker holds another policy version.
+        """
+        started, rest, parts = time.perf_counter(), iter(begun), self._batches([request])
+        resumed = [self._resumed([*islice(rest, len(part.noises))]) for (part,) in parts]
+        rollouts = [self._run(part, begun=one) for part, one in zip(parts, resumed, strict=True)]
+        return self._finished(started, [request], parts, rollouts)
+
+    def _finished(
+        self,
+        started: float,
+        requests: Sequence[SampleRequest],
+        parts: Sequence[Batch],
+        rollouts: Sequence[Rollout],
+    ) -> tuple[Any, ...]:
+        trajectories = [
+            trajectory
+            for part, rollout in zip(parts, rollouts, strict=True)
+            for trajectory in _trajectories(rollout, self._window(part), self.keep_means)
+        ]
+        encoded = [self._encode(request.prompt.text) for request in requests]
+        conditionings = [
+            Conditioning(arrays={name: pack(value) for name, value in one.items()}) for one in encoded
+        ]
+        ends = np.cumsum([len(request.noises) for request in requests])[:-1]
+        images = np.split(self._decode(rollouts), ends)
+        return time.perf_counter() - started, *images, *conditionings, *trajectories
+
+    def _batches(self, requests: Sequence[SampleRequest]) -> list[Batch]:
+        for request in requests:
+            if request.version != self.version:
+                raise StaleWeights(
+                    f"group {request.group_id} wants policy v{request.version}, not v{self.version}"
+                )
+        return batches(requests, self.settings)
+
+    def _run(self, batch: Batch, *, begun: Rollout | None = None, stop: int | None = None) -> Rollout:
+        encoded = [self._encode(part.prompt.text) for part in batch]
+        owners = [owner for owner, part in enumerate(batch) for _ in part.noises]
+        noises = [noise for part in batch for noise in part.noises]
         schedule = self._schedule(self.settings.steps)
-        return conditioning, window, self._denoise(repeated, request.noises, schedule, window, begun, stop)
+        window = self._window(batch)
+        return self._denoise(encoded, owners, noises, schedule, window, begun=begun, stop=stop)
 
     def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[np.uint8]]:
         """N, and images (N, H, W, 3) of N prompts by the ODE, one fixed initial noise each."""
-        encoded = [self.policy.encode(prompt.text) for prompt in prompts]
-        conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}
-        schedule = self._schedule(self.settings.eval_steps)
-        return len(prompts), self._decode(self._denoise(conditioning, noises, schedule, range(0)))
+        schedule, size = self._schedule(self.settings.eval_steps), self.settings.batch
+        parts = []
+        for i in range(0, len(prompts), size):
+            encoded = [self._encode(prompt.text) for prompt in prompts[i : i + size]]
+            owners = range(len(encoded))
+            parts.append(self._denoise(encoded, owners, noises[i : i + size], schedule, range(0)))
+        return len(prompts), self._decode(parts)
 
     def _warm_up(self) -> None:
         """Run one forward pass of a full batch: an actor may take its time to start, a call may not."""
         noises = candidate_noises(self.seed, 0, 0, self.settings.batch)
-        text = {name: value.expand(len(noises), *value.shape) for name, value in self._encode("").items()}
-        self._denoise(text, noises, self._schedule(self.settings.steps), range(0), stop=1)
+        schedule = self._schedule(self.settings.steps)
+        self._denoise([self._encode("")], [0] * len(noises), noises, schedule, range(0), stop=1)
 
     def ping(self) -> int:
         """The policy version held, as a sign of life."""
@@ -140,25 +178,18 @@ class RolloutWorker:
 
     def _denoise(
         self,
-        conditioning: Tensors,
+        encoded: Sequence[Tensors],
+        owners: Sequence[int],
         noises: Sequence[Noise],
         schedule: Schedule,
         window: range,
-        begun: Sequence[Begun] = (),
-        stop: int | None = None,
-    ) -> list[Rollout]:
-        size = self.settings.batch
-        parts = []
-        for i in range(0, len(noises), size):
-            chunk = {name: value[i : i + size] for name, value in conditioning.items()}
-            resumed = self._resumed(begun[i : i + size]) if begun else None
-            parts.append(
-                denoise(
-                    self.policy, self.settings, chunk, noises[i : i + size], schedule, window,
-                    begun=resumed, stop=stop,
-                )
-            )  # fmt: skip
-        return parts
+        **part: Any,
+    ) -> Rollout:
+        conditioning = {name: _rows([one[name] for one in encoded], owners) for name in encoded[0]}
+        return denoise(self.policy, self.settings, conditioning, noises, owners, schedule, window, **part)
+
+    def _window(self, batch: Batch) -> range:
+        return trained_window(self.settings, self.seed, batch[0].group_id)
 
     def _resumed(self, begun: Sequence[Begun]) -> Rollout:
         x, states, log_probs, means = (
@@ -169,6 +200,13 @@ class RolloutWorker:
 
     def _decode(self, parts: Sequence[Rollout]) -> NDArray[np.uint8]:
         return np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
+
+
+def _rows(values: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
+    """The owner's value in every row, without a copy where there is one owner."""
+    if len(values) == 1:
+        return values[0].expand(len(owners), *values[0].shape)
+    return torch.stack([values[owner] for owner in owners])
 
 
 def _begun(part: Rollout) -> list[Begun]:

@@ -18,7 +18,9 @@ from cluster.loop import Run, RunStopped, train
 from cluster.run_folder import RunFolder
 from learner.records import Update
 from rewards.combine import Scores
-from rollout.records import CandidateGroup, Chunk, Noise, Prompt
+from rollout.batches import batches
+from rollout.records import CandidateGroup, Chunk, Noise, Prompt, SampleRequest
+from rollout.settings import RolloutSettings
 from selection.records import Kept, Selection
 
 
@@ -51,10 +53,14 @@ class Recorder:
 def record(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
 
-    async def produce(run: Run, group_id: int, *, version: int) -> int:
-        made.admitted.append((group_id, version))
+    async def produce(group_id: int) -> int:
         await asyncio.sleep(0.001 * (group_id % 3))
         return group_id
+
+    def admit(run: Run, step: int, *, version: int) -> list[Any]:
+        groups = [2 * step, 2 * step + 1]
+        made.admitted += [(group, version) for group in groups]
+        return [produce(group) for group in groups]
 
     async def train_step(run: Run, step: int, batch: list[int], began: float) -> dict[str, Any]:
         made.batches.append(batch)
@@ -63,7 +69,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     async def evaluate(*arguments: Any) -> dict[str, float]:
         return {"eval_reward": 0.5}
 
-    monkeypatch.setattr(loop, "produce", produce)
+    monkeypatch.setattr(loop, "admit", admit)
     monkeypatch.setattr(loop, "train_step", train_step)
     monkeypatch.setattr(loop, "evaluate", evaluate)
     return made
@@ -135,10 +141,10 @@ def test_a_stop_ends_the_step_and_commits_a_checkpoint(
 def test_a_crash_of_a_producer_ends_the_loop_as_itself(
     go: Any, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def crash(run: Run, group_id: int, *, version: int) -> None:
+    async def crash() -> None:
         raise LookupError("the pool is empty")
 
-    monkeypatch.setattr(loop, "produce", crash)
+    monkeypatch.setattr(loop, "admit", lambda run, step, version: [crash(), crash()])
     with pytest.raises(ExceptionGroup) as caught:
         go(steps=3)
     assert caught.group_contains(LookupError, match="the pool is empty")
@@ -204,18 +210,20 @@ class Previewing:
 
     def __init__(self) -> None:
         self.rollouts = self.rewards = self
-        self.previewed: list[int] = []
+        self.asked: list[int] = []
 
-    def noises(self, prompt: Prompt, group_id: int, count: int) -> tuple[Noise, ...]:
-        return tuple(Noise(initial=number, path=0) for number in range(count))
+    def batches(self, requests: list[SampleRequest]) -> list[Any]:
+        return batches(requests, RolloutSettings(batch=10))
 
-    def requests(self, prompt: Prompt, group_id: int, *, version: int, noises: Any) -> list[Any]:
-        return [noises[:10], noises[10:]]
-
-    async def begin(self, request: Any) -> Chunk:
-        self.previewed.append(len(request))
-        numbers = tuple(noise.initial for noise in request)
+    async def begin(self, request: SampleRequest) -> Chunk:
+        self.asked.append(len(request.noises))
+        numbers = tuple(noise.initial for noise in request.noises)
         return Chunk(images=numbers, conditioning=None, trajectories=numbers, seconds=0.5)
+
+    async def finish(self, request: SampleRequest, begun: tuple[int, ...]) -> Chunk:
+        self.asked.append(len(begun))
+        assert begun == tuple(noise.initial for noise in request.noises)
+        return Chunk(images=begun, conditioning=5, trajectories=begun, seconds=0.25)
 
     async def score(self, prompt: Prompt, chunks: Any) -> Scores:
         numbers = [number for chunk in await asyncio.gather(*chunks) for number in chunk.images]
@@ -229,10 +237,14 @@ def test_the_candidates_whose_previews_differ_most_are_finished(configure: Any) 
     settings = configure(selection=selection, rollout={"preview_steps": 3})
     stages: Any = Previewing()
     run: Any = SimpleNamespace(settings=settings, stages=stages)
-    noises, begun, seconds = asyncio.run(loop._begin(run, Prompt(index=0, text="a red bus"), 5, 0))
-    assert noises is not None
-    assert [noise.initial for noise in noises] == list(begun) == [0, 1, 29, 30]
-    assert stages.previewed == [10, 22]
-    assert seconds == 1.0
-    without: Any = SimpleNamespace(settings=configure(), stages=stages)
-    assert asyncio.run(loop._begin(without, Prompt(index=0, text="a red bus"), 5, 0)) == (None, (), 0.0)
+    noises = tuple(Noise(initial=number, path=0) for number in range(32))
+    asked = SampleRequest(group_id=5, prompt=Prompt(index=0, text="a red bus"), noises=noises, version=0)
+
+    async def scenario() -> tuple[SampleRequest, list[Chunk], float]:
+        request, chunks, seconds = await loop._screened(run, asked)
+        return request, await asyncio.gather(*chunks), seconds
+
+    request, (chunk,), seconds = asyncio.run(scenario())
+    assert [noise.initial for noise in request.noises] == list(chunk.trajectories) == [0, 1, 29, 30]
+    assert stages.asked == [10, 10, 10, 2, 4]
+    assert seconds == 2.0

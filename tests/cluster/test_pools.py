@@ -14,10 +14,11 @@ import pytest
 import ray
 
 from cluster import stages
+from cluster.batches import Batches
 from cluster.placement import Role
 from cluster.pools import Pool, PoolError, Slot, call
 from cluster.stages import Rollouts
-from rollout.records import Noise, Prompt, SampleRequest, Weights
+from rollout.records import Noise, Prompt, Weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
@@ -219,9 +220,9 @@ def samplers(configure: Any, monkeypatch: pytest.MonkeyPatch) -> Rollouts:
 
 async def sampled(samplers: Rollouts, group_id: int, *, version: int) -> Any:
     """The images of a group, in its order."""
-    requests = samplers.requests(PROMPT, group_id, version=version)
-    chunks = await asyncio.gather(*(samplers.sample(request) for request in requests))
-    return np.concatenate([await chunk.images for chunk in chunks])
+    batches = samplers.batches([samplers.request(PROMPT, group_id, version=version)])
+    made = await asyncio.gather(*(samplers.sample(batch) for batch in batches))
+    return np.concatenate([await chunk.images for (chunk,) in made])
 
 
 @pytest.fixture
@@ -259,10 +260,10 @@ def test_a_late_sampler_gets_the_current_weights_before_its_first_sample(late: A
         await samplers.pool.ready(1)
         for version in (7, 8):
             await samplers.load(published(version))
-        requests = [request for group in range(12) for request in samplers.requests(PROMPT, group, version=8)]
-        chunks = await asyncio.gather(*(samplers.sample(request) for request in requests))
+        batches = samplers.batches([samplers.request(PROMPT, group, version=8) for group in range(12)])
+        chunks = [chunk for (chunk,) in await asyncio.gather(*map(samplers.sample, batches))]
         images = [(await chunk.images)[0] for chunk in chunks]
-        noises = [request.noises[0] for request in requests]
+        noises = [request.noises[0] for (request,) in batches]
         assert [image[:2].tolist() for image in images] == [[n.initial % 251, n.path % 251] for n in noises]
         assert {image[2] for image in images} == {18.0}
         assert len({chunk.seconds for chunk in chunks}) == 2  # which shows the process
@@ -307,18 +308,23 @@ def test_a_group_is_sampled_under_the_version_it_was_admitted_with(samplers: Rol
     asyncio.run(scenario())
 
 
-def test_a_group_is_sampled_in_chunks_of_a_forward_pass(samplers: Rollouts) -> None:
+def test_groups_that_do_not_fill_a_forward_pass_share_it(samplers: Rollouts) -> None:
     async def scenario() -> None:
         await samplers.load(published(0))
-        requests = samplers.requests(PROMPT, 5, version=0)
-        assert [len(request.noises) for request in requests] == [3, 1]
-        chunks = [await samplers.sample(request) for request in requests]
-        assert [len(chunk.trajectories) for chunk in chunks] == [3, 1]
-        whole = SampleRequest(
-            group_id=5, prompt=PROMPT, noises=requests[0].noises + requests[1].noises, version=0
-        )
-        images = await (await samplers.sample(whole)).images
-        assert (await sampled(samplers, 5, version=0)).tolist() == images.tolist()
+        requests = [samplers.request(PROMPT, group, version=0) for group in (5, 6, 7)]
+        batches = samplers.batches(requests)
+        sizes = [[(part.group_id, len(part.noises)) for part in batch] for batch in batches]
+        assert sizes == [[(5, 3)], [(5, 1), (6, 2)], [(6, 2), (7, 1)], [(7, 3)]]
+        shared = Batches(batches, samplers.sample)
+        for request in requests:
+            chunks = await asyncio.gather(*shared.chunks(request.group_id))
+            images = np.concatenate([await chunk.images for chunk in chunks])
+            seeds = [[noise.initial % 251, noise.path % 251] for noise in request.noises]
+            assert images[:, :2].tolist() == seeds
+            assert sum(len(chunk.trajectories) for chunk in chunks) == 4
+            for chunk in chunks:
+                assert (await chunk.conditioning).arrays["group"] == request.group_id
+                assert chunk.seconds == pytest.approx(0.1 * len(chunk.trajectories) / 3)
 
     asyncio.run(scenario())
 

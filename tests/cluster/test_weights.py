@@ -65,7 +65,7 @@ async def load(rollouts: Rollouts, weights: Weights) -> None:
 async def sample(rollouts: Rollouts) -> Any:
     request = SampleRequest(group_id=0, prompt=PROMPT, noises=(Noise(initial=1, path=2),), version=VERSION)
     slot = rollouts.pool.slots[0]
-    return (await call(slot, "sample", request, deadline=60))[0]
+    return (await call(slot, "sample", [request], deadline=60))[0]
 
 
 @pytest.mark.parametrize("damages", [0, 1])
@@ -106,8 +106,7 @@ def test_a_sampler_that_lost_its_weights_gets_them_before_it_samples(
         slot.replace()
         with pytest.raises((PoolError, RuntimeError), match="not v-1"):
             await sample(rollouts)
-        requests = rollouts.requests(PROMPT, 0, version=VERSION)
-        await rollouts.sample(requests[0])
+        await rollouts.sample((rollouts.request(PROMPT, 0, version=VERSION),))
         assert slot.holds == str(VERSION)
 
     asyncio.run(scenario())

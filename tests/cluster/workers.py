@@ -81,13 +81,17 @@ class FakeSampler:
         self.version, self.value = version, float(flat[0])
         return self.version
 
-    def sample(self, request: SampleRequest) -> tuple[Any, ...]:
-        if request.version != self.version:
-            raise RuntimeError(f"wants v{request.version}, not v{self.version}")
-        images = [[noise.initial % 251, noise.path % 251, self.value] for noise in request.noises]
+    def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
+        if requests[0].version != self.version:
+            raise RuntimeError(f"wants v{requests[0].version}, not v{self.version}")
+        images = [
+            np.array([[noise.initial % 251, noise.path % 251, self.value] for noise in request.noises])
+            for request in requests
+        ]
         nothing = np.zeros(0)
         trajectory = Trajectory(latents=nothing, log_probs=nothing, steps=nothing)
-        return 0.1, np.array(images), Conditioning(arrays={}), *[trajectory] * len(images)
+        conditionings = [Conditioning(arrays={"group": np.array(one.group_id)}) for one in requests]
+        return 0.1, *images, *conditionings, *[trajectory] * sum(map(len, images))
 
     def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[Any]]:
         return len(prompts), np.array([[noise.initial % 251, self.version, self.value] for noise in noises])
@@ -101,9 +105,9 @@ class LateSampler(FakeSampler):
         if not is_first(marker):
             time.sleep(seconds)
 
-    def sample(self, request: SampleRequest) -> tuple[Any, ...]:
+    def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
         time.sleep(0.3)
-        return os.getpid(), *super().sample(request)[1:]
+        return os.getpid(), *super().sample(requests)[1:]
 
 
 class FakeRank:

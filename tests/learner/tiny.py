@@ -75,7 +75,7 @@ def sample(
         noises = candidate_noises(0, group_id, group_id, candidates)
         prompt = Prompt(index=group_id, text=text)
         request = SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=0)
-        _, _, conditionings[group_id], *found = worker.sample(request)
+        _, _, conditionings[group_id], *found = worker.sample([request])
         trajectories |= {(group_id, i): trajectory for i, trajectory in enumerate(found)}
     kept = [
         Kept(group_id=group, candidate=candidate, advantage=(-1) ** candidate * (0.5 + candidate + group))

@@ -61,7 +61,8 @@ def test_ode_latents_are_those_of_diffusers(
     assert policy.latent_shape() == SHAPE
     encoded = [policy.encode(text) for text in TEXTS]
     conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}
-    found = denoise(policy, chosen, conditioning, NOISES, policy.schedule(chosen.eval_steps), range(0)).clean
+    schedule = policy.schedule(chosen.eval_steps)
+    found = denoise(policy, chosen, conditioning, NOISES, range(len(NOISES)), schedule, range(0)).clean
     expected = run_original(original, chosen, "latent")
     assert (found - expected).abs().max() < 1e-4
     assert (expected - initial_latents(NOISES, SHAPE)).abs().max() > 0.1  # the model did move them

@@ -53,7 +53,7 @@ NOISES = candidate_noises(0, PROMPT.index, 7, 5)
 
 
 def test_a_group_returns_one_value_per_candidate(worker: RolloutWorker) -> None:
-    seconds, images, conditioning, *trajectories = worker.sample(request(NOISES))
+    seconds, images, conditioning, *trajectories = worker.sample([request(NOISES)])
     assert seconds > 0
     assert images.shape == (5, 32, 32, 3)
     assert images.dtype == np.uint8
@@ -70,9 +70,9 @@ def test_a_group_returns_one_value_per_candidate(worker: RolloutWorker) -> None:
 
 
 def test_the_same_candidate_is_the_same_image_in_any_batch(worker: RolloutWorker) -> None:
-    _, images, _, *trajectories = worker.sample(request(NOISES))
+    _, images, _, *trajectories = worker.sample([request(NOISES)])
     order = [4, 0, 2]
-    _, moved, _, *others = worker.sample(request(tuple(NOISES[i] for i in order)))
+    _, moved, _, *others = worker.sample([request(tuple(NOISES[i] for i in order))])
     assert close(moved, images[order])
     for i, other in zip(order, others, strict=True):
         assert np.allclose(other.latents, trajectories[i].latents, atol=2e-2)
@@ -81,7 +81,7 @@ def test_the_same_candidate_is_the_same_image_in_any_batch(worker: RolloutWorker
 
 def test_both_streams_of_noise_decide(worker: RolloutWorker) -> None:
     noises = (Noise(initial=1, path=1), Noise(initial=1, path=2), Noise(initial=2, path=1))
-    images = worker.sample(request(noises))[1]
+    images = worker.sample([request(noises)])[1]
     assert not close(images[0], images[1], tolerance=10)
     assert not close(images[0], images[2], tolerance=10)
 
@@ -91,14 +91,52 @@ def test_branches_share_the_steps_before_the_window_and_change_no_image(pipeline
     noises = candidate_noises(0, PROMPT.index, 7, 6, branching.settings)
     rows: list[int] = []
     branching.policy.transformer.register_forward_hook(lambda module, given, out: rows.append(len(out[0])))
-    _, images, _, *trajectories = branching.sample(request(noises))
+    _, images, _, *trajectories = branching.sample([request(noises)])
     assert rows == [2, 2, 6, 6, 6]
-    alone = [branching.sample(request((noise,))) for noise in noises]
+    alone = [branching.sample([request((noise,))]) for noise in noises]
     assert all(close(image, found[1][0]) for image, found in zip(images, alone, strict=True))
     starts = [unpack(one.latents)[0] for one in trajectories]
     assert torch.equal(starts[0], starts[2])
     assert not torch.equal(starts[0], starts[3])
     assert not close(images[0], images[1])
+
+
+OTHER = Prompt(index=5, text="a photo of two blue squares")
+
+
+@pytest.mark.parametrize("window", [{}, {"window_start": 1, "branches": 2}, {"window_size": 2}])
+def test_groups_that_share_batches_are_sampled_as_if_alone(
+    pipeline_folder: Path, window: dict[str, int]
+) -> None:
+    """Also when their noise is the same, though not their prompt."""
+    together = start(pipeline_folder, steps=5, batch=4, **window)
+    noises = candidate_noises(0, 4, 7, 6, together.settings)
+    asked = [
+        SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
+        for group, prompt in ((7, PROMPT), (8, OTHER))
+    ]
+    rows: list[int] = []
+    hook = together.policy.transformer.register_forward_hook(lambda *given: rows.append(len(given[2][0])))
+    _, *made = together.sample(asked)
+    hook.remove()
+    own = "window_size" in window  # drawn windows may differ, so such groups share nothing
+    assert max(rows[4::5]) == 4
+    assert len(rows) == 5 * (4 if own else 3)
+    images, conditionings, trajectories = made[:2], made[2:4], made[4:]
+    for place, one in enumerate(asked):
+        _, alone, conditioning, *expected = together.sample([one])
+        assert close(images[place], alone)
+        assert conditionings[place].arrays.keys() == conditioning.arrays.keys()
+        assert all(
+            np.array_equal(conditionings[place].arrays[k], conditioning.arrays[k])
+            for k in conditioning.arrays
+        )
+        for found, other in zip(trajectories[6 * place : 6 * place + 6], expected, strict=True):
+            assert np.array_equal(found.steps, other.steps)
+            assert np.allclose(found.log_probs, other.log_probs, atol=1e-4)
+    assert not close(images[0], images[1])
+    repeated = together.sample(asked)[1:3]
+    assert all(np.array_equal(a, b) for a, b in zip(images, repeated, strict=True))
 
 
 @pytest.mark.parametrize(("previewed", "window"), [(2, (0, 4)), (1, (2, 4)), (3, (0, 2))])
@@ -114,10 +152,10 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
     assert seconds > 0
     assert previews.shape == (5, 32, 32, 3)
     order = [3, 1]
-    _, images, _, *finished = worker.sample(
+    _, images, _, *finished = worker.finish(
         request(tuple(NOISES[i] for i in order)), *(begun[i] for i in order)
     )
-    _, whole, _, *expected = worker.sample(request(NOISES))
+    _, whole, _, *expected = worker.sample([request(NOISES)])
     for image, found, place in zip(images, finished, order, strict=True):
         assert close(image, whole[place])
         assert np.array_equal(found.steps, expected[place].steps)
@@ -130,7 +168,7 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
 def test_a_preview_after_the_last_but_one_step_is_nearly_the_image(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder, steps=4, preview_steps=3)
     _, previews, *_ = worker.begin(request(NOISES))
-    _, images, *_ = worker.sample(request(NOISES))
+    _, images, *_ = worker.sample([request(NOISES)])
     early = start(pipeline_folder, steps=4, preview_steps=1).begin(request(NOISES))[1]
     far, near = (np.abs(one.astype(float) - images).mean() for one in (early, previews))
     assert near < far
@@ -142,7 +180,7 @@ def test_a_drawn_window_is_stored_with_its_steps(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder, steps=6, window_size=2)
     seen = set()
     for group_id in range(8):
-        _, _, _, trajectory = worker.sample(request(NOISES[:1], group_id=group_id))
+        _, _, _, trajectory = worker.sample([request(NOISES[:1], group_id=group_id)])
         assert trajectory.latents.shape[0] == 3
         first, second = trajectory.steps.tolist()
         assert second == first + 1 <= 4
@@ -152,25 +190,25 @@ def test_a_drawn_window_is_stored_with_its_steps(pipeline_folder: Path) -> None:
 
 def test_a_stale_version_is_refused(worker: RolloutWorker) -> None:
     with pytest.raises(StaleWeights, match="group 7 wants policy v3, not v0"):
-        worker.sample(request(NOISES, version=3))
+        worker.sample([request(NOISES, version=3)])
 
 
 def test_a_fresh_worker_holds_no_version(pipeline_folder: Path) -> None:
     fresh = RolloutWorker(ModelSettings(path=str(pipeline_folder)), settings(), seed=0)
     with pytest.raises(StaleWeights):
-        fresh.sample(request(NOISES[:1], version=0))
+        fresh.sample([request(NOISES[:1], version=0)])
 
 
 def test_loading_acknowledges_the_version_and_changes_the_images(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder)
-    before = worker.sample(request(NOISES[:1]))[1]
+    before = worker.sample([request(NOISES[:1])])[1]
     digest, flat = published(worker, scale=1.1)
     assert worker.load(5, 0, 1, digest, flat) == 5
     assert worker.ping() == 5
-    after = worker.sample(request(NOISES[:1], version=5))[1]
+    after = worker.sample([request(NOISES[:1], version=5)])[1]
     assert not close(before, after, tolerance=4)
     with pytest.raises(StaleWeights):
-        worker.sample(request(NOISES[:1], version=0))
+        worker.sample([request(NOISES[:1], version=0)])
 
 
 def test_after_damaged_weights_nothing_is_sampled_until_they_come_whole(pipeline_folder: Path) -> None:
@@ -182,7 +220,7 @@ def test_after_damaged_weights_nothing_is_sampled_until_they_come_whole(pipeline
         worker.load(5, 0, 1, digest, damaged)
     for version in (0, 5):
         with pytest.raises(StaleWeights):
-            worker.sample(request(NOISES[:1], version=version))
+            worker.sample([request(NOISES[:1], version=version)])
     assert worker.load(5, 0, 1, digest, flat) == 5
 
 
@@ -199,7 +237,7 @@ def test_half_of_the_weights_is_no_version(pipeline_folder: Path) -> None:
     with pytest.raises(WeightsMismatch):
         worker.load(10, 2, count, checksums[2], flats[2])
     with pytest.raises(StaleWeights):
-        worker.sample(request(NOISES[:1], version=9))
+        worker.sample([request(NOISES[:1], version=9)])
 
 
 def test_weights_that_end_early_are_refused(pipeline_folder: Path) -> None:
@@ -215,8 +253,8 @@ def test_weights_that_end_early_are_refused(pipeline_folder: Path) -> None:
 def test_a_bfloat16_model_samples_nearly_the_same(worker: RolloutWorker, pipeline_folder: Path) -> None:
     rough = start(pipeline_folder, model={"dtype": "bfloat16"}, storage="bfloat16")
     assert {p.dtype for p in rough.policy.transformer.parameters()} == {torch.bfloat16}
-    _, images, conditioning, *trajectories = rough.sample(request(NOISES))
-    exact = worker.sample(request(NOISES))[1]
+    _, images, conditioning, *trajectories = rough.sample([request(NOISES)])
+    exact = worker.sample([request(NOISES)])[1]
     assert np.abs(images.astype(int) - exact.astype(int)).mean() < 5
     assert unpack(conditioning.arrays["hidden"]).dtype == torch.bfloat16
     assert unpack(trajectories[0].latents).dtype == torch.bfloat16
@@ -251,15 +289,15 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_can_be_switched_off(
     pipeline_folder: Path, worker: RolloutWorker
 ) -> None:
     adapted = start(pipeline_folder, model={"lora_rank": 4}, batch=3)
-    base = worker.sample(request(NOISES))[1]
-    assert close(adapted.sample(request(NOISES))[1], base)
+    base = worker.sample([request(NOISES)])[1]
+    assert close(adapted.sample([request(NOISES)])[1], base)
     with torch.no_grad():
         for _, parameter in adapted.parameters:
             parameter.add_(0.1)
-    assert not close(adapted.sample(request(NOISES))[1], base, tolerance=4)
+    assert not close(adapted.sample([request(NOISES)])[1], base, tolerance=4)
     with adapter_off(adapted.policy.transformer):
-        assert close(adapted.sample(request(NOISES))[1], base)
-    assert not close(adapted.sample(request(NOISES))[1], base, tolerance=4)
+        assert close(adapted.sample([request(NOISES)])[1], base)
+    assert not close(adapted.sample([request(NOISES)])[1], base, tolerance=4)
 
 
 def test_an_adapter_is_switched_on_again_after_an_error(pipeline_folder: Path) -> None:
