@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from cluster.bench_measure import Report, Row, flops_of, in_turns, matmul_peak, peak_gb, seconds
-from cluster.bench_models import add_options, learner_of, no_more, plan, requests, sample, sampler_of, subject
+from cluster.bench_measure import flops_of, in_turns, matmul_peak, peak_gb, seconds
+from cluster.bench_models import add_options, learner_of, plan, requests, sample, sampler_of, subject
+from cluster.bench_report import Report, Row, no_more
 from learner.settings import LearnerSettings
 
 

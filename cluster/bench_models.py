@@ -68,16 +68,6 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     parser.add_argument("--repeats", type=int, default=5)
 
 
-def no_more(rest: Sequence[str]) -> None:
-    """Refuse arguments that mean nothing to a benchmark.
-
-    Raises:
-        UserError: naming the first one.
-    """
-    if rest:
-        raise UserError(f"{rest[0]}: no such option (--help lists all)")
-
-
 @contextmanager
 def subject(options: argparse.Namespace) -> Iterator[Subject]:
     """The settings that the options ask for; a random model lies in a temporary folder.

@@ -18,7 +18,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from cluster.bench_measure import Report, Row
+from cluster.bench_report import Report, Row
 from cluster.checkpoints import Checkpoints
 from cluster.errors import UserError
 from cluster.guard import Guard

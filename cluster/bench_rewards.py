@@ -13,8 +13,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cluster.bench_measure import Report, Row
-from cluster.bench_models import no_more
+from cluster.bench_report import Report, Row, no_more
 from cluster.placement import connect
 from cluster.settings import ClusterSettings
 from cluster.shards import Shards, Span

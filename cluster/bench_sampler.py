@@ -13,8 +13,9 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster.bench_measure import Report, Row, flops_of, in_turns, matmul_peak, peak_gb, seconds
-from cluster.bench_models import Subject, add_options, no_more, requests, sampler_of, subject
+from cluster.bench_measure import flops_of, in_turns, matmul_peak, peak_gb, seconds
+from cluster.bench_models import Subject, add_options, requests, sampler_of, subject
+from cluster.bench_report import Report, Row, no_more
 from cluster.errors import UserError
 from rollout.families import family_class
 from rollout.worker import RolloutWorker

@@ -15,8 +15,7 @@ from typing import Any, Final
 import psutil
 import ray
 
-from cluster.bench_measure import Report, Row
-from cluster.bench_models import no_more
+from cluster.bench_report import Report, Row, no_more
 from cluster.bench_sleepers import CANDIDATES, SECONDS
 from cluster.checkpoints import Checkpoints
 from cluster.evaluation import held_out

@@ -11,19 +11,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.bench_measure import Report, Row, seconds
-from cluster.bench_models import (
-    Subject,
-    add_options,
-    learner_of,
-    no_more,
-    plan,
-    requests,
-    sample,
-    sampler_of,
-    subject,
-)
+from cluster.bench_measure import seconds
+from cluster.bench_models import Subject, add_options, learner_of, plan, requests, sample, sampler_of, subject
 from cluster.bench_naive import NaiveLoop, start_from
+from cluster.bench_report import Report, Row, no_more
 from cluster.errors import UserError
 from learner.settings import LearnerSettings
 

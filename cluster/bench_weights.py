@@ -21,8 +21,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cluster.bench_measure import Report, Row
-from cluster.bench_models import no_more
+from cluster.bench_report import Report, Row, no_more
 from cluster.learners import Learner
 from cluster.placement import Role, connect, spawn
 from cluster.process_memory import private_bytes

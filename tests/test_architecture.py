@@ -99,8 +99,9 @@ def test_selection_is_pure() -> None:
     assert not {name(path) for path in (ROOT / "selection").rglob("*.py") if imports(path) & heavy}
 
 
-def test_the_driver_stays_light() -> None:
-    probe = "import sys, cluster.train; sys.exit(', '.join({'torch', 'diffusers'} & set(sys.modules)) or 0)"
+@pytest.mark.parametrize("driver", ["cluster.train", "cluster.bench_scale"])
+def test_the_driver_stays_light(driver: str) -> None:
+    probe = f"import sys, {driver}; sys.exit(', '.join({{'torch', 'diffusers'}} & set(sys.modules)) or 0)"
     done = subprocess.run(
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
     )

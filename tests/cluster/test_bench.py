@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cluster.bench import BENCHMARKS, main
-from cluster.bench_measure import Report, Row, in_turns
+from cluster.bench_measure import in_turns
+from cluster.bench_report import Report, Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALONE = """
