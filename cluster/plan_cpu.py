@@ -9,7 +9,7 @@ import psutil
 from cluster import plan_roles
 from cluster.plan_records import Estimate, Need
 from cluster.plan_roles import Measured, alone
-from cluster.preflight import check, processes
+from cluster.preflight import check, processes, sampling_passes
 from cluster.settings import RunSettings
 
 SERVICE: Final = 0.05
@@ -38,14 +38,15 @@ def estimate(settings: RunSettings) -> Estimate:
     learner = alone(plan_roles.learner, settings, conditioning, trajectories)
     cores = psutil.cpu_count() or 1
     basis = f"{plan_roles.REPEATS - 1} measurements of each role's work on {cores} cores"
-    count = len(plan_roles.step_batches(settings, prompt))
-    stages = _stages(settings, count, sampler, scorers, learner, cores)
+    sampled = settings.groups_per_step * settings.selection.candidates * settings.rollout.steps
+    batches = len(plan_roles.step_batches(settings, prompt)) * sampling_passes(settings) / sampled
+    stages = _stages(settings, batches, sampler, scorers, learner, cores)
     return Estimate(stages, (_need(settings, sampler, scorers, learner),), settings.max_staleness > 0, basis)
 
 
 def _stages(
     settings: RunSettings,
-    batches: int,
+    batches: float,
     sampler: Measured,
     scorers: dict[str, Measured],
     learner: Measured,

@@ -11,6 +11,7 @@ from typing import Final
 
 from cluster.errors import UserError
 from cluster.plan_records import Estimate, Hardware, Need
+from cluster.preflight import sampling_passes
 from cluster.settings import RunSettings
 from learner.settings import LearnerSettings
 from rollout.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs
@@ -48,14 +49,15 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
         ),
     )
     flops = hardware.flops * hardware.share
-    images = settings.groups_per_step * settings.selection.candidates
-    batches = images / rollout.batch
-    sampling = batches * (rollout.steps * model.sizes.sampling.flops + model.sizes.decoding.flops / FLOAT32)
+    images = settings.groups_per_step * (settings.selection.candidates + settings.selection.previews)
+    passes = sampling_passes(settings) * model.sizes.sampling.flops
+    sampling = (passes + images * model.sizes.decoding.flops / FLOAT32) / rollout.batch
     pairs = settings.groups_per_step * settings.selection.keep * rollout.trained_steps
-    passes = model.sizes.training.flops + (learner.beta > 0) * model.sizes.reference.flops
+    training = model.sizes.training.flops + (learner.beta > 0) * model.sizes.reference.flops
+    share_of_gpu = min(rollout.gpus, 1) or 1
     stages = {
-        "sample": sampling / (flops * rollout.workers),
-        "learn": pairs / model.sizes.pairs * passes / (flops * learner.ranks),
+        "sample": sampling / (flops * rollout.workers * share_of_gpu),
+        "learn": pairs / model.sizes.pairs * training / (flops * learner.ranks),
     }
     basis = f"{flops / 1e12:.0f} TFLOP/s per GPU; rewards, weights and evaluations are not counted"
     return Estimate(stages, needs, settings.max_staleness > 0, basis)

@@ -116,6 +116,16 @@ def _check_memory(settings: RunSettings) -> None:
         )
 
 
+def sampling_passes(settings: RunSettings) -> int:
+    """How often the transformer runs for a candidate in a step, guidance aside; previews are part of it."""
+    rollout = settings.rollout
+    sampled = settings.groups_per_step * settings.selection.candidates
+    previews = settings.groups_per_step * settings.selection.previews
+    shared = sampled - sampled // rollout.branches  # whose steps before the window another one makes
+    unfinished = max(0, previews - sampled)
+    return sampled * rollout.steps - shared * rollout.window_start + unfinished * rollout.preview_steps
+
+
 def plan(settings: RunSettings, inputs: Inputs) -> Table:
     """What a step does and costs, in numbers."""
     selection, rollout, learner = settings.selection, settings.rollout, settings.learner
@@ -123,9 +133,7 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     kept = settings.groups_per_step * selection.keep
     halves = 2 if rollout.guidance > 1 else 1
     previews = settings.groups_per_step * selection.previews
-    shared = sampled - sampled // rollout.branches  # whose steps before the window another one makes
-    passes = sampled * rollout.steps - shared * rollout.window_start
-    passes += max(0, previews - sampled) * rollout.preview_steps
+    passes = sampling_passes(settings)
     table = Table("", "per step", title="plan", title_justify="left")
     table.add_row("prompts", f"{settings.groups_per_step} of {len(inputs.train)}")
     if previews:

@@ -42,6 +42,11 @@ def test_seconds_follow_from_operations() -> None:
     assert found.stages["learn"] == pytest.approx(48 * 24 * 9 / 8 * 2.5e12 / (0.5e15 * 3))
     assert found.step == pytest.approx(sum(found.stages.values()))
     assert gpu(max_staleness=1).step == pytest.approx(max(found.stages.values()))
+    half = gpu(rollout={"gpus": 0.5, "workers": 8})  # two on each GPU
+    assert half.stages["sample"] == pytest.approx(found.stages["sample"])
+    screened = gpu(selection={"previews": 96}, rollout={"preview_steps": 4})
+    more = 48 * 3 * 4 * 1e12 + 48 * 6 * 15 * 1e11
+    assert screened.stages["sample"] == pytest.approx(found.stages["sample"] + more / (0.5e15 * 4))
     assert gpu(learner={"beta": 0.0}).stages["learn"] == pytest.approx(found.stages["learn"] * 2 / 2.5)
 
 
@@ -100,7 +105,7 @@ def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest
     assert message in capsys.readouterr().err
 
 
-def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Estimate:
+def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, previews: int = 0) -> Estimate:
     """The estimate of ``shapes`` on two cores: 8 chunks, 2 samplers of a thread, a learner of 2 threads."""
 
     def alone(work: Any, *_: Any) -> Measured:
@@ -109,7 +114,7 @@ def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Estimat
 
     monkeypatch.setattr(plan_cpu, "alone", alone)
     monkeypatch.setattr(plan_cpu.psutil, "cpu_count", lambda: 2)
-    return plan_cpu.estimate(resolve("shapes", {}))
+    return plan_cpu.estimate(resolve("shapes", {"selection": {"previews": previews}}))
 
 
 def test_on_cpus_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +124,8 @@ def test_on_cpus_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> N
     (need,) = found.needs
     assert need.parts["rollout"] == 2e9
     assert need.parts["rewards"] == need.parts["learner"] == 1e9
+    thorough = stand({"sampler": 0.1, "reward": 0.001, "learner": 0.5}, monkeypatch, previews=32)
+    assert thorough.stages["sample and score"] == pytest.approx(8 * 0.1 + 0.001)  # 8 (1 + 5 / 6) batches
     crowded = stand({"sampler": 0.1, "reward": 0.05, "learner": 0.5}, monkeypatch)
     assert crowded.stages["sample and score"] == pytest.approx(8 * 0.15 / 2)
 
