@@ -134,11 +134,14 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     halves = 2 if rollout.guidance > 1 else 1
     previews = settings.groups_per_step * selection.previews
     passes = sampling_passes(settings)
+    together = sampled if rollout.same_window else selection.candidates
+    batches = sampled // together * -(-together // rollout.batch)
     table = Table("", "per step", title="plan", title_justify="left")
     table.add_row("prompts", f"{settings.groups_per_step} of {len(inputs.train)}")
     if previews:
         table.add_row("candidates begun and previewed", f"{previews} ({selection.previews} per prompt)")
     table.add_row("candidates sampled", f"{sampled} ({selection.candidates} per prompt)")
+    table.add_row("batches of them", f"{batches} of at most {rollout.batch}, for {rollout.workers} samplers")
     table.add_row("candidates trained, at most", f"{kept} ({selection.keep} per prompt)")
     table.add_row("transformer passes, sampling", f"{passes * halves}")
     table.add_row("transformer passes, training", f"{kept * rollout.trained_steps * halves}")

@@ -143,6 +143,7 @@ def test_the_plan_counts_what_a_step_does(configure: Any) -> None:
     found = plan_of(settings)
     assert found["prompts"] == "6 of 20"
     assert found["candidates sampled"] == "60 (10 per prompt)"
+    assert found["batches of them"] == "4 of at most 16, for 3 samplers"
     assert found["candidates trained, at most"] == "24 (4 per prompt)"
     assert found["transformer passes, sampling"] == str(60 * 7 * 2)
     assert found["transformer passes, training"] == str(24 * 6 * 2)
