@@ -10,6 +10,7 @@ from cluster.study_tables import difference, interval
 from selection.compare import Interval
 
 MARGIN: Final = "noise_margin_2x"
+SCREENED: Final = "screened_4x_margin_2x"
 PUBLISHED: Final = 2.2
 """How many times fewer steps 2x noise margin was published to need."""
 
@@ -24,6 +25,7 @@ def verdicts(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs
         _against(tasks, runs, "random_2x", "a random half of the same candidates, the control"),
         _against(tasks, runs, "prompt_filter_2x", "the prompt filter at equal samples"),
         _fixed_rollout(tasks),
+        _screened(tasks, runs),
         _best(tasks, "steps", "fewer steps"),
         _best(tasks, "compute", "less compute"),
         _hacking(tasks),
@@ -56,8 +58,8 @@ def _against(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], arm: str, what
     ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
     return (
         f"For {what}, the ratio is {_each(theirs)}. 2x noise margin is ahead of it on {ahead} of {len(both)} "
-        f"tasks, with intervals apart on {apart}; paired by seed it ends {ends}, higher beyond the interval "
-        f"on {higher}."
+        f"comparisons, with intervals apart on {apart}; paired by seed it ends {ends}, higher beyond the "
+        f"interval on {higher}."
     )
 
 
@@ -70,8 +72,23 @@ def _fixed_rollout(tasks: Mapping[str, Arms]) -> str:
     gains = ", ".join(f"{difference(end)} on {task}" for task, end in ends.items())
     return (
         f"With no more samples than FlowGRPO and half the training, 2x noise margin ends {gains} (worse "
-        f"beyond its interval on {worse} of {len(ends)} tasks) and needs less compute to FlowGRPO's final "
-        f"score, by a factor of {_each(_ratios(tasks, arm, 'compute'))}."
+        f"beyond its interval on {worse} of {len(ends)} comparisons) and needs less compute to FlowGRPO's "
+        f"final score, by a factor of {_each(_ratios(tasks, arm, 'compute'))}."
+    )
+
+
+def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
+    steps = _ratios(tasks, SCREENED, "steps")
+    gains = {task: gain for task in steps if (gain := final_gains(runs[task], SCREENED, MARGIN))}
+    if not gains:
+        return ""
+    higher = sum(gain.low > 0 for gain in gains.values())
+    ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
+    return (
+        "When 4x candidates are begun and previews choose half of them to be finished, the widest margins of "
+        f"these need fewer steps by a factor of {_each(steps)}, and less compute by "
+        f"{_each(_ratios(tasks, SCREENED, 'compute'))}; paired by seed this ends {ends} from 2x noise "
+        f"margin, higher beyond the interval on {higher} of {len(gains)} comparisons."
     )
 
 
@@ -114,7 +131,7 @@ def _ratios(tasks: Mapping[str, Arms], arm: str, axis: str) -> dict[str, Interva
 
 
 def _count(found: Mapping[str, Interval], holds: Callable[[Interval], bool]) -> str:
-    return f"{sum(map(holds, found.values()))} of {len(found)} tasks"
+    return f"{sum(map(holds, found.values()))} of {len(found)} comparisons"
 
 
 def _each(found: Mapping[str, Interval]) -> str:

@@ -226,8 +226,8 @@ def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
     write_study_files(tmp_path)
     runs = load_runs(tmp_path)
     said = verdicts({"shapes": compare_arms(runs)}, {"shapes": runs})
-    assert "an interval above 1 on 1 of 1 tasks; one that holds the published 2.2 on" in said[0]
-    assert "ahead of it on 1 of 1 tasks, with intervals apart on 1; paired by seed it ends +" in said[1]
+    assert "an interval above 1 on 1 of 1 comparisons; one that holds the published 2.2 on" in said[0]
+    assert "ahead of it on 1 of 1 comparisons, with intervals apart on 1; paired by seed it ends +" in said[1]
     assert said[1].endswith("on shapes, higher beyond the interval on 1.")
     assert [sentence.split(":")[0] for sentence in said[2:]] == [
         "The arm with the best ratio, fewer steps",
@@ -236,3 +236,12 @@ def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
     ]
     assert "noise_margin_2x on shapes (" in said[2]
     assert verdicts({}, {}) == []
+
+
+def test_the_verdict_pairs_screening_with_the_margin_it_extends(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    screened = {**runs, "screened_4x_margin_2x": runs["noise_margin_2x"]}
+    said = verdicts({"shapes": compare_arms(screened)}, {"shapes": screened})
+    assert "paired by seed this ends +0.000 [+0.000, +0.000] on shapes from 2x noise" in said[2]
+    assert said[2].endswith("on 0 of 1 comparisons.")
