@@ -67,6 +67,9 @@ ARMS: Final[dict[str, Arm]] = {
     "prompt_filter_2x": Arm(strategy="prompt_filter", oversample=2, what="2x prompts, the most varied half"),
     "screened_4x": Arm(strategy="all", previews=4, what="4x begun, the most promising 1x finished"),
     "screened_4x_margin_2x": _margin(2, "4x begun, 2x finished, widest margins of them", previews=4),
+    "screened_4x_global_2x": Arm(
+        strategy="global_margin", oversample=2, previews=4, what="4x begun, 2x finished, widest of the batch"
+    ),
     "branched_2x": _margin(2, "2x as 4 paths from each initial noise", branches=4, window_start=1),
     "antithetic_2x": _margin(2, "2x, initial noises in opposite pairs", antithetic=True),
 }
