@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,12 +231,27 @@ def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
     assert "ahead of it on 1 of 1 comparisons, with intervals apart on 1; paired by seed it ends +" in said[1]
     assert said[1].endswith("on shapes, higher beyond the interval on 1.")
     assert [sentence.split(":")[0] for sentence in said[2:]] == [
-        "The arm with the best ratio, fewer steps",
-        "The arm with the best ratio, less compute",
+        "The arm with the best ratio at no more training per step, fewer steps",
+        "The arm with the best ratio at no more training per step, less compute",
         "Independent checks of the arm with the fewest steps, against FlowGRPO",
     ]
     assert "noise_margin_2x on shapes (" in said[2]
     assert verdicts({}, {}) == []
+
+
+def test_an_arm_that_trains_more_is_no_best_arm(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    more = {
+        seed: replace(run, rows=[{**row, "trained": 2 * (row.get("trained") or 0)} for row in run.rows])
+        for seed, run in runs["noise_margin_2x"].items()
+    }
+    alone = {"flowgrpo": runs["flowgrpo"], "all_2x": more}
+    best = verdicts({"shapes": compare_arms(alone)}, {"shapes": alone})[0]
+    assert "fewer steps: flowgrpo on shapes (" in best
+    both = {**alone, "noise_margin_2x": runs["noise_margin_2x"]}
+    said = verdicts({"shapes": compare_arms(both)}, {"shapes": both})
+    assert "fewer steps: noise_margin_2x on shapes (" in said[1]
 
 
 def test_the_verdict_pairs_screening_with_the_margin_it_extends(tmp_path: Path) -> None:
