@@ -43,7 +43,8 @@ _INTRO: Final = (
     "What drives learning on the bundled tasks, and which selection learns fastest at what cost. Made by "
     "`python -m cluster.study report` from the Parquet files of the runs; `make study` makes those. "
     "Arms share seeds, prompts and evaluation noise. Initial noise is state and only the SDE path is the "
-    "policy's own action: of what the noise decides, the gradient can credit only the path's part."
+    "policy's own action: of what the noise decides, the gradient can credit only the path's part. A ratio "
+    "marked ≤ is at most that: seeds that never got there count as the whole run."
 )
 
 

@@ -162,7 +162,7 @@ def speed_sheet(compared: Sequence[Compared]) -> Sheet:
             (
                 one.arm,
                 f"{one.speedups['steps'].reached} of {one.seeds}" if one.speedups else f"0 of {one.seeds}",
-                *(_ratio(one.speedups.get(axis)) for axis in SPEED_AXES),
+                *(ratio(one.speedups.get(axis)) for axis in SPEED_AXES),
             )
             for one in compared
         ),
@@ -246,7 +246,7 @@ def published_sheet(compared: Mapping[str, Sequence[Compared]]) -> Sheet:
 
 
 def _ours(one: Compared | None) -> str:
-    return _ratio(one.speedups.get("steps")) if one else MISSING
+    return ratio(one.speedups.get("steps")) if one else MISSING
 
 
 def _gain(one: Compared | None) -> str:
@@ -261,7 +261,8 @@ def _seconds(seeds: Mapping[int, ArmRun], clock: str) -> float:
     return sum(_per_step(seeds, f"{clock}_{stage}") for stage in ("sample", "score", "learn"))
 
 
-def _ratio(found: Speedup | None) -> str:
+def ratio(found: Speedup | None) -> str:
+    """A speed-up with its interval, marked where seeds that never got there count as the whole run."""
     if found is None:
         return MISSING
     mark = "" if found.reached == found.seeds else "≤ "

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from cluster.study_data import Compared, Runs, final_gains
-from cluster.study_tables import difference, interval
-from selection.compare import Interval
+from cluster.study_tables import difference, ratio
+from selection.compare import Speedup
 
 MARGIN: Final = "noise_margin_2x"
 SCREENED: Final = "screened_4x_margin_2x"
@@ -37,8 +37,8 @@ def _margin(tasks: Mapping[str, Arms]) -> str:
     found = _ratios(tasks, MARGIN, "steps")
     if not found:
         return ""
-    sure = _count(found, lambda ratio: ratio.low > 1)
-    inside = _count(found, lambda ratio: ratio.low <= PUBLISHED <= ratio.high)
+    sure = _count(found, lambda one: one.ratio.low > 1)
+    inside = _count(found, lambda one: one.ratio.low <= PUBLISHED <= one.ratio.high)
     return (
         "2x noise margin with as much training reaches FlowGRPO's final held-out score in fewer steps, by a "
         f"factor of {_each(found)}: an interval above 1 on {sure}; "
@@ -51,8 +51,8 @@ def _against(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], arm: str, what
     both = {task: ours[task] for task in theirs if task in ours}
     if not both:
         return ""
-    apart = sum(ours[task].low > theirs[task].high for task in both)
-    ahead = sum(ours[task].value > theirs[task].value for task in both)
+    apart = sum(ours[task].ratio.low > theirs[task].ratio.high for task in both)
+    ahead = sum(ours[task].ratio.value > theirs[task].ratio.value for task in both)
     gains = {task: gain for task in both if (gain := final_gains(runs[task], MARGIN, arm))}
     higher = sum(gain.low > 0 for gain in gains.values())
     ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
@@ -94,10 +94,8 @@ def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
 
 def _best(tasks: Mapping[str, Arms], axis: str, what: str) -> str:
     best = {task: _fastest(arms, axis) for task, arms in tasks.items()}
-    said = [
-        f"{one.arm} on {task} ({interval(one.speedups[axis].ratio)})" for task, one in best.items() if one
-    ]
-    opening = f"The arm with the best ratio at no more training per step, {what}"
+    said = [f"{one.arm} on {task} ({ratio(one.speedups[axis])})" for task, one in best.items() if one]
+    opening = f"The arm with the best ratio at no more training per step, with all seeds there, {what}"
     return f"{opening}: {', '.join(said)}." if said else ""
 
 
@@ -119,26 +117,27 @@ def _hacking(tasks: Mapping[str, Arms]) -> str:
 
 
 def _fastest(arms: Arms, axis: str) -> Compared | None:
-    """Among the arms that train on no more trajectories per step than the baseline does."""
-    able = [one for one in arms.values() if axis in one.speedups and not _trains_more(one)]
+    """Among the arms that got there on every seed, training on no more per step than the baseline does."""
+    able = [one for one in arms.values() if axis in one.speedups and _comparable(one)]
     return max(able, key=lambda one: one.speedups[axis].ratio.value, default=None)
 
 
-def _trains_more(one: Compared) -> bool:
-    return one.speedups["trained"].ratio.value < 0.99 * one.speedups["steps"].ratio.value
+def _comparable(one: Compared) -> bool:
+    steps, trained = one.speedups["steps"], one.speedups["trained"]
+    return steps.reached == steps.seeds and trained.ratio.value >= 0.99 * steps.ratio.value
 
 
-def _ratios(tasks: Mapping[str, Arms], arm: str, axis: str) -> dict[str, Interval]:
+def _ratios(tasks: Mapping[str, Arms], arm: str, axis: str) -> dict[str, Speedup]:
     return {
-        task: arms[arm].speedups[axis].ratio
+        task: arms[arm].speedups[axis]
         for task, arms in tasks.items()
         if arm in arms and axis in arms[arm].speedups
     }
 
 
-def _count(found: Mapping[str, Interval], holds: Callable[[Interval], bool]) -> str:
+def _count(found: Mapping[str, Speedup], holds: Callable[[Speedup], bool]) -> str:
     return f"{sum(map(holds, found.values()))} of {len(found)} comparisons"
 
 
-def _each(found: Mapping[str, Interval]) -> str:
-    return ", ".join(f"{interval(ratio)} on {task}" for task, ratio in found.items())
+def _each(found: Mapping[str, Speedup]) -> str:
+    return ", ".join(f"{ratio(one)} on {task}" for task, one in found.items())

@@ -231,8 +231,8 @@ def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
     assert "ahead of it on 1 of 1 comparisons, with intervals apart on 1; paired by seed it ends +" in said[1]
     assert said[1].endswith("on shapes, higher beyond the interval on 1.")
     assert [sentence.split(":")[0] for sentence in said[2:]] == [
-        "The arm with the best ratio at no more training per step, fewer steps",
-        "The arm with the best ratio at no more training per step, less compute",
+        "The arm with the best ratio at no more training per step, with all seeds there, fewer steps",
+        "The arm with the best ratio at no more training per step, with all seeds there, less compute",
         "Independent checks of the arm with the fewest steps, against FlowGRPO",
     ]
     assert "noise_margin_2x on shapes (" in said[2]
