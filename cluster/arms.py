@@ -19,8 +19,9 @@ BASELINE: Final = "flowgrpo"
 class Arm:
     """A strategy, how many times it oversamples, what stays as in the baseline, and how advantages scale.
 
-    ``previews`` counts begun candidates in multiples of the baseline's, judged half-way; ``rollout`` changes
-    how noise is drawn.
+    ``previews`` counts begun candidates in multiples of the baseline's, judged half-way; ``early`` adds noise
+    and trains in the first half of the steps only, so that a preview is judged when no more noise comes;
+    ``rollout`` changes how noise is drawn.
     """
 
     strategy: StrategyName
@@ -28,6 +29,7 @@ class Arm:
     mode: BudgetMode = "fixed_train"
     rms_match: bool = False
     previews: int = 0
+    early: bool = False
     rollout: Mapping[str, Any] = field(default_factory=dict)
     what: str
 
@@ -39,6 +41,7 @@ def _margin(
     mode: BudgetMode = "fixed_train",
     rms: bool = False,
     previews: int = 0,
+    early: bool = False,
     **rollout: Any,
 ) -> Arm:
     return Arm(
@@ -47,6 +50,7 @@ def _margin(
         mode=mode,
         rms_match=rms,
         previews=previews,
+        early=early,
         rollout=rollout,
         what=what,
     )
@@ -72,6 +76,13 @@ ARMS: Final[dict[str, Arm]] = {
     ),
     "branched_2x": _margin(2, "2x as 4 paths from each initial noise", branches=4, window_start=1),
     "antithetic_2x": _margin(2, "2x, initial noises in opposite pairs", antithetic=True),
+    "flowgrpo_early": Arm(
+        strategy="all", early=True, what="control: noise and training in the first half of steps"
+    ),
+    "noise_margin_2x_early": _margin(2, "2x margin, noise and training in the first half", early=True),
+    "screened_4x_margin_2x_early": _margin(
+        2, "4x begun, 2x finished, noise and training in the first half", previews=4, early=True
+    ),
 }
 """Every arm by its name on the command line."""
 
@@ -101,6 +112,8 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
         values["rollout"] |= arm.rollout
         if arm.previews:
             values["rollout"]["preview_steps"] = base.rollout.steps // 2
+        if arm.early:
+            values["rollout"]["window_stop"] = base.rollout.steps // 2
         return RunSettings.model_validate(values | {"groups_per_step": budget.groups})
     except ValueError as error:
         raise UserError(f"arm {name}: {error}") from None

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from cluster.arms import BASELINE
 from cluster.study_data import Compared, Runs, final_gains
 from cluster.study_tables import difference, ratio
 from selection.compare import Speedup
 
 MARGIN: Final = "noise_margin_2x"
 SCREENED: Final = "screened_4x_margin_2x"
+EARLY: Final = "_early"
+"""What the arms are called that add noise and train in the first half of the steps only."""
 PUBLISHED: Final = 2.2
 """How many times fewer steps 2x noise margin was published to need."""
 
@@ -26,6 +29,7 @@ def verdicts(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs
         _against(tasks, runs, "prompt_filter_2x", "the prompt filter at equal samples"),
         _fixed_rollout(tasks),
         _screened(tasks, runs),
+        _early(tasks, runs),
         _best(tasks, "steps", "fewer steps"),
         _best(tasks, "compute", "less compute"),
         _hacking(tasks),
@@ -89,6 +93,23 @@ def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
         f"these need fewer steps by a factor of {_each(steps)}, and less compute by "
         f"{_each(_ratios(tasks, SCREENED, 'compute'))}; paired by seed this ends {ends} from 2x noise "
         f"margin, higher beyond the interval on {higher} of {len(gains)} comparisons."
+    )
+
+
+def _early(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
+    arm, control = f"{SCREENED}{EARLY}", f"{BASELINE}{EARLY}"
+    steps = _ratios(tasks, arm, "steps")
+    gains = {task: gain for task in steps if (gain := final_gains(runs[task], arm, control))}
+    if not gains:
+        return ""
+    higher = sum(gain.low > 0 for gain in gains.values())
+    ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
+    return (
+        "With noise and training in the first half of the steps only, where previews are taken when no more "
+        f"noise comes, the same needs fewer steps by a factor of {_each(steps)}, and less compute by "
+        f"{_each(_ratios(tasks, arm, 'compute'))}. FlowGRPO confined alike, the control, needs less compute "
+        f"by {_each(_ratios(tasks, control, 'compute'))}; paired by seed, selection ends {ends} from it, "
+        f"higher beyond the interval on {higher} of {len(gains)} comparisons."
     )
 
 

@@ -201,7 +201,7 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert starts[0] == starts[1]  # same weights, prompts and evaluation noise
     assert [row["sampled"] for row in runs["noise_margin_2x"][0].rows[1:]] == [16, 16]
     assert np.isfinite([row["eval_reward"] for row in runs["flowgrpo"][0].rows]).all()
-    run(*arms, "--arms", "screened_4x,branched_2x,antithetic_2x")
+    run(*arms, "--arms", "screened_4x,branched_2x,antithetic_2x,flowgrpo_early")
     costs = {arm: found[0].rows[1] for arm, found in load_runs(folder).items()}
     backwards = {arm: row["backwards"] for arm, row in costs.items()}
     # Two groups: 16 begun with half of the steps, 4 finished; 8 in two branches with a prefix of one step.
@@ -209,6 +209,8 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert costs["screened_4x"]["scores"] == costs["screened_4x"]["decodes"] == 2 * (16 + 4)
     assert costs["branched_2x"]["forwards"] - backwards["branched_2x"] == 2 * (2 + 3 * 8)
     assert costs["antithetic_2x"]["forwards"] - backwards["antithetic_2x"] == 2 * 4 * 8
+    # All four steps of 4 candidates sampled, two of them trained.
+    assert (costs["flowgrpo_early"]["forwards"], backwards["flowgrpo_early"]) == (2 * 4 * (4 + 2), 2 * 4 * 2)
     tuned = tmp_path / "study" / "tuned"
     tries = [*arms, "--arms", "flowgrpo", "--rates", "3e-4,1e-3", "--folder", str(tuned)]
     said = run(*tries)
@@ -261,3 +263,15 @@ def test_the_verdict_pairs_screening_with_the_margin_it_extends(tmp_path: Path) 
     said = verdicts({"shapes": compare_arms(screened)}, {"shapes": screened})
     assert "paired by seed this ends +0.000 [+0.000, +0.000] on shapes from 2x noise" in said[2]
     assert said[2].endswith("on 0 of 1 comparisons.")
+
+
+def test_the_verdict_pairs_early_noise_with_a_baseline_confined_alike(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    margin = runs["noise_margin_2x"]
+    early = {**runs, "screened_4x_margin_2x_early": margin, "flowgrpo_early": margin}
+    said = verdicts({"shapes": compare_arms(early)}, {"shapes": early})[2]
+    assert said.startswith("With noise and training in the first half of the steps only")
+    assert "paired by seed, selection ends +0.000 [+0.000, +0.000] on shapes from it" in said
+    lone = {**runs, "screened_4x_margin_2x_early": margin}
+    assert len(verdicts({"shapes": compare_arms(lone)}, {"shapes": lone})) == 5  # no control, no sentence
