@@ -56,21 +56,30 @@ def rank_chart(key: str, found: Gradients) -> Chart:
 
 
 def learning_charts(key: str, runs: Runs) -> list[Chart]:
-    """Held-out reward against everything that an arm can cost; the mean over seeds, each seed faint."""
+    """Held-out reward against everything that an arm can cost; the mean over seeds, each seed faint.
+
+    The first chart has the legend of all.
+    """
     order = sorted(runs, key=lambda arm: (arm != BASELINE, arm))
+    traces = {
+        axis: [trace for place, arm in enumerate(order) for trace in _arm_traces(place, arm, runs[arm], axis)]
+        for axis in _AXES
+    }
+    first, *others = (
+        (f"{key}-{axis}", f"Held-out reward over {label}", traces[axis]) for axis, label in _AXES.items()
+    )
+    note = "Mean over seeds; single seeds are faint."
+    plain = {"showlegend": False, "margin_t": 8, "hovermode": "closest"}
     return [
-        _chart(
-            f"{key}-{axis}", f"Held-out reward over {label}", "Mean over seeds; single seeds are faint.",
-            [trace for place, arm in enumerate(order) for trace in _arm_traces(place, arm, runs[arm], axis)],
-            "wide" if axis == "steps" else "half", hovermode="closest",
-        )
-        for axis, label in _AXES.items()
-    ]  # fmt: skip
+        _chart(*first[:2], note, first[2], "wide", hovermode="closest"),
+        *(_chart(name, title, "Lines as above.", lines, "half", **plain) for name, title, lines in others),
+    ]
 
 
 def ratio_chart(key: str, compared: Sequence[Compared]) -> Chart | None:
-    """Steps and compute to the baseline's final score, as ratios with intervals."""
+    """Steps and compute to the baseline's final score, as ratios with intervals; fewest steps on top."""
     shown = [one for one in compared if one.arm != BASELINE and one.speedups]
+    shown.sort(key=lambda one: one.speedups["steps"].ratio.value)
     if not shown:
         return None
     traces = [_ratio_trace(shown, axis, color, shift) for axis, color, shift in _RATIOS]
