@@ -17,12 +17,14 @@ test: lint  ## lint, type check, and run the tests with coverage
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=90
 
+CLAIMS := flowgrpo,noise_margin_2x,random_2x,prompt_filter_2x,flowgrpo_early,screened_4x_margin_2x_early
+
 study: $(READY)  ## run the whole study on the bundled tasks (hours; it resumes) and remake RESULTS.md
 	@for task in "shapes 60" "words 40" "preference 60"; do set -- $$task; \
 	    $(BIN)/python -m cluster.study variance $$1 --learner.threads 1 && \
 	    $(BIN)/python -m cluster.study preview $$1 --learner.threads 1 && \
-	    $(BIN)/python -m cluster.study compare $$1 --learner.threads 1 --steps $$2 --eval_every 4 \
-	        --rates 3e-4,1e-3 || exit 1; done
+	    compare="$(BIN)/python -m cluster.study compare $$1 --learner.threads 1 --steps $$2 --eval_every 4 \
+	        --rates 3e-4,1e-3" && $$compare && $$compare --arms $(CLAIMS) --seeds 10 || exit 1; done
 	@$(BIN)/python -m cluster.study report
 
 lint: $(READY)  ## check style, format and types
