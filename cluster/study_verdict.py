@@ -57,9 +57,7 @@ def _against(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], arm: str, what
         return ""
     apart = sum(ours[task].ratio.low > theirs[task].ratio.high for task in both)
     ahead = sum(ours[task].ratio.value > theirs[task].ratio.value for task in both)
-    gains = {task: gain for task in both if (gain := final_gains(runs[task], MARGIN, arm))}
-    higher = sum(gain.low > 0 for gain in gains.values())
-    ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
+    ends, higher, _ = _paired({task: runs[task] for task in both}, MARGIN, arm)
     return (
         f"For {what}, the ratio is {_each(theirs)}. 2x noise margin is ahead of it on {ahead} of {len(both)} "
         f"comparisons, with intervals apart on {apart}; paired by seed it ends {ends}, higher beyond the "
@@ -83,33 +81,29 @@ def _fixed_rollout(tasks: Mapping[str, Arms]) -> str:
 
 def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
     steps = _ratios(tasks, SCREENED, "steps")
-    gains = {task: gain for task in steps if (gain := final_gains(runs[task], SCREENED, MARGIN))}
-    if not gains:
+    ends, higher, count = _paired({task: runs[task] for task in steps}, SCREENED, MARGIN)
+    if not count:
         return ""
-    higher = sum(gain.low > 0 for gain in gains.values())
-    ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
     return (
         "When 4x candidates are begun and previews choose half of them to be finished, the widest margins of "
         f"these need fewer steps by a factor of {_each(steps)}, and less compute by "
         f"{_each(_ratios(tasks, SCREENED, 'compute'))}; paired by seed this ends {ends} from 2x noise "
-        f"margin, higher beyond the interval on {higher} of {len(gains)} comparisons."
+        f"margin, higher beyond the interval on {higher} of {count} comparisons."
     )
 
 
 def _early(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
     arm, control = f"{SCREENED}{EARLY}", f"{BASELINE}{EARLY}"
     steps = _ratios(tasks, arm, "steps")
-    gains = {task: gain for task in steps if (gain := final_gains(runs[task], arm, control))}
-    if not gains:
+    ends, higher, count = _paired({task: runs[task] for task in steps}, arm, control)
+    if not count:
         return ""
-    higher = sum(gain.low > 0 for gain in gains.values())
-    ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
     return (
         "With noise and training in the first half of the steps only, where previews are taken when no more "
         f"noise comes, the same needs fewer steps by a factor of {_each(steps)}, and less compute by "
         f"{_each(_ratios(tasks, arm, 'compute'))}. FlowGRPO confined alike, the control, needs less compute "
         f"by {_each(_ratios(tasks, control, 'compute'))}; paired by seed, selection ends {ends} from it, "
-        f"higher beyond the interval on {higher} of {len(gains)} comparisons."
+        f"higher beyond the interval on {higher} of {count} comparisons."
     )
 
 
@@ -154,6 +148,13 @@ def _ratios(tasks: Mapping[str, Arms], arm: str, axis: str) -> dict[str, Speedup
         for task, arms in tasks.items()
         if arm in arms and axis in arms[arm].speedups
     }
+
+
+def _paired(runs: Mapping[str, Runs], arm: str, other: str) -> tuple[str, int, int]:
+    """How much higher one arm ends than another, in words; on how many tasks surely, and of how many."""
+    gains = {task: gain for task, known in runs.items() if (gain := final_gains(known, arm, other))}
+    ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
+    return ends, sum(gain.low > 0 for gain in gains.values()), len(gains)
 
 
 def _count(found: Mapping[str, Speedup], holds: Callable[[Speedup], bool]) -> str:
