@@ -61,19 +61,18 @@ def learning_charts(key: str, runs: Runs) -> list[Chart]:
     The first chart has the legend of all.
     """
     order = sorted(runs, key=lambda arm: (arm != BASELINE, arm))
-    traces = {
-        axis: [trace for place, arm in enumerate(order) for trace in _arm_traces(place, arm, runs[arm], axis)]
-        for axis in _AXES
-    }
-    first, *others = (
-        (f"{key}-{axis}", f"Held-out reward over {label}", traces[axis]) for axis, label in _AXES.items()
-    )
-    note = "Mean over seeds; single seeds are faint."
-    plain = {"showlegend": False, "margin_t": 8, "hovermode": "closest"}
-    return [
-        _chart(*first[:2], note, first[2], "wide", hovermode="closest"),
-        *(_chart(name, title, "Lines as above.", lines, "half", **plain) for name, title, lines in others),
-    ]
+    charts = []
+    for axis, label in _AXES.items():
+        title = f"Held-out reward over {label}"
+        traces = [
+            trace for place, arm in enumerate(order) for trace in _arm_traces(place, arm, runs[arm], axis)
+        ]
+        if axis == "steps":
+            note, size, legend = "Mean over seeds; single seeds are faint.", "wide", {}
+        else:
+            note, size, legend = "Lines as above.", "half", {"showlegend": False, "margin_t": 8}
+        charts.append(_chart(f"{key}-{axis}", title, note, traces, size, hovermode="closest", **legend))
+    return charts
 
 
 def ratio_chart(key: str, compared: Sequence[Compared]) -> Chart | None:
