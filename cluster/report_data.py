@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from rollout.text_files import read_text
 
 Row = Mapping[str, Any]
 STAGES: Final = ("sample", "score", "select", "learn", "broadcast")
@@ -122,7 +123,7 @@ def _steps(paths: Iterable[Path]) -> list[int]:
 
 def _read_config(path: Path) -> tuple[Row, list[str]]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")), []
+        return tomllib.loads(read_text(path)), []
     except FileNotFoundError:
         return {}, ["There is no config.toml, so the page cannot say what the run was asked to do."]
     except (OSError, ValueError) as error:

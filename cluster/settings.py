@@ -15,6 +15,7 @@ from cluster.errors import UserError
 from learner.settings import LearnerSettings
 from rewards.settings import Combination, RewardSettings
 from rollout.settings import ModelSettings, RolloutSettings, Settings, explain
+from rollout.text_files import TextFileError, read_text
 from selection.settings import SelectionSettings
 
 PRESETS: Final = Path(__file__).parent / "presets"
@@ -169,11 +170,13 @@ def read_toml(source: str) -> dict[str, Any]:
     """
     path = Path(source) if source.endswith(".toml") else PRESETS / f"{source}.toml"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         known = ", ".join(preset_names())
         raise UserError(f"no preset or TOML file {source!r}; presets are {known}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except TextFileError as error:
+        raise UserError(str(error)) from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
 
 

@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from cluster.errors import UserError
+from rollout.text_files import TextFileError, check_token, read_text
 
 LIMIT: Final = 100 * 2**20
 """Bytes that the dashboard of a Ray cluster takes in one request; it refuses more with status 413."""
@@ -90,23 +91,29 @@ def read_token() -> tuple[str, str]:
     """The token and its source: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or Ray's own file.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or none that a header can carry.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token, "RAY_AUTH_TOKEN"
+        return _sendable(token, "RAY_AUTH_TOKEN")
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path.home() / TOKEN_FILE
     source = f"RAY_AUTH_TOKEN_PATH={path}" if named else f"~/{TOKEN_FILE}"
     try:
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        token = read_text(path).strip()
+    except (OSError, TextFileError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"the cluster wants a token, and {source} cannot be read: {why}; "
             "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it"
         ) from None
-    if not token:
-        raise UserError(f"the cluster wants a token, and {source} is empty")
+    return _sendable(token, source)
+
+
+def _sendable(token: str, source: str) -> tuple[str, str]:
+    try:
+        check_token(token, source)
+    except ValueError as error:
+        raise UserError(f"the cluster wants a token: {error}") from None
     return token, source
 
 

@@ -129,7 +129,7 @@ class Follower:
         except (ImportError, ValueError, OSError) as error:
             raise UserError(f"cannot read {url}: {error}") from None
         try:
-            self.config = tomllib.loads(config.decode())
+            self.config = tomllib.loads(config.decode("utf-8-sig"))
         except ValueError as error:
             raise UserError(f"{url}/config.toml: {error}") from None
         self.metrics, self.log = (

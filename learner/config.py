@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.settings import LearnerSettings
+from rollout.text_files import TextFileError, read_text
 
 
 def deepspeed_config(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
@@ -49,8 +50,10 @@ def _derived(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(read_text(path))
+    except TextFileError as error:
+        raise ValueError(f"learner.deepspeed: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"learner.deepspeed: cannot read {path}: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"learner.deepspeed: {path} must hold a JSON object, got {type(found).__name__}")

@@ -24,6 +24,7 @@ from rewards.settings import RewardSettings
 from rewards.trial import IMAGES, Failure, Trial, try_out
 from rollout.prompts import PromptFileError, load_prompts
 from rollout.settings import RolloutSettings, Settings, explain
+from rollout.text_files import read_text
 
 PROG: Final = "python -m rewards.check"
 PRESETS: Final = Path(__file__).parents[1] / "cluster" / "presets"
@@ -89,10 +90,10 @@ def _read(source: str) -> _Configuration:
         known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
         raise ValueError(f"no preset or TOML file {source!r}; presets are {known}")
     try:
-        return _Configuration.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return _Configuration.model_validate(tomllib.loads(read_text(path)))
     except ValidationError as error:
         raise ValueError(f"{path}: {explain(error)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
 
 

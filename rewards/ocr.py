@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Literal
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from rewards.ocr_weights import DETECTION, RECOGNITION, model_folders
 from rewards.scorer import Judgement, Traits
 from rollout.records import Prompt
+from rollout.text_files import visible
 
 # PaddleX reads it when imported, and would otherwise probe the network for model hosts.
 os.environ["PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK"] = "True"
@@ -29,11 +31,11 @@ _QUOTED: Final = re.compile(r'["\u201c]([^"\u201d]*)["\u201d]')
 class OcrScorer:
     """Scores (N, H, W, 3) images by 1 - min(d, L) / L, d the edit distance to the target of length L.
 
-    Source: FlowGRPO (arXiv 2505.05470), without its bonus for targets within longer text. Spaces and case
-    do not count. ``mode="recognition"`` reads each image as one line, at a width that fits it; ``"full"``
-    finds the lines first and reads them from top to bottom. ``threads`` is onnxruntime's. An image in
-    which nothing is read scores 0 and is valid. ``details``: ``strict`` (exact match) and ``text`` (what
-    was read). Not thread-safe: one instance per process.
+    Source: FlowGRPO (arXiv 2505.05470), without its bonus for targets within longer text. Spaces, case
+    and invisible characters do not count. ``mode="recognition"`` reads each image as one line, at a width
+    that fits it; ``"full"`` finds the lines first and reads them from top to bottom. ``threads`` is
+    onnxruntime's. An image in which nothing is read scores 0 and is valid. ``details``: ``strict`` (exact
+    match) and ``text`` (what was read). Not thread-safe: one instance per process.
     """
 
     traits: ClassVar[Traits] = Traits(low=0.0, high=1.0)
@@ -65,7 +67,7 @@ class OcrScorer:
 def target_text(prompt: Prompt) -> str:
     """What the image should say: ``metadata["text"]`` or the first double-quoted text of the prompt.
 
-    Comes back normalised; raises ``ValueError`` when there is none or it is blank.
+    Comes back normalised; raises ``ValueError`` when there is none or nothing of it can be seen.
     """
     found = prompt.metadata.get("text")
     if found is None:
@@ -80,8 +82,8 @@ def target_text(prompt: Prompt) -> str:
 
 
 def normalize(text: str) -> str:
-    """The text in lower case without any white space."""
-    return "".join(text.lower().split())
+    """The text composed and in lower case, without white space and invisible characters."""
+    return visible(unicodedata.normalize("NFC", text).lower())
 
 
 def similarity(read: str, target: str) -> float:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rewards.scorer import Judgement, Traits
 from rollout.records import Prompt
+from rollout.text_files import TextFileError, check_token, read_text
 
 VERSION: Final = 1
 MAX_PIXELS: Final = 2**26
@@ -212,16 +213,15 @@ def _decode(text: str, media_type: MediaType, most: int) -> NDArray[np.uint8]:
 def read_token(env: str, file: str) -> str | None:
     """The token in the environment variable ``env`` or in ``file``; None when neither is named.
 
-    Raises ``ValueError`` when both are, or when there is no token where it should be.
+    Raises ``ValueError`` when both are, or when there is no token that a header can carry where it should be.
     """
     if env and file:
         raise ValueError("the token comes from token_env or from token_file, not from both")
     if not env and not file:
         return None
     try:
-        token = os.environ.get(env, "") if env else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        token = (os.environ.get(env, "") if env else read_text(Path(file))).strip()
+    except (OSError, TextFileError) as error:
         raise ValueError(f"token_file: {error}") from None
-    if not token.strip():
-        raise ValueError(f"no token in {f'the environment variable {env}' if env else file}")
-    return token.strip()
+    check_token(token, f"the environment variable {env}" if env else file)
+    return token

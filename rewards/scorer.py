@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollout.records import Prompt
+from rollout.text_files import visible
 
 
 class RewardError(Exception):
@@ -93,5 +94,5 @@ class Scorer(Protocol):
 
 def check_text(prompt: Prompt) -> None:
     """Raise ``ValueError`` when the prompt has no text: the ``check`` of rewards that compare with it."""
-    if not prompt.text.strip():
+    if not visible(prompt.text):
         raise ValueError(f"prompt {prompt.index}: expected a text, got {prompt.text!r}")

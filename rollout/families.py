@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from rollout.text_files import read_text
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -89,7 +91,7 @@ def family_of(path: str) -> str:
     if not Path(path).is_dir():
         index = _hub_index(path)
     try:
-        name = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+        name = str(json.loads(read_text(index))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(
             f"model.path: {path} is not a diffusers pipeline ({index}: {error})"

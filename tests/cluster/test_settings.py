@@ -47,7 +47,7 @@ def test_flags_take_lists_paths_numbers_and_nothing() -> None:
 
 def test_a_toml_file_of_ones_own_works_like_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(to_toml(from_flags("--steps", "9")))
+    path.write_text(to_toml(from_flags("--steps", "9")), encoding="utf-8-sig")  # as Windows editors save it
     settings = from_flags("--seed", "3", source=str(path))
     assert (settings.steps, settings.seed, settings.preset) == (9, 3, "shapes")
 
@@ -157,6 +157,20 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=r"odd\.toml"):
         read_toml(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("steps = 3".encode("utf-16"), "odd.toml: is UTF-16; save it as UTF-8"),
+        ("steps = 3\n# K\u00e4fer".encode("latin-1"), "odd.toml:2: the byte at offset 13 is 0xe4, not UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_utf8_says_what_it_is(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "odd.toml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_toml(str(tmp_path / "odd.toml"))
+    assert reason in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -142,16 +142,18 @@ def test_no_token(serve: Serve, home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     (home / "empty").touch()
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "empty"))
-    assert refused(address).endswith(f"RAY_AUTH_TOKEN_PATH={home / 'empty'} is empty")
+    assert refused(address).endswith(f"no token in RAY_AUTH_TOKEN_PATH={home / 'empty'}")
     (home / "empty").write_bytes(b"\xff\xfe")
-    assert "cannot be read: it is not text" in refused(address)
+    assert f"cannot be read: {home / 'empty'}: is UTF-16; save it as UTF-8" in refused(address)
+    (home / "empty").write_text("token\u200b", encoding="utf-8")
+    assert "expected printable ASCII, got '\\u200b' as character 6" in refused(address)
 
 
 def test_where_a_token_comes_from(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("third\n")
     assert read_token() == ("third", "~/.ray/auth_token")
-    (home / "file").write_text(" second\n")
+    (home / "file").write_text(" second\n", encoding="utf-8-sig")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "file"))
     assert read_token() == ("second", f"RAY_AUTH_TOKEN_PATH={home / 'file'}")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "first")

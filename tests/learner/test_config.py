@@ -57,6 +57,15 @@ def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
             deepspeed_config(LearnerSettings(deepspeed=path), "float32")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_json_and_utf16_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "windows.json"
+    path.write_text('{"dump_state": true}', encoding="utf-8-sig")
+    assert deepspeed_config(LearnerSettings(deepspeed=path), "float32")["dump_state"] is True
+    path.write_text("{}", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"learner\.deepspeed: .*windows\.json: is UTF-16; save it"):
+        deepspeed_config(LearnerSettings(deepspeed=path), "float32")
+
+
 def test_offload_moves_to_the_cpu_what_it_says() -> None:
     def zero(**changes: Any) -> Any:
         return deepspeed_config(LearnerSettings(**changes), "bfloat16")["zero_optimization"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from rewards import ocr_weights
-from rewards.ocr import OcrScorer, in_reading_order, similarity, target_text
+from rewards.ocr import OcrScorer, in_reading_order, normalize, similarity, target_text
 from rewards.ocr_weights import RECOGNITION, model_folders
 from rollout.records import Prompt
 from rollout.tiny.world import draw_word
@@ -158,6 +158,8 @@ def test_reading_goes_by_lines_and_then_from_the_left() -> None:
         (prompt('"one" and "two"'), "one"),
         (prompt("a sign that says \u201cOpen\u201d"), "open"),
         (prompt('a sign "x"', text="From Metadata"), "frommetadata"),
+        (prompt('a sign that says "\u200bOp\u00aden\ufeff"'), "open"),
+        (prompt("a sign", text="cafe\u0301"), "caf\u00e9"),
     ],
 )
 def test_the_target_is_the_metadata_or_the_first_quotes(given: Prompt, target: str) -> None:
@@ -166,7 +168,15 @@ def test_the_target_is_the_metadata_or_the_first_quotes(given: Prompt, target: s
 
 
 @pytest.mark.parametrize(
-    "given", [prompt("a sign"), prompt('a "" sign'), prompt('"  "'), prompt('"a"', text=3)]
+    "given",
+    [
+        prompt("a sign"),
+        prompt('a "" sign'),
+        prompt('"  "'),
+        prompt('"\u200b\u2060"'),
+        prompt('"a"', text="\x00\u200b"),
+        prompt('"a"', text=3),
+    ],
 )
 def test_a_prompt_without_a_target_is_refused(given: Prompt) -> None:
     with pytest.raises(ValueError, match="prompt 3: expected a text to write in metadata 'text'"):
@@ -177,8 +187,8 @@ def test_a_prompt_without_a_target_is_refused(given: Prompt) -> None:
 def test_similarity_is_in_range_and_one_only_when_equal(read: str, target: str) -> None:
     score = similarity(read, target)
     assert 0.0 <= score <= 1.0
-    assert (score == 1.0) == ("".join(read.lower().split()) == target)
-    assert similarity(f" {target.upper()} ", target) == 1.0
+    assert (score == 1.0) == (normalize(read) == target)
+    assert similarity(f" {target.upper()}\u200b ", target) == 1.0
 
 
 def test_bad_options_are_refused() -> None:

@@ -223,11 +223,21 @@ def test_an_answer_that_does_not_follow_the_protocol_is_an_error(
         ({"url": "http://me:secret@127.0.0.1:1"}, "url must not hold a password"),
         ({"token_env": "NO_SUCH_TOKEN"}, "no token in the environment variable NO_SUCH_TOKEN"),
         ({"token_file": "/no/such/file"}, "token_file: .*No such file"),
+        ({"token_file": "utf16"}, "token_file: utf16: is UTF-16; save it as UTF-8"),
+        (
+            {"token_file": "unseen"},
+            r"unseen: expected printable ASCII, got '.u200b' as character 2",
+        ),
         ({"token_env": "A", "token_file": "B"}, "not from both"),
         ({"batch": 0}, "must be above 0, got 60.0, 0 and 4"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("utf16").write_text("secret", encoding="utf-16")
+    Path("unseen").write_text("s\u200becret", encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         RemoteScorer(**{"url": "http://127.0.0.1:1", **options})
     assert "secret" not in str(caught.value)

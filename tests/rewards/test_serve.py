@@ -137,7 +137,7 @@ def test_other_paths_and_methods_are_refused(server: Server) -> None:
 
 
 def test_the_client_brings_its_token_from_a_file(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("right-token\n")
+    (tmp_path / "token").write_text("right-token\n", encoding="utf-8-sig")
     remote = RemoteScorer(server.url, token_file=str(tmp_path / "token"))
     images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     assert remote(images, [Prompt(index=0, text="a")] * 2).valid.all()

@@ -37,6 +37,30 @@ def test_text_lines_are_prompts_whatever_the_line_ending(tmp_path: Path) -> None
     assert load_prompts(path) == (Prompt(index=0, text="a cat"), Prompt(index=1, text="a dog"))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    text = write(tmp_path, "p.txt", "a cat\na dog\n".encode("utf-8-sig"))
+    assert [prompt.text for prompt in load_prompts(text)] == ["a cat", "a dog"]
+    lines = write(tmp_path, "p.jsonl", '{"prompt": "a cat"}\n'.encode("utf-8-sig") * 2)  # joined from two
+    assert [prompt.text for prompt in load_prompts(lines)] == ["a cat", "a cat"]
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\u2060\t", "\x00", "\u3164"])
+def test_a_prompt_that_nobody_can_see_is_refused_by_line(tmp_path: Path, unseen: str) -> None:
+    lines = "\n".join(json.dumps({"prompt": text}) for text in ("a cat", unseen))
+    with pytest.raises(PromptFileError, match=r'p\.jsonl:2: expected an object with a non-empty string "pro'):
+        load_prompts(write(tmp_path, "p.jsonl", lines))
+    if "\x00" not in unseen:  # a file with it is no text at all
+        with pytest.raises(PromptFileError, match=r"p\.txt:3: only invisible characters: '"):
+            load_prompts(write(tmp_path, "p.txt", f"a cat\n\n{unseen}\n"))
+
+
+@pytest.mark.parametrize(
+    "text", ["a pair \U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u0631\u0648\u0645"]
+)
+def test_joiners_that_a_script_needs_stay(tmp_path: Path, text: str) -> None:
+    assert load_prompts(write(tmp_path, "p.txt", text))[0].text == text
+
+
 @pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\x0c"])
 def test_only_newlines_end_a_line(tmp_path: Path, separator: str) -> None:
     text = f"a cat{separator}a dog"
@@ -53,6 +77,11 @@ def test_only_newlines_end_a_line(tmp_path: Path, separator: str) -> None:
         ('{"text": "a cat"}', 'expected an object with a non-empty string "prompt"'),
         ('{"prompt": 3}', 'expected an object with a non-empty string "prompt"'),
         ('{"prompt": "  "}', 'expected an object with a non-empty string "prompt"'),
+        ('{"prompt": "\\u200b"}', 'expected an object with a non-empty string "prompt"'),
+        ('{"prompt": "a cat \\ud83d"}', r"'\ud83d' is half of a character"),
+        ('{"prompt": "a cat", "text": "\\udc00"}', r"'\udc00' is half of a character"),
+        (f'{{"prompt": "a cat", "count": {"9" * 5000}}}', "not JSON (Exceeds the limit"),
+        ("[" * 100_000, "not JSON (maximum recursion depth"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, broken: str, reason: str) -> None:
@@ -61,7 +90,7 @@ def test_a_broken_line_is_named(tmp_path: Path, broken: str, reason: str) -> Non
         load_prompts(path)
     message = str(caught.value)
     assert message.startswith(f"{path}:3: {reason}")
-    assert broken.strip() in message
+    assert broken[:80] in message.replace("\\\\", "\\")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +99,7 @@ def test_a_broken_line_is_named(tmp_path: Path, broken: str, reason: str) -> Non
         ("p.csv", "a cat", "expected a .jsonl or .txt"),
         ("p.txt", "\n  \n", "holds no prompt"),
         ("p.jsonl", "", "holds no prompt"),
-        ("p.txt", b"\xff\xfe\x00", "cannot read the prompt file"),
+        ("p.txt", "a cat".encode("utf-16"), "is UTF-16; save it as UTF-8"),
     ],
 )
 def test_an_unusable_file_is_named(tmp_path: Path, name: str, content: str | bytes, reason: str) -> None:
