@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from cluster.errors import UserError
 from cluster.placement import check_port, joined
 from cluster.settings import RunSettings
 from learner.config import deepspeed_config
+from rewards.suitability import refusal
 from rewards.table import resolve
 from rollout.families import ModelFolderError, family_of
 from rollout.prompts import PromptFileError, load_prompts
@@ -55,9 +57,9 @@ def check(settings: RunSettings) -> Inputs:
     except ValueError as error:
         raise UserError(str(error)) from None
     rewards = {reward.target for reward in settings.distinct_rewards.values()}
+    prompts = {prompt.origin: prompt for prompt in (*inputs.train, *inputs.held_out)}  # the files may be one
     for name in sorted(rewards):
-        _check_reward(name, settings.prompts.train, inputs.train)
-        _check_reward(name, settings.prompts.eval, inputs.held_out)
+        _check_reward(name, prompts.values())
     if not joined(settings.cluster):
         check_port(settings.cluster.dashboard_port)
         _check_memory(settings)
@@ -71,18 +73,13 @@ def _check_checkpoints(settings: RunSettings) -> None:
         raise UserError(f"checkpoints: cannot reach {settings.checkpoints}: {error}") from None
 
 
-def _check_reward(name: str, path: Path, prompts: tuple[Prompt, ...]) -> None:
+def _check_reward(name: str, prompts: Collection[Prompt]) -> None:
     try:
         scorer = resolve(name)
     except ValueError as error:
         raise UserError(f"rewards: {error}") from None
-    for prompt in prompts:
-        try:
-            scorer.check(prompt)
-        except ValueError as error:
-            raise UserError(
-                f"{path}: prompt {prompt.index + 1} does not suit reward {name}: {error}"
-            ) from None
+    if refused := refusal(name, scorer, prompts):
+        raise UserError(refused)
 
 
 def processes(settings: RunSettings) -> dict[str, int]:

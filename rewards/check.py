@@ -1,7 +1,8 @@
 """Try the rewards before a run: ``python -m rewards.check PRESET_OR_TOML [--image PATH]``.
 
 Loads each reward of the configuration in a process of its own and has it score a blank, a noise and a real
-image of the run's size. Ends with 1, and advice, when a reward fails or leaves its range. Needs no model.
+image of the run's size. Ends with 1, and advice, when a reward fails, leaves its range or refuses a
+prompt. Needs no model.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def target_text(prompt: Prompt) -> str:
         found = quoted.group(1) if quoted else None
     if not isinstance(found, str) or not normalize(found):
         raise ValueError(
-            f"prompt {prompt.index}: expected a text to write in metadata 'text' or in double quotes, "
+            "expected a text to write in metadata 'text' or in double quotes, "
             f"got {found!r} in {prompt.text!r}"
         )
     return normalize(found)

@@ -91,9 +91,9 @@ class RemoteScorer:
         try:
             same = json.loads(json.dumps(metadata, allow_nan=False)) == metadata
         except (TypeError, ValueError) as error:
-            raise ValueError(f"prompt {prompt.index}: metadata is not JSON: {error}") from None
+            raise ValueError(f"metadata is not JSON: {error}") from None
         if not same:
-            raise ValueError(f"prompt {prompt.index}: metadata changes on its way through JSON: {metadata!r}")
+            raise ValueError(f"metadata changes on its way through JSON: {metadata!r}")
 
     def _served(self) -> Traits:
         """The traits of what is served, as this scorer has them."""

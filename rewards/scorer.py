@@ -87,7 +87,8 @@ class Scorer(Protocol):
     def check(cls, prompt: Prompt) -> None:
         """Raise ``ValueError`` when a prompt lacks what this reward needs.
 
-        The driver calls it on the class, before a run starts and without loading any weights.
+        The driver calls it on the class, before a run starts and without loading any weights, and adds the
+        prompt's file and line to the message.
         """
         ...
 
@@ -95,4 +96,4 @@ class Scorer(Protocol):
 def check_text(prompt: Prompt) -> None:
     """Raise ``ValueError`` when the prompt has no text: the ``check`` of rewards that compare with it."""
     if not visible(prompt.text):
-        raise ValueError(f"prompt {prompt.index}: expected a text, got {prompt.text!r}")
+        raise ValueError(f"expected a text, got {prompt.text!r}")

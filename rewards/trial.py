@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rewards.geneval import check_metadata
 from rewards.ocr import target_text
 from rewards.scorer import RewardError, Traits
+from rewards.suitability import objection, refusal
 from rewards.table import resolve
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
@@ -34,7 +35,10 @@ _ZOOM: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """How a reward did: its scores of `IMAGES` (NaN is missing), seconds, and peak memory in GB."""
+    """How a reward did: its scores of `IMAGES` (NaN is missing), seconds, and peak memory in GB.
+
+    ``refused`` says which prompts do not suit it, and is empty if all do.
+    """
 
     traits: Traits
     scores: tuple[float, ...]
@@ -42,15 +46,16 @@ class Trial:
     seconds_per_image: float
     memory_gb: float
     gpu_gb: float
+    refused: str = ""
 
     @property
     def fault(self) -> str:
-        """What is wrong with the scores, or nothing."""
+        """What is wrong with the scores or the prompts, or nothing."""
         low, high = self.traits.low - _GRAIN, self.traits.high + _GRAIN
         wild = [score for score in self.scores if not np.isnan(score) and not low <= score <= high]
         if wild:
             return f"scored {wild[0]:g}, but declares {self.traits.low:g} to {self.traits.high:g}"
-        return "scored none of the images" if np.isnan(self.scores).all() else ""
+        return "scored none of the images" if np.isnan(self.scores).all() else self.refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +92,16 @@ def _attempt(
     real: NDArray[np.uint8] | None,
 ) -> Trial | Failure:
     try:
-        prompt = _suitable(resolve(name), prompts)
+        scorer = resolve(name)
+        refused = refusal(name, scorer, prompts)
+        prompt = next((prompt for prompt in prompts if not objection(scorer, prompt)), None)
+        if prompt is None:
+            raise RewardError(refused)
         started = time.perf_counter()
         worker = RewardWorker(name, options)
         loaded = time.perf_counter() - started
         images = np.stack([*_plain(size), picture(prompt, size) if real is None else real])
-        return _measure(worker, images, prompt, loaded)
+        return replace(_measure(worker, images, prompt, loaded), refused=refused)
     except (RewardError, ValueError) as error:
         return Failure(str(error), advice(name, error))
 
@@ -111,19 +120,6 @@ def _measure(worker: RewardWorker, images: NDArray[np.uint8], prompt: Prompt, lo
         memory_gb=_peak_gb(),
         gpu_gb=_gpu_gb(),
     )
-
-
-def _suitable(scorer: type[Any], prompts: list[Prompt]) -> Prompt:
-    """The first prompt that the reward accepts; raises `RewardError` with its first objection if none is."""
-    objections = []
-    for prompt in prompts:
-        try:
-            scorer.check(prompt)
-        except ValueError as error:
-            objections.append(error)
-        else:
-            return prompt
-    raise RewardError(f"no prompt suits it; of the first it says: {objections[0]}")
 
 
 def _peak_gb() -> float:

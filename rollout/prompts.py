@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,9 +13,12 @@ from rollout.noise import derive_seed
 from rollout.records import Prompt
 from rollout.text_files import TextFileError, read_text, visible
 
+SHOWN: Final = 10
+"""How many faults of a file are named; the others are counted."""
+
 
 class PromptFileError(ValueError):
-    """A prompt file cannot be used; the message names the file, the line and what was expected."""
+    """A prompt file cannot be used; the message names the file, the lines and what was expected."""
 
 
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
@@ -24,9 +28,9 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
     is refused if it has no others.
 
     Raises:
-        PromptFileError: if the file is missing, no UTF-8, empty or has a broken line.
+        PromptFileError: if the file is missing, no UTF-8, empty or has broken lines.
     """
-    if path.suffix not in {".jsonl", ".txt"}:
+    if path.suffix not in _PARSERS:
         raise PromptFileError(f"{path}: expected a .jsonl or .txt prompt file")
     try:
         lines = read_text(path).split("\n")  # splitlines() also cuts at U+2028
@@ -34,32 +38,53 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
         raise PromptFileError(str(error)) from None
     except OSError as error:
         raise PromptFileError(f"{path}: cannot read the prompt file: {error}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
+    prompts: list[Prompt] = []
+    faults: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            origin = f"{path}:{number}"
+            try:
+                text, metadata = _PARSERS[path.suffix](line)
+            except ValueError as error:
+                faults.append(f"{origin}: {error}")
+            else:
+                prompts.append(Prompt(index=len(prompts), text=text, metadata=metadata, origin=origin))
+    if faults:
+        raise PromptFileError(listed(faults))
+    if not prompts:
         raise PromptFileError(f"{path}: holds no prompt")
-    return tuple(_parse(path, number, line, index) for index, (number, line) in enumerate(numbered))
+    return tuple(prompts)
 
 
-def _parse(path: Path, number: int, line: str, index: int) -> Prompt:
-    if path.suffix == ".txt":
-        if not visible(line):
-            raise PromptFileError(f"{path}:{number}: only invisible characters: {line[:80]!a}")
-        return Prompt(index=index, text=line.strip())
+def listed(faults: Sequence[str]) -> str:
+    """Join the first ten faults into one line that ends with the number of the others."""
+    others = len(faults) - SHOWN
+    return "; ".join([*faults[:SHOWN], *([f"and {others} more"] if others > 0 else [])])
+
+
+def _plain_line(line: str) -> tuple[str, dict[str, Any]]:
+    if not visible(line):
+        raise ValueError(f"only invisible characters: {line[:80]!a}")
+    return line.strip(), {}
+
+
+def _json_line(line: str) -> tuple[str, dict[str, Any]]:
     try:
         fields: Any = json.loads(line)
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise PromptFileError(f"{path}:{number}: {half!a} is half of a character: {line[:80]!r}") from None
+        raise ValueError(f"{half!a} is half of a character: {line[:80]!r}") from None
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise PromptFileError(f"{path}:{number}: not JSON ({reason}): {line[:80]!r}") from error
-    text = fields.get("prompt") if isinstance(fields, dict) else None
+        raise ValueError(f"not JSON ({reason}): {line[:80]!r}") from None
+    text = fields.pop("prompt", None) if isinstance(fields, dict) else None
     if not isinstance(text, str) or not visible(text):
-        raise PromptFileError(
-            f'{path}:{number}: expected an object with a non-empty string "prompt": {line[:80]!r}'
-        )
-    return Prompt(index=index, text=text, metadata={k: v for k, v in fields.items() if k != "prompt"})
+        raise ValueError(f'expected an object with a non-empty string "prompt": {line[:80]!r}')
+    return text, fields
+
+
+_PARSERS: Final = {".txt": _plain_line, ".jsonl": _json_line}
 
 
 def prompt_at(prompts: tuple[Prompt, ...], seed: int, position: int) -> Prompt:

@@ -18,11 +18,16 @@ Handle = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One line of a prompt file. ``index`` is its position there and identifies it; the text does not."""
+    """One line of a prompt file. ``index`` is its position there and identifies it; the text does not.
+
+    ``origin`` is its file and line, FILE:LINE, for messages alone: no part of what it is, nor of what travels
+    to a reward server.
+    """
 
     index: int
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

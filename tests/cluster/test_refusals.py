@@ -77,8 +77,29 @@ def test_prompt_that_does_not_suit_the_reward(refuse: Callable[..., str], tmp_pa
     path = tmp_path / "prompts.txt"
     path.write_text('a sign that says "yes"\na sign without words\n')
     line = refuse("--prompts.train", str(path), "--prompts.eval", str(path), "--rewards", '[{"name": "ocr"}]')
-    assert f"{path}: prompt 2 does not suit reward ocr" in line
+    assert f"1 of 2 prompts do not suit reward ocr: {path}:2: expected a text to write" in line
     assert "a sign without words" in line
+
+
+def test_prompts_that_do_not_suit_are_named_by_line(refuse: Callable[..., str], tmp_path: Path) -> None:
+    train, held_out = tmp_path / "train.txt", tmp_path / "eval.txt"
+    train.write_text('\na sign "yes"\n\na sign\n')
+    held_out.write_text('a sign "no"\n' + "a sign\n" * 12)
+    flags = ["--prompts.train", str(train), "--prompts.eval", str(held_out), "--rewards", '[{"name": "ocr"}]']
+    line = refuse(*flags)
+    assert f"13 of 15 prompts do not suit reward ocr: {train}:4: expected a text" in line
+    assert [number for number in range(1, 15) if f"{held_out}:{number}: " in line] == list(range(2, 11))
+    assert line.endswith("; and 3 more\n")
+    assert "prompt 1" not in line
+
+
+def test_every_broken_line_of_a_prompt_file(refuse: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": \n[]\n' + "{}\n" * 10)
+    line = refuse("--prompts.train", str(path))
+    assert f"error: {path}:3: not JSON" in line
+    assert [number for number in range(1, 16) if f"{path}:{number}: " in line] == list(range(3, 13))
+    assert line.endswith("; and 2 more\n")
 
 
 def test_model_folder_that_is_none(refuse: Callable[..., str], tmp_path: Path) -> None:

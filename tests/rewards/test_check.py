@@ -45,8 +45,8 @@ class Own:
 
     @classmethod
     def check(cls, prompt):
-        if "circle" not in prompt.text:
-            raise ValueError(f"prompt {prompt.index}: expected a circle")
+        if "circle" not in prompt.text and "photo" not in prompt.text:
+            raise ValueError("expected a circle")
 """
 
 
@@ -114,7 +114,7 @@ def test_scores_seconds_and_memory_are_measured(own: Path) -> None:
         ("checked_reward:Own", {"does": "die"}, "its process was killed", "memory enough"),
         ("own_absent.part:Own", {}, "cannot import 'own_absent.part'", "put own_absent.part into the folder"),
         ("remote", {"url": "http://127.0.0.1:9"}, "ConnectError", "start the server"),
-        ("ocr", {}, "no prompt suits it; .* expected a text to write", ""),
+        ("ocr", {}, r"(\d+) of \1 prompts do not suit reward ocr: .*-train.jsonl:1: expected a text", ""),
         ("jpeg", {"quality": 3}, "unexpected keyword argument 'quality'", ""),
     ],
 )  # fmt: skip
@@ -138,6 +138,18 @@ def test_a_reward_that_scores_nothing_is_a_fault(own: Path) -> None:
     result = trial("checked_reward:Own", does="miss")
     assert isinstance(result, Trial)
     assert result.fault == "scored none of the images"
+
+
+def test_prompts_that_do_not_suit_are_named_by_line(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = own / "prompts.txt"
+    path.write_text("\na cat\na circle\n" + "a dog\n" * 11)
+    assert main([toml(own, {"name": "checked_reward:Own"}, prompts={"train": str(path)})]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0 to 1" in shown  # what suits is tried all the same
+    assert "12 of 13 prompts do not suit reward checked_reward:Own:" in shown
+    places = re.findall(r"prompts\.txt:(\d+): expected a circle", shown)
+    assert places == ["2", *map(str, range(4, 13))]
+    assert shown.endswith("; and 2 more")
 
 
 def test_a_served_reward_shows_its_own_range(own: Path) -> None:

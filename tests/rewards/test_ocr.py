@@ -179,7 +179,7 @@ def test_the_target_is_the_metadata_or_the_first_quotes(given: Prompt, target: s
     ],
 )
 def test_a_prompt_without_a_target_is_refused(given: Prompt) -> None:
-    with pytest.raises(ValueError, match="prompt 3: expected a text to write in metadata 'text'"):
+    with pytest.raises(ValueError, match=r"^expected a text to write in metadata 'text'"):
         OcrScorer.check(given)
 
 

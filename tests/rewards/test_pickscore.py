@@ -144,7 +144,7 @@ def test_a_model_with_a_part_missing_is_refused(random_clip: Path, tmp_path: Pat
 def test_prompts_need_a_text(scorer: PickScoreScorer) -> None:
     assert isinstance(scorer, Scorer)
     PickScoreScorer.check(prompts("x")[0])
-    with pytest.raises(ValueError, match="prompt 0: expected a text, got ' '"):
+    with pytest.raises(ValueError, match=r"^expected a text, got ' '"):
         PickScoreScorer.check(prompts(" ")[0])
 
 

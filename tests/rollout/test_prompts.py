@@ -32,6 +32,14 @@ def test_json_lines_keep_their_metadata(tmp_path: Path) -> None:
     )
 
 
+def test_a_prompt_knows_its_line_which_is_no_part_of_it(tmp_path: Path) -> None:
+    text = write(tmp_path, "p.txt", "\na cat\r\n\r\n\r\na dog\r\n")
+    assert [prompt.origin for prompt in load_prompts(text)] == [f"{text}:2", f"{text}:5"]
+    lines = write(tmp_path, "p.jsonl", '\n\n{"prompt": "a cat"}\n{"prompt": "a dog"}')
+    assert [prompt.origin for prompt in load_prompts(lines)] == [f"{lines}:3", f"{lines}:4"]
+    assert load_prompts(text) == load_prompts(lines)
+
+
 def test_text_lines_are_prompts_whatever_the_line_ending(tmp_path: Path) -> None:
     path = write(tmp_path, "p.txt", "  a cat \r\n\r\na dog\r\n")
     assert load_prompts(path) == (Prompt(index=0, text="a cat"), Prompt(index=1, text="a dog"))
@@ -91,6 +99,18 @@ def test_a_broken_line_is_named(tmp_path: Path, broken: str, reason: str) -> Non
     message = str(caught.value)
     assert message.startswith(f"{path}:3: {reason}")
     assert broken[:80] in message.replace("\\\\", "\\")
+
+
+def test_the_first_ten_broken_lines_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, "p.txt", "a cat\n\n" + "\u200b\n" * 3)
+    with pytest.raises(PromptFileError) as caught:
+        load_prompts(path)
+    fault = r"only invisible characters: '\u200b'"
+    assert str(caught.value) == "; ".join(f"{path}:{number}: {fault}" for number in (3, 4, 5))
+    write(tmp_path, "p.txt", "\u200b\n" * 11)
+    with pytest.raises(PromptFileError) as caught:
+        load_prompts(path)
+    assert str(caught.value).endswith(f"{path}:10: {fault}; and 1 more")
 
 
 @pytest.mark.parametrize(
