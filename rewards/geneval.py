@@ -14,10 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from rewards.metadata import check_choice, check_keys, check_spelling, demand, is_count, is_list
 from rewards.scorer import Judgement
 
 RELATIONS: Final = ("left of", "right of", "above", "below")
 TAGS: Final = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+KEYS: Final = ("tag", "include", "exclude")
+"""The keys of a line that are judged by; others belong to other rewards."""
+INCLUDED: Final = ("class", "count", "color", "position")
+EXCLUDED: Final = ("class", "count")
 Box = tuple[float, float, float, float]
 
 
@@ -156,45 +161,47 @@ def _all_related(
 
 
 def check_metadata(metadata: Mapping[str, Any], classes: Collection[str], colors: Collection[str]) -> None:
-    """Raise ``ValueError`` naming the offending value when ``judge`` could not judge by this metadata."""
-    include = metadata.get("include")
-    _demand(isinstance(include, Sequence) and len(include) > 0, "include", include, "a list of objects")
-    _demand(metadata.get("tag") in TAGS, "tag", metadata.get("tag"), f"one of {', '.join(TAGS)}")
+    """Raise ``ValueError`` naming the offending key or value when ``judge`` could not judge by this metadata.
+
+    Nothing in it is passed over: an object must not hold keys by which nobody judges, and a key of the line
+    must not look like one of `KEYS` that is missing.
+    """
+    check_spelling(metadata, KEYS)
+    include, exclude = metadata.get("include"), metadata.get("exclude", ())
+    demand(is_list(include) and len(include) > 0, "include", include, "a list of objects")
+    check_choice("tag", metadata.get("tag"), TAGS)
     for index, item in enumerate(metadata["include"]):
-        _check_item(f"include[{index}]", item, classes)
-        if "color" in item:
-            _check_choice(f"include[{index}].color", item["color"], colors)
-        if "position" in item:
-            _check_position(f"include[{index}].position", item["position"], index)
+        _check_included(f"include[{index}]", item, index, classes, colors)
+    demand(is_list(exclude), "exclude", exclude, "a list of objects")
     wanted = {item["class"]: item["count"] for item in metadata["include"]}
-    for index, item in enumerate(metadata.get("exclude", ())):
-        _check_item(f"exclude[{index}]", item, classes)
+    for index, item in enumerate(exclude):
+        _check_item(f"exclude[{index}]", item, EXCLUDED, classes)
         possible = item["count"] > wanted.get(item["class"], 0)
-        _demand(possible, f"exclude[{index}].count", item["count"], "more than the included count")
+        demand(possible, f"exclude[{index}].count", item["count"], "more than the included count")
 
 
-def _check_item(where: str, item: Any, classes: Collection[str]) -> None:
-    _demand(isinstance(item, Mapping), where, item, "an object with class and count")
-    _check_choice(f"{where}.class", item.get("class"), classes)
+def _check_included(
+    where: str, item: Any, index: int, classes: Collection[str], colors: Collection[str]
+) -> None:
+    _check_item(where, item, INCLUDED, classes)
+    if "color" in item:
+        check_choice(f"{where}.color", item["color"], colors)
+    if "position" in item:
+        _check_position(f"{where}.position", item["position"], index)
+
+
+def _check_item(where: str, item: Any, keys: Sequence[str], classes: Collection[str]) -> None:
+    demand(isinstance(item, Mapping), where, item, "an object with class and count")
+    check_keys(where, item, keys)
+    check_choice(f"{where}.class", item.get("class"), classes)
     count = item.get("count")
-    whole = isinstance(count, int) and not isinstance(count, bool)
-    _demand(whole and count >= 1, f"{where}.count", count, "a whole number of at least 1")
+    demand(is_count(count) and count >= 1, f"{where}.count", count, "a whole number of at least 1")
 
 
 def _check_position(where: str, position: Any, index: int) -> None:
-    pair = isinstance(position, Sequence) and not isinstance(position, str) and len(position) == 2
-    _demand(pair, where, position, "a relation and the index of an earlier include clause")
+    pair = is_list(position) and len(position) == 2
+    demand(pair, where, position, "a relation and the index of an earlier include clause")
     relation, target = position
-    _check_choice(f"{where}[0]", relation, RELATIONS)
-    earlier = isinstance(target, int) and not isinstance(target, bool) and 0 <= target < index
-    _demand(earlier, f"{where}[1]", target, "the index of an earlier include clause")
-
-
-def _check_choice(where: str, value: Any, choices: Collection[str]) -> None:
-    known = isinstance(value, str) and value in choices
-    _demand(known, where, value, f"one of {', '.join(choices)}")
-
-
-def _demand(holds: bool, where: str, value: Any, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"metadata {where}: expected {expected}, got {value!r}")
+    check_choice(f"{where}[0]", relation, RELATIONS)
+    earlier = is_count(target) and 0 <= target < index
+    demand(earlier, f"{where}[1]", target, "the index of an earlier include clause")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.metadata import check_spelling
 from rewards.ocr_weights import DETECTION, RECOGNITION, model_folders
 from rewards.scorer import Judgement, Traits
 from rollout.records import Prompt
@@ -60,7 +61,8 @@ class OcrScorer:
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` when the prompt names no text to write."""
+        """Raise ``ValueError`` when the prompt names no text to write, or a key that may mean ``text``."""
+        check_spelling(prompt.metadata, ("text",))
         target_text(prompt)
 
 

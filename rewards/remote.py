@@ -90,7 +90,7 @@ class RemoteScorer:
         metadata = dict(prompt.metadata)
         try:
             same = json.loads(json.dumps(metadata, allow_nan=False)) == metadata
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"metadata is not JSON: {error}") from None
         if not same:
             raise ValueError(f"metadata changes on its way through JSON: {metadata!r}")

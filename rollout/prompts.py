@@ -70,7 +70,7 @@ def _plain_line(line: str) -> tuple[str, dict[str, Any]]:
 
 def _json_line(line: str) -> tuple[str, dict[str, Any]]:
     try:
-        fields: Any = json.loads(line)
+        fields: Any = json.loads(line, object_pairs_hook=_object)
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
@@ -82,6 +82,15 @@ def _json_line(line: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(text, str) or not visible(text):
         raise ValueError(f'expected an object with a non-empty string "prompt": {line[:80]!r}')
     return text, fields
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object whose keys stand once each: of two, Python would drop the first in silence."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {max(keys, key=keys.count)!r} stands twice")
+    return fields
 
 
 _PARSERS: Final = {".txt": _plain_line, ".jsonl": _json_line}

@@ -93,6 +93,26 @@ def test_prompts_that_do_not_suit_are_named_by_line(refuse: Callable[..., str], 
     assert "prompt 1" not in line
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"exclude": None}, "exclude: expected a list of objects, got None"),
+        ({"exclude": 5}, "exclude: expected a list of objects, got 5"),
+        ({"exlude": []}, "unknown key 'exlude', nearest is 'exclude'"),
+        ({"include": [{"class": "circle", "count": 1, "colour": "red"}]}, "include[0]: unknown key 'colour'"),
+    ],
+)
+def test_metadata_that_nobody_can_judge_by(
+    refuse: Callable[..., str], tmp_path: Path, wrong: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    good = {"prompt": "a", "tag": "colors", "include": [{"class": "circle", "count": 1}]}
+    path.write_text(json.dumps(good) + "\n\n" + json.dumps({**good, **wrong}))
+    line = refuse("--prompts.train", str(path), "--dry-run")
+    assert f"prompts do not suit reward shapes: {path}:3: metadata" in line
+    assert said in line
+
+
 def test_every_broken_line_of_a_prompt_file(refuse: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": \n[]\n' + "{}\n" * 10)

@@ -307,8 +307,37 @@ def test_position_follows_the_relation(a: Any, b: Any, metadata: Line) -> None:
         ({"tag": "colors", "include": ["cat"]}, r"include\[0\]: expected an object with class and count"),
         (line("colors", want("cat"), exclude=(want("cow"),)), r"exclude\[0\].class: .*, got 'cow'"),
         (line("colors", want("cat", 2), exclude=(want("cat", 2),)), r"exclude\[0\].count: .*, got 2"),
+        ({**SINGLE, "exclude": None}, "exclude: expected a list of objects, got None"),
+        ({**SINGLE, "exclude": 5}, "exclude: expected a list of objects, got 5"),
+        ({**SINGLE, "exclude": {"class": "dog", "count": 1}}, "exclude: expected a list of objects, got {"),
+        ({**SINGLE, "include": "cat"}, "include: expected a list of objects, got 'cat'"),
+        ({**SINGLE, "include": {"class": "cat"}}, "include: expected a list of objects, got {"),
+        ({**SINGLE, "exlude": [want("dog")]}, "metadata: unknown key 'exlude', nearest is 'exclude'"),
+        ({"Tag": "colors", "include": [want("cat")]}, "metadata: unknown key 'Tag', nearest is 'tag'"),
+        ({"tag": "colors", "included": [want("cat")]}, "unknown key 'included', nearest is 'include'"),
+        (
+            line("colors", want("cat", colour="red")),
+            r"include\[0\]: unknown key 'colour', nearest is 'color'; known are class, count, color, pos",
+        ),
+        (
+            line("position", want("cat"), want("dog", pos=["above", 0])),
+            r"include\[1\]: unknown key 'pos', nearest is 'position'",
+        ),
+        (
+            line("colors", want("cat", size="big")),
+            r"include\[0\]: unknown key 'size'; known are class, count",
+        ),
+        (
+            line("colors", want("cat"), exclude=(want("dog", color="red"),)),
+            r"exclude\[0\]: unknown key 'color'.*; known are class, count",
+        ),
     ],
 )
 def test_bad_metadata_is_refused_by_name(metadata: Line, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_metadata(metadata, CLASSES, COLORS)
+
+
+def test_keys_of_other_rewards_and_the_users_own_are_left_alone() -> None:
+    theirs = {"text": "open", "id": 7, "tags": ["a"], "target": "x", "color": "red", "language": None}
+    check_metadata({**SINGLE, **theirs}, CLASSES, COLORS)

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 
 from cluster.settings import resolve as resolve_run
+from rewards.geneval import TAGS
+from rewards.ocr import target_text
 from rewards.protocol import Health, ScoreResponse, parse
 from rewards.settings import RewardSettings
+from rewards.suitability import refusal
 from rewards.table import REWARDS, resolve
 from rewards.worker import RewardWorker
 from rollout.prompts import load_prompts
@@ -102,6 +105,17 @@ def test_the_messages_follow_the_protocol() -> None:
         answer = httpx.post(f"{server.url}/score", content=request)
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("images[0]: expected image/png")  # all else was as it should be
+
+
+def test_the_lines_of_prompts_suit_their_rewards(tmp_path: Path) -> None:
+    for reward, block in zip(("geneval", "ocr"), blocks("jsonl"), strict=True):
+        path = tmp_path / f"{reward}.jsonl"
+        path.write_text(block, encoding="utf-8")
+        assert refusal(reward, resolve(reward), load_prompts(path)) == ""
+    asked = [prompt.metadata["tag"] for prompt in load_prompts(tmp_path / "geneval.jsonl")]
+    assert sorted(asked) == sorted(TAGS)
+    named = {target_text(prompt) for prompt in load_prompts(tmp_path / "ocr.jsonl")}
+    assert named == {"openallday"}
 
 
 def test_every_built_in_reward_is_listed() -> None:

@@ -183,6 +183,14 @@ def test_a_prompt_without_a_target_is_refused(given: Prompt) -> None:
         OcrScorer.check(given)
 
 
+@pytest.mark.parametrize("key", ["txt", "Text", "texts"])
+def test_a_slip_of_the_key_is_refused_although_there_are_quotes(key: str) -> None:
+    with pytest.raises(ValueError, match=f"metadata: unknown key '{key}', nearest is 'text'"):
+        OcrScorer.check(prompt('a sign "x"', **{key: "y"}))
+    OcrScorer.check(prompt("a sign", text="x", **{key: "y"}))
+    OcrScorer.check(prompt('a sign "x"', tag="word", context="street"))
+
+
 @given(st.text(max_size=12), st.text("abcdef", min_size=1, max_size=8))
 def test_similarity_is_in_range_and_one_only_when_equal(read: str, target: str) -> None:
     score = similarity(read, target)
