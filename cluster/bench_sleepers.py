@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.records import Update
+from learner.records import Update, Written
+from learner.storage import Storage
 from rewards.scorer import Judgement, Traits
 from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory
 
@@ -74,6 +75,7 @@ class SleepingRank:
 
     def __init__(self, **arguments: Any) -> None:
         """Nothing to load."""
+        self.storage = Storage()
 
     def join(self, rank: int, world: int, address: str, port: int) -> None:
         """There is one rank."""
@@ -93,8 +95,9 @@ class SleepingRank:
         return Update(metrics=metrics, suspects=())
 
     def save(self, url: str) -> None:
-        """Nothing to save."""
+        """Save that it was here."""
+        self.storage.save(url, lambda folder: (folder / "rank").touch())
 
-    def saved(self, wait: bool) -> bool:
-        """Nothing is under way."""
-        return True
+    def saved(self, wait: bool) -> Written | None:
+        """What was saved."""
+        return self.storage.saved(wait)

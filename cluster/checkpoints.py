@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import psutil
 from fsspec.core import open_local, url_to_fs
@@ -18,26 +17,21 @@ from fsspec.implementations.local import LocalFileSystem
 from cluster.errors import UserError
 from cluster.events import note
 from cluster.learners import Learner, LearnerError
+from cluster.marker import MARKER, Commit, from_marker, installed, to_marker
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
+from learner.records import Written
 
-MARKER: Final = "COMMITTED"
-PACKAGES: Final = ("torch", "deepspeed", "diffusers", "transformers", "peft", "ray", "numpy")
+SHOWN_WITHIN: Final = 30.0
+"""Seconds that a shared file system is given to show what another node has written: NFS caches listings."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, most likely since the disk is full; the older ones are untouched."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """What a marker says: the sizes of all files, the run's configuration, its counters and its packages."""
-
-    step: int
-    empty_batches: int
-    files: dict[str, int]
-    settings: dict[str, Any]
-    packages: dict[str, str]
+class DamagedError(UserError):
+    """A file of a checkpoint is missing or not what was written."""
 
 
 class Checkpoints:
@@ -80,9 +74,10 @@ class Checkpoints:
         if self.pending is None:
             return
         with self._writing(self.pending[0]):
-            if not await learner.saved(wait=wait):
+            written = await learner.saved(wait=wait)
+            if written is None:
                 return
-            await asyncio.to_thread(self._mark, *self.pending)
+            await asyncio.to_thread(self._mark, *self.pending, written)
         self.pending = None
 
     @contextmanager
@@ -91,11 +86,13 @@ class Checkpoints:
         try:
             yield
         except (OSError, LearnerError) as error:
-            last = max(self.steps(), default=0)
-            left = f"--resume continues from step {last}" if last else "there is no older one"
             raise CheckpointError(
-                f"checkpoint {self.url(step)} could not be written: {error}{self._room()}; {left}"
+                f"checkpoint {self.url(step)} could not be written: {error}{self._room()}; {self._left()}"
             ) from error
+
+    def _left(self) -> str:
+        last = max(self.steps(), default=0)
+        return f"--resume continues from step {last}" if last else "there is no older one"
 
     def _room(self) -> str:
         """What is free on a disk of this machine; what a writer says of a full one is often obscure."""
@@ -114,21 +111,50 @@ class Checkpoints:
             self.filesystem.rm_file(marker)  # first, so that half a checkpoint never looks like one
         self.filesystem.rm(self._path(step), recursive=True)
 
-    def _mark(self, step: int, empty_batches: int) -> None:
-        marker = {
-            "step": step,
-            "empty_batches": empty_batches,
-            "files": self._files(step),
-            "settings": self.settings,
-            "packages": installed(),
-        }
+    def _mark(self, step: int, empty_batches: int, written: Sequence[Written]) -> None:
+        self._check_seen(step, written)
+        files = {name: entry for one in written for name, entry in one.files.items()}
+        commit = Commit(
+            step=step, empty_batches=empty_batches, files=files, settings=self.settings, packages=installed()
+        )
         path = f"{self._path(step)}/{MARKER}"
         draft = f"{path}.part"
-        self.filesystem.pipe_file(draft, json.dumps(marker).encode())
+        self.filesystem.pipe_file(draft, to_marker(commit))
         self.filesystem.mv(draft, path)
         note("checkpoint committed", checkpoint=step)
         for old in self.steps()[: -self.keep]:
             self._remove(old)
+
+    def _check_seen(self, step: int, written: Sequence[Written]) -> None:
+        """Wait until all that the ranks have written is seen from here.
+
+        Raises:
+            CheckpointError: if it is not: their folder is another one than this machine's.
+        """
+        if not any(one.files for one in written):
+            raise CheckpointError(f"checkpoint {self.url(step)}: no rank has written a file; {self._left()}")
+        deadline = time.monotonic() + SHOWN_WITHIN
+        while unseen := self._unseen(step, written):
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    f"checkpoint {self.url(step)}: {unseen}; all nodes must share this folder: put it on a "
+                    f"shared file system, or name a URL with --checkpoints; {self._left()}"
+                )
+            time.sleep(0.5)
+
+    def _unseen(self, step: int, written: Sequence[Written]) -> str:
+        """What a rank has written and this machine does not see; empty if nothing."""
+        found = self._files(step)
+        for one in written:
+            unseen = [name for name, entry in one.files.items() if found.get(name) != entry.size]
+            if unseen:
+                name = unseen[0]
+                return (
+                    f"{one.host} has written {len(one.files)} files of which {socket.gethostname()} does not "
+                    f"see {len(unseen)}, such as {name} ({found.get(name, 'no')} bytes, expected "
+                    f"{one.files[name].size})"
+                )
+        return ""
 
     def _files(self, step: int) -> dict[str, int]:
         self.filesystem.invalidate_cache()
@@ -140,34 +166,37 @@ class Checkpoints:
         """What the marker of a checkpoint says.
 
         Raises:
-            UserError: if the marker cannot be read, or files are missing or cut short.
+            DamagedError: if the marker cannot be read, or files are missing or cut short.
         """
-        path = f"{self._path(step)}/{MARKER}"
-        try:
-            commit = Commit(**json.loads(self.filesystem.cat_file(path)))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is no marker of a checkpoint: {error}") from None
-        found = self._files(step)
-        for name, size in commit.files.items():
-            if found.get(name) != size:
-                raise UserError(
-                    f"{self._path(step)}/{name} has {found.get(name, 'no')} bytes, expected {size}: "
-                    "the checkpoint is damaged; remove its folder to resume from the one before"
-                )
+        commit, found = self._commit(step), self._files(step)
+        for name, entry in commit.files.items():
+            if found.get(name) != entry.size:
+                self._damaged(step, name, f"has {found.get(name, 'no')} bytes, expected {entry.size}")
         return commit
+
+    def _commit(self, step: int) -> Commit:
+        try:
+            return from_marker(self.filesystem.cat_file(f"{self._path(step)}/{MARKER}"))
+        except (OSError, ValueError) as error:
+            self._damaged(step, MARKER, f"is no marker of a checkpoint: {error}")
+
+    def _damaged(self, step: int, name: str, what: str) -> NoReturn:
+        raise DamagedError(f"{self._path(step)}/{name} {what}")
 
     def file(self, step: int, name: str) -> Path:
         """A file of a checkpoint as a local one, fetched if it lies elsewhere.
 
         Raises:
             FileNotFoundError: if the checkpoint has no such file.
+            DamagedError: if it is missing.
         """
         url = f"{self.url(step)}/{name}"
-        if not self.filesystem.exists(f"{self._path(step)}/{name}"):
+        if name not in self._commit(step).files:
             raise FileNotFoundError(f"the checkpoint has no {url}")
-        return Path(
-            open_local(url if isinstance(self.filesystem, LocalFileSystem) else f"simplecache::{url}")
-        )
+        if not self.filesystem.exists(f"{self._path(step)}/{name}"):
+            self._damaged(step, name, "is missing")
+        local = isinstance(self.filesystem, LocalFileSystem)
+        return Path(open_local(url if local else f"simplecache::{url}"))
 
     async def restore(self, step: int, learner: Learner) -> None:
         """Load the checkpoint after a step into the learner."""
@@ -179,14 +208,3 @@ def checkpoints_of(settings: RunSettings, folder: RunFolder) -> Checkpoints:
     """The checkpoints of a run: where it says, or in its folder."""
     place = settings.checkpoints or str(folder.checkpoints)
     return Checkpoints(place, settings.keep_checkpoints, settings.model_dump(mode="json"))
-
-
-def installed() -> dict[str, str]:
-    """The versions of the packages that the numbers depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

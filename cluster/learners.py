@@ -14,7 +14,7 @@ from cluster.placement import Role, spawn
 from cluster.pools import DIED, LOST, START_DEADLINE, reason, unbuildable
 from cluster.settings import RunSettings
 from learner.batch import shares
-from learner.records import Update
+from learner.records import Update, Written
 from rollout.records import CandidateGroup, Weights
 from selection.records import Selection
 
@@ -144,9 +144,11 @@ class Learner:
         """Every rank writes its share of a checkpoint, or starts to send it."""
         await self._every("save", [(url,)] * len(self.actors))
 
-    async def saved(self, *, wait: bool) -> bool:
-        """Whether every rank's share has arrived."""
-        return all(await self._every("saved", [(wait,)] * len(self.actors)))
+    async def saved(self, *, wait: bool) -> list[Written] | None:
+        """What every rank has written, once all of it has arrived."""
+        found: list[Written | None] = await self._every("saved", [(wait,)] * len(self.actors))
+        written = [one for one in found if one is not None]
+        return written if len(written) == len(found) else None
 
     async def restore(self, url: str) -> None:
         """Every rank reads its share of a checkpoint."""

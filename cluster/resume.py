@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any, Final
 
-from cluster.checkpoints import Checkpoints, Commit, installed
+from cluster.checkpoints import Checkpoints
 from cluster.errors import UserError
+from cluster.marker import Commit, installed
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings, resolve
 

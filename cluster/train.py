@@ -24,7 +24,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from rich.console import Console
 
-from cluster.checkpoints import CheckpointError, Checkpoints, Commit, checkpoints_of
+from cluster.checkpoints import CheckpointError, Checkpoints, checkpoints_of
 from cluster.display import Display
 from cluster.errors import UserError
 from cluster.evaluation import held_out
@@ -33,6 +33,7 @@ from cluster.guard import guard_of
 from cluster.job import Job, submission
 from cluster.learners import LearnerError, LearnerLost
 from cluster.loop import Run, RunStopped
+from cluster.marker import Commit
 from cluster.placement import connect
 from cluster.pools import PoolError
 from cluster.preflight import Inputs, check, plan

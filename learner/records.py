@@ -1,4 +1,4 @@
-"""What the learner reports of an update."""
+"""What the learner reports of an update and of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,3 +15,19 @@ class Update:
 
     metrics: Mapping[str, float]
     suspects: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """The size of a file in bytes and its CRC-32, which the first checkpoints were written without."""
+
+    size: int
+    crc32: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a rank has written of a checkpoint: on which machine, and every file by its path there."""
+
+    host: str
+    files: Mapping[str, Digest]

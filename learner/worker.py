@@ -25,7 +25,7 @@ from learner.loss import (
     weighted_objective,
 )
 from learner.metrics import UpdateMetrics
-from learner.records import Update
+from learner.records import Update, Written
 from learner.reference import Reference
 from learner.rows import Rows, rows_of
 from learner.settings import LearnerSettings
@@ -195,8 +195,8 @@ class LearnerWorker:
         """
         self.storage.save(url, self._write)
 
-    def saved(self, wait: bool) -> bool:
-        """Whether everything that this rank saved has arrived; with ``wait``, once it has."""
+    def saved(self, wait: bool) -> Written | None:
+        """What this rank saved, once all of it has arrived; None before that unless it is to ``wait``."""
         return self.storage.saved(wait)
 
     def restore(self, url: str) -> None:

@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.evaluation import held_out
+from cluster.marker import MARKER, Commit, to_marker
 from cluster.run_folder import RunFolder
 from cluster.settings import resolve
+from learner.digests import digests
 from rewards.combine import Scores
 from rollout.records import Prompt
 from rollout.worker import RolloutWorker
@@ -74,7 +76,8 @@ def _checkpoint(folder: Path, worker: RolloutWorker, step: int) -> None:
     average = {name: p.detach().clone() for name, p in worker.parameters}
     save_file(average, folder / "average.safetensors")
     save_file({name: p * 1.5 for name, p in average.items()}, folder / "weights.safetensors")
-    (folder / "COMMITTED").touch()
+    commit = Commit(step=step, empty_batches=0, files=digests(folder), settings={}, packages={})
+    (folder / MARKER).write_bytes(to_marker(commit))
 
 
 def _move(worker: RolloutWorker, seed: int) -> None:

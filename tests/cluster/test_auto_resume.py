@@ -13,16 +13,7 @@ from cluster.errors import UserError
 from cluster.resume import started_before
 from cluster.run_folder import RunFolder
 from cluster.train import main
-
-
-class Learner:
-    """Saves one small file."""
-
-    async def save(self, url: str) -> None:
-        (Path(url.removeprefix("file://")) / "rank-0").write_text("state")
-
-    async def saved(self, *, wait: bool) -> bool:
-        return True
+from tests.cluster.saving import SavingLearner
 
 
 @pytest.fixture
@@ -36,7 +27,7 @@ def checkpoints(folder: RunFolder, settings: Any) -> Checkpoints:
 
 def commit(folder: RunFolder, settings: Any, step: int) -> None:
     """What a run does that comes to a checkpoint after a step and is killed after the next one."""
-    learner: Any = Learner()
+    learner: Any = SavingLearner()
     saved = checkpoints(folder, settings)
     asyncio.run(saved.commit(step, learner))
     asyncio.run(saved.settle(learner, wait=True))

@@ -17,6 +17,7 @@ from cluster.checkpoints import Checkpoints
 from cluster.events import GROUP, NAME, STEP, note, recording, warn, watch
 from cluster.placement import Role
 from cluster.pools import Pool, PoolError, Slot
+from tests.cluster.saving import SavingLearner
 
 
 @pytest.fixture
@@ -123,18 +124,8 @@ def test_pools_tell_of_lost_actors(
 def test_checkpoints_tell_when_they_are_committed_and_restored(
     tmp_path: Path, events: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    class Learner:
-        async def save(self, url: str) -> None:
-            (Path(url.removeprefix("file://")) / "rank-0").write_text("state")
-
-        async def saved(self, *, wait: bool) -> bool:
-            return True
-
-        async def restore(self, url: str) -> None:
-            pass
-
     async def run() -> None:
-        learner: Any = Learner()
+        learner: Any = SavingLearner()
         checkpoints = Checkpoints(str(tmp_path / "checkpoints"), 2)
         await checkpoints.commit(4, learner)
         await checkpoints.settle(learner, wait=True)

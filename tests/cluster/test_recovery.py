@@ -17,6 +17,8 @@ from cluster.learners import LearnerError, LearnerLost
 from cluster.loop import Run
 from cluster.recovery import ATTEMPTS, GaveUp, train_through_losses
 from cluster.run_folder import RunFolder
+from learner.records import Written
+from tests.cluster.saving import written_at
 
 STEPS, EVERY = 10, 4
 
@@ -31,10 +33,11 @@ class StandIn:
         self.forgotten = 0
 
     async def save(self, url: str) -> None:
+        self.url = url
         (Path(url.removeprefix("file://")) / "state").write_text(str(self.state))
 
-    async def saved(self, *, wait: bool) -> bool:
-        return True
+    async def saved(self, *, wait: bool) -> list[Written]:
+        return written_at(self.url)
 
     async def restart(self) -> None:
         self.state = 0

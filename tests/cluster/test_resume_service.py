@@ -144,6 +144,14 @@ def test_a_learner_rank_that_dies_and_one_that_hangs(start: Start, pair: Service
     same_run(service.folder, pair.folder)
 
 
+def test_a_folder_that_the_ranks_do_not_share(start: Start) -> None:
+    service = start("apart", "--checkpoints", "memory://apart", "--steps", "1")  # every process has its own
+    assert service.finish() == 1, service.output
+    (line,) = [line for line in service.output.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: checkpoint memory:///apart/step-1: ")
+    assert "all nodes must share this folder" in line
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, which root may mount."""

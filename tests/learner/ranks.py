@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.records import Written
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.settings import ModelSettings
@@ -62,6 +63,7 @@ class Life:
     weights: NDArray[np.float32]
     average: NDArray[np.float32]
     broken: dict[str, Any]
+    written: Written | None
 
     @property
     def losses(self) -> list[float]:
@@ -86,13 +88,14 @@ class Task:
         if self.resume is not None:
             worker.restore(str(self.resume))
             start = SAVED
-        metrics = []
+        metrics, written = [], None
         for done in range(start, self.updates):
             metrics.append(timeless(update(worker, *self.batch.calls(ranks=world)[rank])))
             if self.save is not None and done + 1 == SAVED:
                 worker.save(str(self.save))
+                written = worker.saved(wait=True)
         found = weights(worker), weights(worker, averaged=True)
-        return Life(metrics, *found, self._break(worker, rank, world))
+        return Life(metrics, *found, self._break(worker, rank, world), written)
 
     def _break(self, worker: LearnerWorker, rank: int, world: int) -> dict[str, Any]:
         """An update in which the last rank's loss is finite and its gradient is not: a square root at 0."""

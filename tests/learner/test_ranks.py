@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from learner.digests import digests
 from tests.learner.ranks import SAVED, Case, Life, Task, in_world, resumed
 from tests.learner.tiny import rollout_settings, sample
 
@@ -34,6 +35,7 @@ class Lives:
     pair_again: list[Life]
     alone_from_pair: Life
     pair_from_alone: list[Life]
+    pair_save: Path
 
 
 def lives(cases: list[Case], pipeline: Path, home: Path, updates: int) -> dict[str, Lives]:
@@ -55,7 +57,7 @@ def lives(cases: list[Case], pipeline: Path, home: Path, updates: int) -> dict[s
     return {
         str(c): Lives(
             c, one[i][0], two[i], one_again[i][0], two_again[i],
-            one_again[i + len(cases)][0], two_again[i + len(cases)],
+            one_again[i + len(cases)][0], two_again[i + len(cases)], saves(2)[i],
         )
         for i, c in enumerate(cases)
     }  # fmt: skip
@@ -96,6 +98,14 @@ def test_two_ranks_train_as_one(found: Lives) -> None:
     if found.case.dtype == "float32":
         assert np.abs(found.pair[0].weights - found.alone.weights).max() < 2e-5
         assert np.abs(found.pair[0].average - found.alone.average).max() < 2e-5
+
+
+def test_every_rank_lists_what_it_has_written_and_nothing_else(found: Lives) -> None:
+    lists = [life.written.files for life in found.pair if life.written]
+    assert len(lists) == 2
+    assert lists[0]
+    assert not lists[0].keys() & lists[1].keys()
+    assert {**lists[0], **lists[1]} == digests(found.pair_save)
 
 
 def test_a_kl_that_counts_is_the_same_on_all_ranks(found: Lives) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from learner.digests import digest, digests
+from learner.records import Digest
 from rollout.tensors import flatten
 from tests.learner.tiny import (
     Batch,
@@ -58,13 +62,37 @@ def test_a_checkpoint_travels_to_another_store_while_training_goes_on(
     worker.save(url)
     saved = weights(worker)
     update(worker, *batch.calls()[0])
-    assert worker.saved(wait=True)
+    written = worker.saved(wait=True)
+    assert written is not None
+    with worker.storage.fetched(url) as fetched:
+        assert digests(fetched) == written.files
     assert not list(Path(tempfile.gettempdir()).glob("checkpoint-*"))
     resumed = start(model_settings(pipeline_folder), rollout_settings(), learner_settings())
     resumed.restore(url)
     assert np.array_equal(weights(resumed), saved)
     update(resumed, *batch.calls()[0])
     assert np.array_equal(weights(resumed), weights(worker))
+
+
+def test_a_save_says_what_it_wrote_and_leaves_nothing_else(pipeline_folder: Path, tmp_path: Path) -> None:
+    worker = start(model_settings(pipeline_folder), rollout_settings(), learner_settings())
+    with pytest.raises(RuntimeError, match="nothing has been saved"):
+        worker.saved(wait=True)
+    worker.save(str(tmp_path / "step-1"))
+    written = worker.saved(wait=False)
+    assert written is not None
+    assert written.host == socket.gethostname()
+    assert {"weights.safetensors", "average.safetensors", "learner.json", "latest"} < written.files.keys()
+    assert digests(tmp_path / "step-1") == written.files
+    assert {path.name for path in (tmp_path / "step-1").iterdir() if path.is_dir()} == {"engine"}
+
+
+def test_a_digest_is_of_every_byte(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 200_000  # several chunks
+    (tmp_path / "large").write_bytes(content)
+    assert digest(tmp_path / "large") == Digest(size=len(content), crc32=f"{zlib.crc32(content):08x}")
+    (tmp_path / "empty").touch()
+    assert digest(tmp_path / "empty") == Digest(size=0, crc32="00000000")
 
 
 def test_an_upload_that_fails_is_said(pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
