@@ -16,12 +16,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import UserError
 from cluster.events import note
+from cluster.files import write_bytes
 from cluster.learners import Learner, LearnerError
 from cluster.marker import MARKER, Commit, from_marker, installed, to_marker
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
-from learner.records import Written
+from learner.digests import digest
+from learner.records import Digest, Written
 
+RECORD: Final = "run/"
+"""Where a checkpoint keeps files of the run folder."""
 SHOWN_WITHIN: Final = 30.0
 """Seconds that a shared file system is given to show what another node has written: NFS caches listings."""
 
@@ -39,13 +43,20 @@ class Checkpoints:
 
     Everything outside the learner is a pure function of the seed and the step: prompts, noise, ties and
     shuffles, and so the groups in flight, which a resumed run samples again. The learner's state, the step
-    and a few counters are all there is to save.
+    and a few counters are all there is to save; and, since checkpoints may outlive the run folder, what later
+    steps are compared with: the metrics so far and the held-out scores at the start.
     """
 
-    def __init__(self, url: str, keep: int, settings: dict[str, Any] | None = None) -> None:
-        """Manage the checkpoints below a URL; ``keep`` survive; ``settings`` are recorded with each."""
+    def __init__(
+        self,
+        url: str,
+        keep: int,
+        settings: dict[str, Any] | None = None,
+        record: RunFolder | None = None,
+    ) -> None:
+        """Manage the checkpoints below a URL; ``keep`` survive; settings and record are kept in each."""
         self.filesystem, self.root = url_to_fs(url)
-        self.keep, self.settings = keep, settings or {}
+        self.keep, self.settings, self.record = keep, settings or {}, record
         self.pending: tuple[int, int] | None = None
 
     def url(self, step: int) -> str:
@@ -113,7 +124,7 @@ class Checkpoints:
 
     def _mark(self, step: int, empty_batches: int, written: Sequence[Written]) -> None:
         self._check_seen(step, written)
-        files = {name: entry for one in written for name, entry in one.files.items()}
+        files = {name: entry for one in written for name, entry in one.files.items()} | self._keep(step)
         commit = Commit(
             step=step, empty_batches=empty_batches, files=files, settings=self.settings, packages=installed()
         )
@@ -155,6 +166,19 @@ class Checkpoints:
                     f"{one.files[name].size})"
                 )
         return ""
+
+    def _keep(self, step: int) -> dict[str, Digest]:
+        """Copy what a checkpoint keeps of the run folder; the digests of the copies."""
+        copied: dict[str, Digest] = {}
+        if self.record is None:
+            return copied
+        for source in self.record.kept():
+            name = f"{RECORD}{source.relative_to(self.record.path).as_posix()}"
+            target = f"{self._path(step)}/{name}"
+            self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self.filesystem.put_file(str(source), target)
+            copied[name] = digest(source)
+        return copied
 
     def _files(self, step: int) -> dict[str, int]:
         self.filesystem.invalidate_cache()
@@ -198,6 +222,17 @@ class Checkpoints:
         local = isinstance(self.filesystem, LocalFileSystem)
         return Path(open_local(url if local else f"simplecache::{url}"))
 
+    def rewind(self, commit: Commit, folder: RunFolder) -> None:
+        """Take a run folder back to what it was after a checkpoint's step, even if it was lost and made anew.
+
+        Checkpoints of older versions keep nothing of the folder; then it only forgets what came after.
+        """
+        for name in commit.files:
+            if name.startswith(RECORD):
+                content = self.filesystem.cat_file(f"{self._path(commit.step)}/{name}")
+                write_bytes(folder.path / name.removeprefix(RECORD), content)
+        folder.rewind(commit.step)
+
     async def restore(self, step: int, learner: Learner) -> None:
         """Load the checkpoint after a step into the learner."""
         await learner.restore(self.url(step))
@@ -207,4 +242,4 @@ class Checkpoints:
 def checkpoints_of(settings: RunSettings, folder: RunFolder) -> Checkpoints:
     """The checkpoints of a run: where it says, or in its folder."""
     place = settings.checkpoints or str(folder.checkpoints)
-    return Checkpoints(place, settings.keep_checkpoints, settings.model_dump(mode="json"))
+    return Checkpoints(place, settings.keep_checkpoints, settings.model_dump(mode="json"), folder)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cluster.events import warn
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
 from cluster.stages import Stages
@@ -73,12 +74,16 @@ def eval_means(scores: Scores) -> dict[str, float]:
 
 
 def _metrics(folder: RunFolder, scores: Scores) -> dict[str, float]:
-    found = eval_means(scores)
-    before = np.array(
-        pq.read_table(folder.eval / "step-000000.parquet")["reward"].to_pylist(), dtype=np.float64
-    )
-    found["eval_win_rate"] = float(np.mean(scores.total > before))
-    return found
+    return {**eval_means(scores), "eval_win_rate": _win_rate(folder, scores)}
+
+
+def _win_rate(folder: RunFolder, scores: Scores) -> float:
+    """The share of images that score more than at the start; NaN if the scores at the start are lost."""
+    if not folder.start.exists():
+        warn("win rate missing", reason=f"{folder.start} is lost")
+        return float("nan")
+    before = np.array(pq.read_table(folder.start)["reward"].to_pylist(), dtype=np.float64)
+    return float(np.mean(scores.total > before))
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -68,7 +68,10 @@ async def _go_back(run: Run, step: int) -> None:
     checkpoints, stages = run.checkpoints, run.stages
     checkpoints.pending = None
     commit = checkpoints.read(step) if step else None
-    run.folder.rewind(step if commit else -1)
+    if commit:
+        checkpoints.rewind(commit, run.folder)
+    else:
+        run.folder.rewind(-1)
     run.empty_batches = commit.empty_batches if commit else 0
     run.guard = guard_of(run.settings, run.folder.history())
     stages.rollouts.forget()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from cluster.checkpoints import Checkpoints
 from cluster.errors import UserError
+from cluster.events import warn
 from cluster.marker import Commit, installed
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings, resolve
@@ -25,7 +28,7 @@ SAFE: Final = (
 
 
 def resumable(settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints) -> Commit:
-    """The newest committed checkpoint, once it is known to fit; the run folder forgets what came after.
+    """The newest committed checkpoint, once it is known to fit; the run folder is as it was then.
 
     Raises:
         UserError: if there is none, it is damaged, or the configuration says something else than it did.
@@ -37,7 +40,7 @@ def resumable(settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints
     _check_unchanged(commit.settings, settings)
     if commit.step > settings.steps:
         raise UserError(f"--resume: the run has done {commit.step} steps, more than steps = {settings.steps}")
-    folder.rewind(commit.step)
+    checkpoints.rewind(commit, folder)
     return commit
 
 
@@ -56,6 +59,22 @@ def started_before(settings: RunSettings, folder: RunFolder, checkpoints: Checkp
     return None
 
 
+def announce(
+    commit: Commit | None, folder: RunFolder, checkpoints: Checkpoints, tell: Callable[[str], None]
+) -> None:
+    """Say, by line and event, what is missing with the start of the run."""
+    if commit is None:
+        return
+    missing = []
+    if not folder.start.exists():
+        missing.append("eval_win_rate is missing from here on")
+    if not any(line["step"] == 0 for line in folder.history()):
+        missing.append(f"the drift guard takes the first values after step {commit.step} for the start")
+    if missing:
+        warn("start lost", checkpoint=commit.step)
+        tell(f"what the run folder says of step 0 is lost: {', and '.join(missing)}")
+
+
 def changed_packages(commit: Commit) -> str:
     """The packages that differ from the checkpoint's, in words; empty when none does."""
     now = installed()
@@ -64,7 +83,7 @@ def changed_packages(commit: Commit) -> str:
 
 
 def _check_unchanged(before: dict[str, Any], settings: RunSettings) -> None:
-    old, new = dict(_flat(before)), dict(_flat(settings.model_dump(mode="json")))
+    old, new = dict(_flat(_completed(before))), dict(_flat(settings.model_dump(mode="json")))
     changes = [
         f"  {key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -76,6 +95,14 @@ def _check_unchanged(before: dict[str, Any], settings: RunSettings) -> None:
             + "\n".join(changes)
             + "\nleave these as they were, or start a new run"
         )
+
+
+def _completed(before: dict[str, Any]) -> dict[str, Any]:
+    """An older version's settings, with the defaults of the keys that it did not have."""
+    try:
+        return RunSettings.model_validate(before).model_dump(mode="json")
+    except ValidationError:
+        return before  # the comparison says what is different
 
 
 def _safe(key: str, settings: RunSettings) -> bool:

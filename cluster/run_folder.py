@@ -51,6 +51,7 @@ class RunFolder:
         self.ledger = path / "ledger"
         self.images = path / "images"
         self.eval = path / "eval"
+        self.start = self.eval / "step-000000.parquet"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 
@@ -90,6 +91,10 @@ class RunFolder:
     def history(self) -> list[dict[str, Any]]:
         """All metrics so far; a last line that a kill cut short is left out."""
         return _lines(self.metrics) if self.metrics.exists() else []
+
+    def kept(self) -> list[Path]:
+        """What a checkpoint keeps of the folder: all that later evaluations and the guard compare with."""
+        return [path for path in (self.metrics, self.start) if path.exists()]
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after a step, before a resumed run does it again."""

@@ -41,7 +41,7 @@ from cluster.process import leave
 from cluster.prometheus import Prometheus
 from cluster.recovery import GaveUp, train_through_losses
 from cluster.report import summary_table, write_report
-from cluster.resume import changed_packages, resumable, started_before
+from cluster.resume import announce, changed_packages, resumable, started_before
 from cluster.run_folder import FolderError, RunFolder
 from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
 from cluster.stages import WeightsError, start_stages
@@ -141,6 +141,7 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
         folder.path, folder.path.name, after_step=commit.step if commit else 0, pid=os.getpid()
     )
     with _given_back(folder, commit is None and not options.auto_resume), record:
+        announce(commit, folder, checkpoints, partial(console.print, highlight=False, soft_wrap=True))
         connect(settings.cluster)
         try:
             learners = hold(settings, partial(console.print, highlight=False, soft_wrap=True))

@@ -144,6 +144,19 @@ def test_a_learner_rank_that_dies_and_one_that_hangs(start: Start, pair: Service
     same_run(service.folder, pair.folder)
 
 
+def test_the_run_folder_is_lost_and_checkpoints_are_elsewhere(
+    start: Start, finished: Service, tmp_path: Path
+) -> None:
+    elsewhere = ["--checkpoints", (tmp_path / "elsewhere").as_uri(), "--auto-resume"]
+    service = start("lost", *elsewhere, steps=STOP)
+    assert service.finish() == 0, service.output
+    shutil.rmtree(service.folder)
+    service = start("lost", *elsewhere)
+    assert service.finish() == 0, service.output
+    assert lines(service.folder) == lines(finished.folder)
+    assert (service.folder / "report.html").exists()
+
+
 def test_a_folder_that_the_ranks_do_not_share(start: Start) -> None:
     service = start("apart", "--checkpoints", "memory://apart", "--steps", "1")  # every process has its own
     assert service.finish() == 1, service.output
