@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -15,17 +18,19 @@ from fsspec.core import open_local, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import UserError
-from cluster.events import note
+from cluster.events import note, warn
 from cluster.files import write_bytes
 from cluster.learners import Learner, LearnerError
 from cluster.marker import MARKER, Commit, from_marker, installed, to_marker
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
-from learner.digests import digest
+from learner.digests import crc32, digest
 from learner.records import Digest, Written
 
 RECORD: Final = "run/"
 """Where a checkpoint keeps files of the run folder."""
+READERS: Final = 4
+"""Files that are read at once when a checkpoint is verified."""
 SHOWN_WITHIN: Final = 30.0
 """Seconds that a shared file system is given to show what another node has written: NFS caches listings."""
 
@@ -58,6 +63,8 @@ class Checkpoints:
         self.filesystem, self.root = url_to_fs(url)
         self.keep, self.settings, self.record = keep, settings or {}, record
         self.pending: tuple[int, int] | None = None
+        self.damaged: dict[int, str] = {}
+        self.untold: list[int] = []
 
     def url(self, step: int) -> str:
         """Where the checkpoint after a step lies."""
@@ -67,10 +74,11 @@ class Checkpoints:
         return f"{self.root}/step-{step}"
 
     def steps(self) -> list[int]:
-        """The steps with a committed checkpoint, oldest first."""
+        """The steps with a committed checkpoint that is not known to be damaged, oldest first."""
         self.filesystem.invalidate_cache()
         found = self.filesystem.glob(f"{self.root}/step-*/{MARKER}")
-        return sorted(int(str(path).split("/")[-2].removeprefix("step-")) for path in found)
+        names = {str(path).split("/")[-2].removeprefix("step-") for path in found}
+        return sorted({int(name) for name in names if name.isdecimal()} - self.damaged.keys())
 
     async def commit(self, step: int, learner: Learner, *, empty_batches: int = 0) -> None:
         """Let the learner save; the marker follows when everything has arrived, see `settle`."""
@@ -114,6 +122,7 @@ class Checkpoints:
     def _clear(self, step: int) -> None:
         if self.filesystem.exists(self._path(step)):
             self._remove(step)
+        self.damaged.pop(step, None)
         self.filesystem.makedirs(self._path(step), exist_ok=True)
 
     def _remove(self, step: int) -> None:
@@ -186,6 +195,35 @@ class Checkpoints:
         prefix = f"{self._path(step)}/"
         return {path.removeprefix(prefix): int(entry["size"]) for path, entry in found.items()}
 
+    def newest(self, fits: Callable[[Commit], None] = lambda commit: None) -> Commit | None:
+        """Find the newest checkpoint that is whole; None if there is none at all. It reads every file.
+
+        Args:
+            fits: raises what speaks against a checkpoint, before its files are read.
+
+        Raises:
+            UserError: if every checkpoint is damaged.
+        """
+        for step in reversed(self.steps()):
+            try:
+                commit = self.read(step)
+                fits(commit)
+                self.verify(commit)
+                return commit
+            except DamagedError as error:
+                self.damaged[step] = str(error)
+                self.untold.append(step)
+        if self.damaged:
+            raise UserError(f"{self.root}: every checkpoint is damaged: {'; '.join(self.damaged.values())}")
+        return None
+
+    def tell_damage(self, tell: Callable[[str], None]) -> None:
+        """Say of every damaged checkpoint, once, that an older one is taken: a line and an event."""
+        while self.untold:
+            step = self.untold.pop(0)
+            warn("checkpoint damaged", checkpoint=step, reason=self.damaged[step])
+            tell(f"damaged, so an older checkpoint is taken: {self.damaged[step]}")
+
     def read(self, step: int) -> Commit:
         """What the marker of a checkpoint says.
 
@@ -204,6 +242,31 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             self._damaged(step, MARKER, f"is no marker of a checkpoint: {error}")
 
+    def verify(self, commit: Commit) -> None:
+        """Read every file of a checkpoint and compare its digest; files without one are passed over.
+
+        Raises:
+            DamagedError: if one cannot be read or is not what was written.
+        """
+        expected = {name: entry for name, entry in commit.files.items() if entry.crc32 is not None}
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(partial(self._crc32, commit.step), expected)
+            for (name, entry), value in zip(expected.items(), found, strict=True):
+                self._check(commit.step, name, replace(entry, crc32=value), entry)
+
+    def _crc32(self, step: int, name: str) -> str:
+        try:
+            with self.filesystem.open(f"{self._path(step)}/{name}", "rb") as file:
+                return crc32(file)
+        except OSError as error:
+            self._damaged(step, name, f"cannot be read: {error}")
+
+    def _check(self, step: int, name: str, found: Digest, expected: Digest) -> None:
+        if found.size != expected.size:
+            self._damaged(step, name, f"has {found.size} bytes, expected {expected.size}")
+        if expected.crc32 not in (None, found.crc32):
+            self._damaged(step, name, f"has the CRC-32 {found.crc32}, expected {expected.crc32}")
+
     def _damaged(self, step: int, name: str, what: str) -> NoReturn:
         raise DamagedError(f"{self._path(step)}/{name} {what}")
 
@@ -212,15 +275,18 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: if the checkpoint has no such file.
-            DamagedError: if it is missing.
+            DamagedError: if it is not what was written.
         """
         url = f"{self.url(step)}/{name}"
-        if name not in self._commit(step).files:
+        expected = self._commit(step).files.get(name)
+        if expected is None:
             raise FileNotFoundError(f"the checkpoint has no {url}")
         if not self.filesystem.exists(f"{self._path(step)}/{name}"):
             self._damaged(step, name, "is missing")
         local = isinstance(self.filesystem, LocalFileSystem)
-        return Path(open_local(url if local else f"simplecache::{url}"))
+        path = Path(open_local(url if local else f"simplecache::{url}"))
+        self._check(step, name, digest(path), expected)
+        return path
 
     def rewind(self, commit: Commit, folder: RunFolder) -> None:
         """Take a run folder back to what it was after a checkpoint's step, even if it was lost and made anew.

@@ -20,7 +20,7 @@ from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from cluster.checkpoints import checkpoints_of
+from cluster.checkpoints import Checkpoints, DamagedError, checkpoints_of
 from cluster.errors import UserError
 from cluster.model_card import CARD, Export, model_card
 from cluster.run_folder import RunFolder
@@ -110,14 +110,25 @@ def _checkpoint(
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{checkpoints.root} holds no committed checkpoint")
-    step = steps[-1] if wanted is None else wanted
-    if step not in steps:
+    if wanted is not None and wanted not in steps:
         known = ", ".join(map(str, steps))
-        raise UserError(f"--step {step}: {checkpoints.root} holds no such checkpoint, only {known}")
+        raise UserError(f"--step {wanted}: {checkpoints.root} holds no such checkpoint, only {known}")
     try:
-        return step, checkpoints.file(step, WEIGHTS[averaged])
+        return _newest_file(checkpoints, steps if wanted is None else [wanted], WEIGHTS[averaged])
     except FileNotFoundError as error:
         raise UserError(f"{error}; expected every trained parameter in it, by name") from None
+
+
+def _newest_file(checkpoints: Checkpoints, steps: Sequence[int], name: str) -> tuple[int, Path]:
+    """A file of the newest of some checkpoints in which it is not damaged, and the step of that one."""
+    *older, step = steps
+    try:
+        return step, checkpoints.file(step, name)
+    except DamagedError as error:
+        if not older:
+            raise
+        print(f"damaged, so an older checkpoint is taken: {error}", file=sys.stderr)
+        return _newest_file(checkpoints, older, name)
 
 
 def _check_push(name: str) -> None:

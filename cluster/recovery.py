@@ -13,6 +13,7 @@ from cluster.events import warn
 from cluster.guard import guard_of
 from cluster.learners import LearnerLost
 from cluster.loop import Run, train
+from cluster.marker import Commit
 from cluster.pools import reason
 
 ATTEMPTS: Final = 3
@@ -35,18 +36,22 @@ async def train_through_losses(run: Run, start: int, tell: Callable[[str], None]
 
     Raises:
         GaveUp: if it happens again and again without a new checkpoint in between.
+        UserError: if every checkpoint is damaged.
     """
     losses: Counter[int] = Counter()
+    commit: Commit | None = None
     while True:
         try:
             if losses:
-                await _go_back(run, start)
+                await _go_back(run, commit)
             return await train(run, start)
         except (*LOSSES, ExceptionGroup) as error:
             story = _story(error)
             if story is None:
                 raise
-        start = max(run.checkpoints.steps(), default=0)
+        commit = await asyncio.to_thread(run.checkpoints.newest)
+        run.checkpoints.tell_damage(tell)
+        start = commit.step if commit else 0
         losses[start] += 1
         if losses[start] > ATTEMPTS:
             raise GaveUp(f"{story}; it is the loss number {losses[start]} after step {start}")
@@ -63,11 +68,10 @@ def _story(error: Exception) -> str | None:
     return str(error) if isinstance(error, LearnerLost) else reason(error)
 
 
-async def _go_back(run: Run, step: int) -> None:
-    """To the state after a step; the run folder forgets what came after, and samplers what they hold."""
+async def _go_back(run: Run, commit: Commit | None) -> None:
+    """To the state of a checkpoint; the run folder forgets what came after, and samplers what they hold."""
     checkpoints, stages = run.checkpoints, run.stages
     checkpoints.pending = None
-    commit = checkpoints.read(step) if step else None
     if commit:
         checkpoints.rewind(commit, run.folder)
     else:
@@ -77,4 +81,4 @@ async def _go_back(run: Run, step: int) -> None:
     stages.rollouts.forget()
     await stages.learner.restart()
     if commit:
-        await checkpoints.restore(step, stages.learner)
+        await checkpoints.restore(commit.step, stages.learner)

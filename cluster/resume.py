@@ -28,18 +28,22 @@ SAFE: Final = (
 
 
 def resumable(settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints) -> Commit:
-    """The newest committed checkpoint, once it is known to fit; the run folder is as it was then.
+    """The newest checkpoint that is whole, once it is known to fit; the run folder is as it was then.
 
     Raises:
-        UserError: if there is none, it is damaged, or the configuration says something else than it did.
+        UserError: if there is none, all are damaged, or the configuration says something else than it did.
     """
-    steps = checkpoints.steps()
-    if not steps:
+
+    def fits(commit: Commit) -> None:
+        _check_unchanged(commit.settings, settings)
+        if commit.step > settings.steps:
+            raise UserError(
+                f"--resume: the run has done {commit.step} steps, more than steps = {settings.steps}"
+            )
+
+    commit = checkpoints.newest(fits)
+    if commit is None:
         raise UserError(f"--resume: {checkpoints.root} holds no committed checkpoint")
-    commit = checkpoints.read(steps[-1])
-    _check_unchanged(commit.settings, settings)
-    if commit.step > settings.steps:
-        raise UserError(f"--resume: the run has done {commit.step} steps, more than steps = {settings.steps}")
     checkpoints.rewind(commit, folder)
     return commit
 
@@ -48,7 +52,7 @@ def started_before(settings: RunSettings, folder: RunFolder, checkpoints: Checkp
     """What an attempt before this one left: its newest checkpoint, or none and a folder to start over in.
 
     Raises:
-        UserError: if the checkpoint is damaged, or the folder is another run's.
+        UserError: if every checkpoint is damaged, or the folder is another run's.
     """
     if not folder.config.exists():  # a first attempt, or only the checkpoints have survived, elsewhere
         folder.create(settings)
@@ -62,7 +66,8 @@ def started_before(settings: RunSettings, folder: RunFolder, checkpoints: Checkp
 def announce(
     commit: Commit | None, folder: RunFolder, checkpoints: Checkpoints, tell: Callable[[str], None]
 ) -> None:
-    """Say, by line and event, what is missing with the start of the run."""
+    """Say, by line and event, which checkpoints are damaged and what is missing with the start of the run."""
+    checkpoints.tell_damage(tell)
     if commit is None:
         return
     missing = []

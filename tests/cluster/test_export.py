@@ -14,10 +14,12 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image
 
 from cluster import export
+from cluster.checkpoints import Checkpoints
 from cluster.model_card import Export, model_card
 from cluster.run_folder import RunFolder
 from cluster.settings import resolve
 from tests.cluster.export_run import TEXT, Hub, MadeRun, make_run, running_hub
+from tests.cluster.saving import flip
 
 ROOT = Path(__file__).resolve().parents[2]
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -184,11 +186,30 @@ def test_a_run_that_cannot_be_exported_is_refused(
     assert "model.path" in refused(capsys, *export_lora)
     config.write_text(before)
     (made.folder / "checkpoints/step-4/weights.safetensors").unlink()
-    assert "step-4/weights.safetensors" in refused(capsys, *export_lora)
+    said = refused(capsys, *export_lora, "--step", "4")
+    assert "step-4/weights.safetensors is missing" in said
+    (made.folder / "checkpoints/step-2/weights.safetensors").unlink()
+    assert "step-2/weights.safetensors is missing" in refused(capsys, *export_lora)
     for marker in made.folder.rglob("COMMITTED"):
         marker.unlink()
     assert "no committed checkpoint" in refused(capsys, *export_lora)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_damaged_weights_are_passed_over_with_a_word(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_run(tmp_path / "run", pipeline_folder, lora_rank=4)
+    flip(Checkpoints(str(made.folder / "checkpoints"), 2), 4, "weights.safetensors", bit=8 * 2000)
+    export_lora = [str(made.folder), "--what", "lora"]
+    assert "step-4/weights.safetensors has the CRC-32" in refused(capsys, *export_lora, "--step", "4")
+    assert export.main(export_lora) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{made.folder / 'export' / 'lora-step-2'}\n"
+    assert said.err.startswith("damaged, so an older checkpoint is taken: ")
+    assert "step-4/weights.safetensors has the CRC-32" in said.err
+    assert export.main([*export_lora, "--ema"]) == 0  # of the newest one, whose average is whole
+    assert capsys.readouterr().out == f"{made.folder / 'export' / 'lora-step-4-ema'}\n"
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:

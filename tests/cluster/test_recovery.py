@@ -12,6 +12,7 @@ from ray.exceptions import ObjectLostError
 
 from cluster import recovery
 from cluster.checkpoints import Checkpoints
+from cluster.errors import UserError
 from cluster.guard import Guard
 from cluster.learners import LearnerError, LearnerLost
 from cluster.loop import Run
@@ -98,6 +99,33 @@ def test_a_loss_takes_the_run_back_to_its_last_checkpoint(go: Any) -> None:
     assert stand_in.starts == [0, 4, 8]
     assert stand_in.forgotten == 2
     assert go.stories[0] == "learner update: ActorDiedError: rank 1: all ranks start anew, from step 4"
+
+
+def test_a_damaged_checkpoint_is_passed_over(go: Any, tmp_path: Path) -> None:
+    class Damaging(LearnerLost):
+        """Ranks that die with a bit of what they saved last."""
+
+        def __str__(self) -> str:
+            (tmp_path / "run/checkpoints/step-8/state").write_text("9")
+            return "rank 1 is dead"
+
+    stand_in = go((9, Damaging()))
+    assert stand_in.starts == [0, 4]
+    assert stand_in.forgotten == 1
+    assert go.stories[0].startswith("damaged, so an older checkpoint is taken: ")
+    assert "step-8/state has the CRC-32" in go.stories[0]
+    assert go.stories[1] == "rank 1 is dead: all ranks start anew, from step 4"
+
+
+def test_without_a_whole_checkpoint_the_run_ends(go: Any, tmp_path: Path) -> None:
+    class Damaging(LearnerLost):
+        def __str__(self) -> str:
+            for state in (tmp_path / "run/checkpoints").glob("*/state"):
+                state.unlink()
+            return "rank 1 is dead"
+
+    with pytest.raises(UserError, match=r"every checkpoint is damaged: .*step-8.*step-4"):
+        go((9, Damaging()))
 
 
 def test_without_a_checkpoint_the_run_starts_over(go: Any) -> None:

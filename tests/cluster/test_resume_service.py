@@ -16,6 +16,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from cluster.checkpoints import Checkpoints
+from tests.cluster.saving import flip
 from tests.cluster.service import REWARDS, Service, ledger_of, metrics_of, prepare, services, timeless
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -155,6 +157,16 @@ def test_the_run_folder_is_lost_and_checkpoints_are_elsewhere(
     assert service.finish() == 0, service.output
     assert lines(service.folder) == lines(finished.folder)
     assert (service.folder / "report.html").exists()
+
+
+def test_a_bit_of_the_newest_checkpoint_is_flipped(start: Start, finished: Service) -> None:
+    service = start("flipped", steps=2 * EVERY)
+    assert service.finish() == 0, service.output
+    flip(Checkpoints(str(service.folder / "checkpoints"), 3), 2 * EVERY, "weights.safetensors", bit=8 * 9999)
+    service = start("flipped", resume=True)
+    assert service.finish() == 0, service.output
+    assert "damaged, so an older checkpoint is taken: " in service.output
+    same_run(service.folder, finished.folder)
 
 
 def test_a_folder_that_the_ranks_do_not_share(start: Start) -> None:
