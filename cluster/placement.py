@@ -15,10 +15,14 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import UserError
+from cluster.library_warnings import forward
+from cluster.object_store import check_object_store
 from cluster.settings import ClusterSettings
 
 JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
+LOCAL: Final = "local"
+"""The address by which Ray starts a node of its own."""
 ROLE_VARIABLE: Final = "NOISEMARGIN_ROLE"
 """Tells the processes of the actors apart."""
 NODE_LABEL: Final = "noisemargin.io/role"
@@ -50,6 +54,7 @@ class Host:
     def __init__(self, name: str, target: str, arguments: dict[str, Any]) -> None:
         """Import and build the worker."""
         self.name = name
+        forward(name)  # first, for what its libraries say when they are imported
         module, _, attribute = target.partition(":")
         self.worker = getattr(importlib.import_module(module), attribute)(**arguments)
 
@@ -105,39 +110,59 @@ def connect(settings: ClusterSettings) -> None:
     """Join the cluster that was named or that this job runs on; else start a node on this machine.
 
     Raises:
-        UserError: if the cluster cannot be reached or the dashboard's port is taken.
+        UserError: if the cluster cannot be reached, or the local node cannot be started as configured.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A failed call fails all of its results; the pool looks at the first and that is enough.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = joined(settings)
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False)
-        else:
-            _start_local(settings)
-    except Exception as error:  # Ray raises a bare one when its node does not come up in time
-        raise UserError(
-            f"cluster.address: cannot reach Ray at {address or 'a local node'}: {error}"
-        ) from None
+    if address:
+        _join(address, _named_by(settings))
+    else:
+        _start_local(settings)
 
 
 def joined(settings: ClusterSettings) -> str | None:
     """The cluster that a run joins: the one that was named, or that this job runs on; none: its own node."""
     surrounding = os.environ.get("RAY_ADDRESS") or ("auto" if JOB_VARIABLE in os.environ else None)
-    return settings.address or surrounding
+    address = settings.address or surrounding
+    return None if address == LOCAL else address
+
+
+def _named_by(settings: ClusterSettings) -> str:
+    """Where the address of the cluster comes from."""
+    if settings.address:
+        return "cluster.address"
+    return "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "the job's cluster"
+
+
+def _join(address: str, source: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except Exception as error:  # Ray raises many kinds
+        raise UserError(f"{source}: cannot reach Ray at {address}: {_line(error)}") from None
 
 
 def _start_local(settings: ClusterSettings) -> None:
-    ray.init(
-        address="local",
-        include_dashboard=settings.dashboard_port is not None,
-        dashboard_host="127.0.0.1",
-        dashboard_port=settings.dashboard_port,
-        object_store_memory=int(settings.object_store_gb * 1e9),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    check_object_store(settings.object_store_gb)
+    try:
+        ray.init(
+            address=LOCAL,
+            include_dashboard=settings.dashboard_port is not None,
+            dashboard_host="127.0.0.1",
+            dashboard_port=settings.dashboard_port,
+            object_store_memory=int(settings.object_store_gb * 1e9),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray raises a bare one when its node does not come up in time
+        story = _line(error)
+        about = "cluster.object_store_gb: " if "object store" in story.lower() else ""
+        raise UserError(f"{about}cannot start a Ray node on this machine: {story}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def check_port(port: int | None) -> None:

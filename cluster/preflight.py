@@ -12,6 +12,7 @@ from fsspec.core import url_to_fs
 from rich.table import Table
 
 from cluster.errors import UserError
+from cluster.object_store import check_object_store
 from cluster.placement import check_port, joined
 from cluster.settings import RunSettings
 from learner.config import deepspeed_config
@@ -62,6 +63,7 @@ def check(settings: RunSettings) -> Inputs:
         _check_reward(name, prompts.values())
     if not joined(settings.cluster):
         check_port(settings.cluster.dashboard_port)
+        check_object_store(settings.cluster.object_store_gb)
         _check_memory(settings)
     return inputs
 

@@ -37,7 +37,9 @@ class ClusterSettings(Settings):
     learner_deadline: float = Field(
         1800, gt=0, description="seconds an update may take before all learner ranks are started anew"
     )
-    object_store_gb: float = Field(1.0, gt=0, description="object store of a local node, in GB")
+    object_store_gb: float = Field(
+        1.0, ge=0.08, description="object store of a local node, in GB; Ray takes no less than 0.08"
+    )
     wait: float = Field(30, ge=1, description="seconds to wait for room in a cluster that was joined")
     nodes: dict[str, str] = Field(
         default_factory=dict,

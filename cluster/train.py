@@ -32,6 +32,7 @@ from cluster.events import note, recording, watch
 from cluster.guard import guard_of
 from cluster.job import Job, submission
 from cluster.learners import LearnerError, LearnerLost
+from cluster.library_warnings import LibraryWarnings
 from cluster.loop import Run, RunStopped
 from cluster.marker import Commit
 from cluster.placement import connect
@@ -140,13 +141,16 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
     record = recording(
         folder.path, folder.path.name, after_step=commit.step if commit else 0, pid=os.getpid()
     )
+    tell = partial(console.print, highlight=False, soft_wrap=True)
+    heard = LibraryWarnings(tell)
     with _given_back(folder, commit is None and not options.auto_resume), record:
         announce(commit, folder, checkpoints, partial(console.print, highlight=False, soft_wrap=True))
         connect(settings.cluster)
         try:
-            learners = hold(settings, partial(console.print, highlight=False, soft_wrap=True))
-            done = asyncio.run(_train(settings, inputs, folder, checkpoints, commit, console, learners))
+            learners = hold(settings, tell)
+            done = asyncio.run(_train(settings, inputs, folder, checkpoints, commit, console, learners, heard))
         finally:
+            heard.collect()
             ray.shutdown()
     return _farewell(settings, folder, done, time.perf_counter() - started, console)
 
@@ -181,19 +185,21 @@ async def _train(
     commit: Commit | None,
     console: Console,
     learners: PlacementGroup,
+    heard: LibraryWarnings,
 ) -> int:
     start = commit.step if commit else 0
     job = Job(str(folder.path), settings.steps)
     with console.status("starting the actors"):
         stages = start_stages(settings, learners)
         await stages.ready()
+        heard.collect()
         if start:
             await checkpoints.restore(start, stages.learner)
     with Display(console, settings.steps, start) as display:
         drawn = held_out(inputs.held_out, settings)
         board = TensorBoard(folder.tensorboard)
         gauges = Prometheus(folder.path.name, stages)
-        trackers = (folder.log, board.log, gauges.log, display.step, watch, job.log)
+        trackers = (folder.log, board.log, gauges.log, display.step, watch, job.log, heard.log)
         guard = guard_of(settings, folder.history())
         run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, trackers, guard)
         run.empty_batches = commit.empty_batches if commit else 0

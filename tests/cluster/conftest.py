@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,9 +52,16 @@ def configure(model_folder: Path, tmp_path: Path) -> Configure:
 
 @pytest.fixture
 def set_free_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let psutil report some free memory, in GB."""
+    """Let psutil report some free memory, in GB, with as much shared memory as Ray may want."""
 
     def report(gigabytes: float) -> None:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 1e9))
+        set_shared_memory(monkeypatch, gigabytes)
 
     return report
+
+
+def set_shared_memory(patch: pytest.MonkeyPatch, free: float, total: float | None = None) -> None:
+    """Let /dev/shm have some GB free, by default all of it."""
+    whole = total or free
+    patch.setattr(shutil, "disk_usage", lambda path: (whole * 1e9, (whole - free) * 1e9, free * 1e9))

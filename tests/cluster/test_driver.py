@@ -192,3 +192,6 @@ def test_a_ray_that_does_not_come_up_is_an_error_of_one_line(
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(UserError, match=f"^cluster.address: cannot reach Ray at there:1: {error}$"):
         connect(ClusterSettings(address="there:1"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=f"^cannot start a Ray node on this machine: {error}$"):
+        connect(ClusterSettings(object_store_gb=0.08))

@@ -262,6 +262,11 @@ def test_ctrl_c_while_the_actors_start_leaves_nothing_behind(start: Start) -> No
     assert not survivors(family, service.process.pid)
 
 
+def test_a_healthy_run_has_no_warnings_of_libraries(finished: Service) -> None:
+    assert "library warning" not in (finished.folder / "log.jsonl").read_text()
+    assert " warns in " not in finished.output
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_even_if_actors_die(start: Start, finished: Service) -> None:
     service = start("killed")

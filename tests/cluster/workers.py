@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +50,29 @@ class Echo:
 
     def pair(self) -> tuple[str, NDArray[np.int64]]:
         return "first", np.arange(3)
+
+
+class Warner(Echo):
+    """Says what libraries say, by Python's warnings and by a logger that keeps its lines to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logger = logging.getLogger("somelib.models")
+        self.logger.propagate = False
+        warnings.warn("made with random weights", UserWarning, stacklevel=1)
+
+    def warn(self, text: str, *values: object) -> None:
+        self.logger.warning(text, *values)
+
+    def warn_and_die(self, text: str) -> None:
+        self.logger.error(text)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def murmur(self) -> None:
+        """What nobody needs to know."""
+        self.logger.info("loaded")
+        warnings.warn("gone in version 9", FutureWarning, stacklevel=1)
+        self.logger.warning("**** You are using ZeRO with an untested optimizer, proceed with caution *****")
 
 
 class Unbuildable:
