@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.address import check_answers
 from cluster.errors import UserError
 from cluster.library_warnings import forward
 from cluster.object_store import check_object_store
@@ -138,6 +139,7 @@ def _named_by(settings: ClusterSettings) -> str:
 
 def _join(address: str, source: str) -> None:
     try:
+        check_answers(address)
         ray.init(address=address, log_to_driver=False)
     except Exception as error:  # Ray raises many kinds
         raise UserError(f"{source}: cannot reach Ray at {address}: {_line(error)}") from None

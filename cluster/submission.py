@@ -26,6 +26,8 @@ LIMIT: Final = 100 * 2**20
 TOKEN_FILE: Final = Path(".ray") / "auth_token"
 """Where Ray keeps a token, below the home folder."""
 UNAUTHORISED: Final = 401
+PATIENCE: Final = 5.0
+"""Seconds that a dashboard has to answer."""
 ADDRESS_VARIABLE: Final = "RAY_API_SERVER_ADDRESS"
 """Ray's own variable for the address of a dashboard."""
 
@@ -40,7 +42,7 @@ def reach(address: str, tell: Callable[[str], None]) -> JobSubmissionClient:
     """
     host = _host(address)
     try:
-        answer = httpx.get(f"{address.rstrip('/')}/api/version", timeout=20)
+        answer = httpx.get(f"{address.rstrip('/')}/api/version", timeout=PATIENCE)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"--address: no Ray dashboard answers at {address}: {error}") from None
     if answer.status_code == UNAUTHORISED:
