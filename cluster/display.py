@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
-STAGES = ("sample", "score", "select", "learn", "broadcast")
+STAGES: Final = ("sample", "score", "select", "learn", "broadcast")
+BAR: Final = 16
+"""Columns of the bar."""
+BESIDE: Final = len("training ") + BAR + len(" 1000/1000 ") + len("-:--:-- ")
+"""Columns of a terminal that a step's numbers do not have."""
+MEMORY: Final = 3600.0
+"""Seconds of past steps by which the time that is left is told: a step of a large model takes minutes."""
+
+
+class _Numbers(ProgressColumn):
+    """What a step's line says of it; it alone is cut where a terminal is too narrow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
 
 class Display:
@@ -16,13 +39,15 @@ class Display:
     def __init__(self, console: Console, steps: int, start: int) -> None:
         """Show steps ``start`` to ``steps``."""
         self.console, self.steps = console, steps
+        whole = Column(no_wrap=True)
         self.progress = Progress(
-            TextColumn("[bold]training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            TextColumn("[bold]training", table_column=whole),
+            BarColumn(BAR, table_column=whole),
+            MofNCompleteColumn(table_column=whole),
+            TimeRemainingColumn(table_column=whole),
+            _Numbers(),
             console=console,
+            speed_estimate_period=MEMORY,
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("train", total=steps, completed=start, note="")
@@ -43,11 +68,11 @@ class Display:
         if metrics["step"] == 0:
             self.console.print(f"start: held-out {describe_evaluation(metrics)}", highlight=False)
             return
-        note = describe(metrics)
+        note = fitting(metrics, self.console.width - BESIDE)
         self.progress.update(self.task, completed=metrics["step"], note=note)
         if not self.console.is_terminal:
             self.console.print(
-                f"step {metrics['step']}/{self.steps}  {note}", highlight=False, soft_wrap=True
+                f"step {metrics['step']}/{self.steps}  {describe(metrics)}", highlight=False, soft_wrap=True
             )
         elif "eval_reward" in metrics:
             self.console.print(f"step {metrics['step']}: held-out {describe_evaluation(metrics)}")
@@ -55,12 +80,27 @@ class Display:
 
 def describe(metrics: dict[str, Any]) -> str:
     """One step in a line: reward, margin, seconds per stage, and the evaluation where there is one."""
+    line = _numbers(metrics)
+    return f"{line}  held-out {describe_evaluation(metrics)}" if "eval_reward" in metrics else line
+
+
+def fitting(metrics: dict[str, Any], columns: int) -> str:
+    """A step in so many columns: with the seconds of every stage, of the longest one, or of none."""
+    brief = (
+        f"reward {metrics['reward_mean']:.3f} margin {metrics['margin_mean']:.3f} "
+        f"{metrics['seconds_step']:.1f} s"
+    )
+    longest = max(STAGES, key=lambda stage: metrics[f"seconds_{stage}"])
+    lines = (_numbers(metrics), f"{brief} ({longest} {metrics[f'seconds_{longest}']:.1f})")
+    return next((line for line in lines if len(line) <= columns), brief)
+
+
+def _numbers(metrics: dict[str, Any]) -> str:
     seconds = " ".join(f"{stage} {metrics[f'seconds_{stage}']:.1f}" for stage in STAGES)
-    line = (
+    return (
         f"reward {metrics['reward_mean']:.3f}  margin {metrics['margin_mean']:.3f}  "
         f"{metrics['seconds_step']:.1f} s ({seconds})"
     )
-    return f"{line}  held-out {describe_evaluation(metrics)}" if "eval_reward" in metrics else line
 
 
 def describe_evaluation(metrics: dict[str, Any]) -> str:

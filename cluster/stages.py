@@ -215,10 +215,16 @@ class Stages:
     observer: Observer | None
 
     @property
+    def named_pools(self) -> dict[str, Pool]:
+        """Every pool by what users call its actors; the learner is none."""
+        rewards = {f"reward {name}": shards.pool for name, shards in self.rewards.shards.items()}
+        watching = {"observer": self.observer.pool} if self.observer else {}
+        return {"samplers": self.rollouts.pool, **rewards, "selector": self.selector.pool, **watching}
+
+    @property
     def pools(self) -> list[Pool]:
-        """Every pool; the learner is none."""
-        watching = [self.observer.pool] if self.observer else []
-        return [self.rollouts.pool, *self.rewards.pools, self.selector.pool, *watching]
+        """Every pool."""
+        return list(self.named_pools.values())
 
     @property
     def restarts(self) -> int:
@@ -229,6 +235,16 @@ class Stages:
     def samplers(self) -> int:
         """How many samplers are at work."""
         return len(self.rollouts.pool.up)
+
+    @property
+    def missing(self) -> str:
+        """Which actors have not started yet, in words."""
+        found = [
+            f"{name} {len(pool.up)} of {len(pool.slots)}" if len(pool.slots) > 1 else name
+            for name, pool in self.named_pools.items()
+            if len(pool.up) < len(pool.slots)
+        ]
+        return ", ".join(found if self.learner.parts else [*found, "learner"])
 
     async def ready(self) -> None:
         """Wait until enough actors are up and the learner's ranks have found each other."""

@@ -30,11 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.errors import UserError
+from cluster.interrupts import INTERRUPTED
 from cluster.job import TOLD
 from cluster.preflight import check
 from cluster.settings import RunSettings, preset_names
 from cluster.submission import ADDRESS_VARIABLE, LIMIT, Upload, check_travels, mebibytes, pack, reach
-from cluster.train import INTERRUPTED, configure, stamp
+from cluster.train import configure, stamp
 
 PROG: Final = "python -m cluster.submit"
 CHECKOUT: Final = Path(__file__).resolve().parent.parent

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -28,14 +27,15 @@ from cluster.checkpoints import CheckpointError, Checkpoints, checkpoints_of
 from cluster.display import Display
 from cluster.errors import UserError
 from cluster.evaluation import held_out
-from cluster.events import note, recording, watch
+from cluster.events import recording, watch
 from cluster.guard import guard_of
+from cluster.interrupts import INTERRUPTED, Interrupts
 from cluster.job import Job, submission
 from cluster.learners import LearnerError, LearnerLost
 from cluster.library_warnings import LibraryWarnings
 from cluster.loop import Run, RunStopped
 from cluster.marker import Commit
-from cluster.placement import connect
+from cluster.placement import connect, joined
 from cluster.pools import PoolError
 from cluster.preflight import Inputs, check, plan
 from cluster.process import leave
@@ -46,11 +46,11 @@ from cluster.resume import announce, changed_packages, resumable, started_before
 from cluster.run_folder import FolderError, RunFolder
 from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
 from cluster.stages import WeightsError, start_stages
+from cluster.starting import Waiting
 from cluster.tensorboard import TensorBoard
 from cluster.topology import hold
 
 PROG = "python -m cluster.train"
-INTERRUPTED = 130
 FAILURES = (
     PoolError, LearnerError, LearnerLost, GaveUp, WeightsError, RunStopped, CheckpointError, FolderError
 )  # fmt: skip
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         _complain("error", error)
         return 2
     except KeyboardInterrupt:
-        console.print("stopped at once, without a checkpoint of this step")
+        console.print("stopped")
         return INTERRUPTED
     except FAILURES as error:
         _complain("failed", error)
@@ -141,16 +141,23 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
     record = recording(
         folder.path, folder.path.name, after_step=commit.step if commit else 0, pid=os.getpid()
     )
-    tell = partial(console.print, highlight=False, soft_wrap=True)
+    interrupts, tell = Interrupts(console), partial(console.print, highlight=False, soft_wrap=True)
     heard = LibraryWarnings(tell)
-    with _given_back(folder, commit is None and not options.auto_resume), record:
-        announce(commit, folder, checkpoints, partial(console.print, highlight=False, soft_wrap=True))
-        connect(settings.cluster)
+    with _given_back(folder, commit is None and not options.auto_resume), record, interrupts.taken():
+        announce(commit, folder, checkpoints, tell)
         try:
-            learners = hold(settings, tell)
-            done = asyncio.run(_train(settings, inputs, folder, checkpoints, commit, console, learners, heard))
+            where = joined(settings.cluster)
+            with Waiting(console).shown(f"joining Ray at {where}" if where else "starting Ray"):
+                connect(settings.cluster)
+                interrupts.starting()
+                learners = hold(settings, tell)
+            done = asyncio.run(
+                _train(settings, inputs, folder, checkpoints, commit, console, learners, interrupts, heard)
+            )
         finally:
-            heard.collect()
+            interrupts.closing()
+            if ray.is_initialized():
+                heard.collect()
             ray.shutdown()
     return _farewell(settings, folder, done, time.perf_counter() - started, console)
 
@@ -185,15 +192,17 @@ async def _train(
     commit: Commit | None,
     console: Console,
     learners: PlacementGroup,
+    interrupts: Interrupts,
     heard: LibraryWarnings,
 ) -> int:
     start = commit.step if commit else 0
     job = Job(str(folder.path), settings.steps)
-    with console.status("starting the actors"):
+    with Waiting(console).shown("starting the actors") as waiting:
         stages = start_stages(settings, learners)
-        await stages.ready()
+        await waiting.until(stages.ready(), lambda: f"starting: {stages.missing or 'the last actor'}")
         heard.collect()
         if start:
+            waiting.say(f"reading the checkpoint of step {start}")
             await checkpoints.restore(start, stages.learner)
     with Display(console, settings.steps, start) as display:
         drawn = held_out(inputs.held_out, settings)
@@ -203,7 +212,7 @@ async def _train(
         guard = guard_of(settings, folder.history())
         run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, trackers, guard)
         run.empty_batches = commit.empty_batches if commit else 0
-        _stop_on_signals(run, console)
+        interrupts.training(run.stop)
         try:
             done = await train_through_losses(
                 run, start, partial(console.print, highlight=False, soft_wrap=True)
@@ -212,21 +221,6 @@ async def _train(
             board.close()
         job.tell(checkpoint=str(done))  # the last step and a stop commit one
         return done
-
-
-def _stop_on_signals(run: Run, console: Console) -> None:
-    """The first Ctrl-C ends the run after the current step; a second one ends it at once."""
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if run.stop.is_set():
-            raise KeyboardInterrupt
-        run.stop.set()
-        note("stop asked for")
-        console.print("stopping after this step and its checkpoint (Ctrl-C again: at once)")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
 
 
 def _farewell(settings: RunSettings, folder: RunFolder, done: int, seconds: float, console: Console) -> int:

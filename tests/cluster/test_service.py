@@ -257,8 +257,26 @@ def test_ctrl_c_while_the_actors_start_leaves_nothing_behind(start: Start) -> No
     service.wait_until(lambda: len([p for p in service.family() if p.name().startswith("ray::")]) >= 3)
     family = service.family()
     service.interrupt()
+    service.wait_until(lambda: "stopping while the run starts" in service.output, 10)
     assert service.finish(60) == 130, service.output
     assert "Traceback" not in service.output
+    assert "checkpoint" not in service.output
+    assert "starting Ray (0 s)" in service.output
+    assert not survivors(family, service.process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ray_is_there", [False, True])
+def test_a_second_ctrl_c_while_a_run_starts_ends_it_at_once(start: Start, ray_is_there: bool) -> None:
+    service = start(f"twice-{ray_is_there}")
+    named = "ray::Host" if ray_is_there else "raylet"
+    service.wait_until(lambda: any(p.name().startswith(named) for p in service.family()))
+    family = service.family()
+    service.interrupt()
+    service.wait_until(lambda: "stopping while the run starts" in service.output, 10)
+    service.interrupt()
+    assert service.finish(10) == 130, service.output
+    assert service.output.rstrip().endswith("ended at once")
     assert not survivors(family, service.process.pid)
 
 
