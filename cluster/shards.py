@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -47,21 +47,23 @@ class Span:
 class Drought:
     """How long a reward has worked without a success, and whether it is broken rather than unlucky.
 
-    One that never succeeded is broken after two deadlines; one that did gets ``attempts`` times as long.
-    Time in which a shard starts does not let the next call have less than half a deadline.
+    One that never succeeded is broken after two deadlines; one that did gets ``attempts`` times as long, and
+    is not broken as long as all failures have a prompt in common, since the fault may be the prompt's. Time
+    in which a shard starts does not let the next call have less than half a deadline.
     """
 
     def __init__(self, deadline: float, attempts: int, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock`` gives seconds."""
         self.deadline, self.attempts, self.clock = deadline, attempts, clock
-        self.failures = 0
+        self.failures = self.successes = 0
         self._since = 0.0
-        self._waiting = self._worked = False
+        self._waiting = False
+        self._suspects: set[int] | None = None
 
     @property
     def patience(self) -> int:
         """How many times two deadlines it may last."""
-        return self.attempts if self._worked else 1
+        return self.attempts if self.successes else 1
 
     @property
     def seconds(self) -> float:
@@ -79,16 +81,26 @@ class Drought:
 
     def succeeded(self) -> None:
         """A call came back: start from nothing."""
-        self.failures, self._waiting, self._worked = 0, False, True
+        self.failures, self._waiting, self._suspects = 0, False, None
+        self.successes += 1
 
-    def failed(self, *, away: bool = False) -> bool:
-        """Count a call that failed; returns whether the reward is broken.
+    def failed(self, prompts: Iterable[Prompt] = (), *, away: bool = False) -> bool:
+        """Count a call of some prompts that failed; returns whether the reward is broken.
 
         What is only ``away`` fails quickly and often, and that says nothing.
         """
+        if self.successes and not away and self._share(prompts):
+            self.failures, self._since = 0, self.clock()
+            return False
         self.failures += 1
         long = self.failures > 1 and self.seconds >= ENOUGH * self.patience * self.deadline
         return long or (not away and self.failures >= STREAK * self.patience)
+
+    def _share(self, prompts: Iterable[Prompt]) -> bool:
+        """Whether all failures since the last success, these included, have a prompt in common."""
+        asked = {prompt.index for prompt in prompts}
+        self._suspects = asked if self._suspects is None else self._suspects & asked
+        return bool(self._suspects)
 
 
 class _Basket:
@@ -183,6 +195,7 @@ class Shards:
         ranges = [(span.start, span.start + len(span.prompts)) for span in spans]
         prompts = [prompt for span in spans for prompt in span.prompts]
         images = [span.images for span in spans]
+        answered: int | None = None
         while True:
             deadline = self._drought.begin()
             try:
@@ -190,10 +203,13 @@ class Shards:
                 break
             except (*LOST, RayTaskError) as error:
                 away = isinstance(error, RayTaskError) and isinstance(error.cause, Unavailable)
-                if self._drought.failed(away=away):
+                # Who answers others is not away.
+                away = away and answered in (None, self._drought.successes)
+                if self._drought.failed(prompts, away=away):
                     raise Broken(self._story(error)) from error
                 if not away:
                     raise
+            answered = self._drought.successes
             await asyncio.sleep(AWAY)
         self._drought.succeeded()
         return found[0]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards.protocol import encode_image
-from rewards.scorer import Judgement, RewardError, Traits, Unavailable, check_text
+from rewards.scorer import PROBE, Judgement, RewardError, Traits, Unavailable, check_text
 from rollout.records import Prompt
 
 QUESTION: Final = (
@@ -58,7 +58,8 @@ class JudgeScorer:
     ``base_url`` is that of the API, with its ``/v1``. ``question`` may hold {prompt}, {low} and {high}.
     ``api_key_env`` names the environment variable with the key. ``concurrency`` questions are asked at a
     time, and each may take ``timeout`` seconds. An answer that does not come or is no score in range is a
-    failure: not valid. ``details["answer"]`` is what was said. Raises `RewardError` when none came at all.
+    failure: not valid. ``details["answer"]`` is what was said. Raises `RewardError` when none came at all,
+    and of these `Unavailable` when the endpoint does not list its models either.
     """
 
     traits: ClassVar[Traits] = Traits(low=0.0, high=1.0, thread_safe=True)
@@ -84,6 +85,7 @@ class JudgeScorer:
         limits = httpx.Limits(max_connections=None)
         self._client = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, limits=limits)
         self._model, self._low, self._high, self._concurrency = model, low, high, concurrency
+        self._probe = min(PROBE, timeout)
         self._question = question.replace("{low}", str(low)).replace("{high}", str(high))
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
@@ -92,8 +94,8 @@ class JudgeScorer:
             answers = list(threads.map(self._ask, images, prompts))
         failures = [answer.failure for answer in answers if answer.failure]
         if len(failures) == len(answers):
-            away = any(isinstance(failure, httpx.TransportError) for failure in failures)
-            kind = Unavailable if away else RewardError
+            silent = any(isinstance(failure, httpx.TransportError) for failure in failures)
+            kind = Unavailable if silent and not self._answers() else RewardError
             raise kind(f"the judge at {self._client.base_url}: {answers[0].text}") from failures[0]
         values = (np.array([answer.score for answer in answers]) - self._low) / (self._high - self._low)
         texts = np.array([answer.text for answer in answers], dtype=np.str_)
@@ -103,6 +105,14 @@ class JudgeScorer:
     def check(cls, prompt: Prompt) -> None:
         """Raise ``ValueError`` when the prompt has no text."""
         check_text(prompt)
+
+    def _answers(self) -> bool:
+        """Whether the endpoint is there, whatever it makes of the questions."""
+        try:
+            listed = self._client.get("models", timeout=self._probe)
+        except httpx.TransportError:
+            return False
+        return not listed.is_server_error
 
     def _ask(self, image: NDArray[np.uint8], prompt: Prompt) -> _Answer:
         try:

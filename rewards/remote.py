@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import numpy as np
@@ -24,7 +24,7 @@ from rewards.protocol import (
     read_token,
     request_of,
 )
-from rewards.scorer import Judgement, RewardError, Traits, Unavailable
+from rewards.scorer import PROBE, Judgement, RewardError, Traits, Unavailable
 from rollout.records import Prompt
 
 AWAY: Final = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
@@ -36,8 +36,9 @@ class RemoteScorer:
 
     ``token_env`` or ``token_file`` say where the server's token is. A call is sent as requests of at most
     ``batch`` images, ``concurrency`` at a time, each of which may take ``timeout`` seconds. Nothing is
-    retried here. Raises `Unavailable` when the server does not answer or is not ready, and `RewardError` when
-    it judges whole groups, which this class's traits do not promise.
+    retried here. A request without an answer is a failure of its images if the server says that it is ready,
+    a `RewardError`; otherwise the server is away: `Unavailable`. Raises `RewardError` also when it judges
+    whole groups, which this class's traits do not promise.
     """
 
     traits: Traits = Traits(low=-math.inf, high=math.inf, thread_safe=True)
@@ -67,6 +68,7 @@ class RemoteScorer:
             limits=httpx.Limits(max_connections=None),
         )
         self._batch, self._concurrency, self._media_type = batch, concurrency, media_type
+        self._probe = min(PROBE, timeout)
         self.traits = self._served()
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
@@ -97,7 +99,7 @@ class RemoteScorer:
 
     def _served(self) -> Traits:
         """The traits of what is served, as this scorer has them."""
-        served = self._read(Health, self._send("GET", "health")).traits
+        served = self._health(self._client.timeout).traits
         if served.groupwise:
             raise self._failed("judges whole groups, which a remote reward may split")
         low = -math.inf if served.low is None else served.low
@@ -106,21 +108,36 @@ class RemoteScorer:
 
     def _score(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
         body = dump(request_of(images, prompts, self._media_type))
-        response = self._read(ScoreResponse, self._send("POST", "score", body))
+        response = self._read(ScoreResponse, self._answer(body))
         try:
             return judgement_of(response, len(images))
         except ProtocolError as error:
             raise self._failed(f"answered what cannot be: {error}") from error
 
-    def _send(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def _answer(self, body: bytes) -> bytes:
+        """What the server says to a request; if nothing, its health tells whose fault that is."""
         try:
-            response = self._client.request(method, path, content=body)
+            return self._send("POST", "score", content=body)
+        except Unavailable as error:
+            try:
+                ready = self._health(self._probe).ready
+            except RewardError:
+                ready = False
+            if not ready:
+                raise
+            raise RewardError(f"{error}; its /health says that it is ready") from error
+
+    def _health(self, timeout: float | httpx.Timeout) -> Health:
+        return self._read(Health, self._send("GET", "health", timeout=timeout))
+
+    def _send(self, method: str, path: str, **more: Any) -> bytes:
+        try:
+            response = self._client.request(method, path, **more)
         except httpx.HTTPError as error:
             raise self._failed(f"did not answer: {type(error).__name__}: {error}", Unavailable) from error
-        if response.status_code in AWAY:
-            raise self._failed(f"answered {response.status_code}: {response.text[:300].strip()}", Unavailable)
         if response.status_code != httpx.codes.OK:
-            raise self._failed(f"answered {response.status_code}: {response.text[:300].strip()}")
+            kind = Unavailable if response.status_code in AWAY else RewardError
+            raise self._failed(f"answered {response.status_code}: {response.text[:300].strip()}", kind)
         return response.content
 
     def _read(self, message: type[M], body: bytes) -> M:

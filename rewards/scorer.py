@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rollout.records import Prompt
 from rollout.text_files import visible
+
+PROBE: Final = 5.0
+"""Seconds that a server has to say whether it is there, after it failed to answer something else."""
 
 
 class RewardError(Exception):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
 import pytest
 import ray
+from numpy.typing import NDArray
 
 from cluster.shards import Broken, Shards, Span
 from rewards.scorer import Judgement
@@ -24,6 +29,7 @@ from tests.cluster.service import ROOT
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
 SCORER = "tests.cluster.scorers:Scorer"
+PROMPT = Prompt(index=0, text="")
 
 
 @pytest.fixture
@@ -60,16 +66,18 @@ def answers(port: int) -> bool:
         return False
 
 
-async def judged(shards: Shards, values: list[int]) -> Judgement:
-    images = np.array(values, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), dtype=np.uint8)
-    return await shards.judge(
-        [Span(images=ray.put(images), prompts=(Prompt(index=0, text=""),) * len(values))]
-    )
+async def judged(shards: Shards, values: list[int], prompt: Prompt = PROMPT) -> Judgement:
+    return await shards.judge([Span(images=ray.put(images_of(values)), prompts=(prompt,) * len(values))])
 
 
-def shards_of(port: int, deadline: float) -> Shards:
-    reward = {"name": "remote", "options": {"url": f"http://127.0.0.1:{port}"}, "batch": 2, "workers": 2}
-    return Shards(RewardSettings(**reward, deadline=deadline, attempts=2), groupwise=False)
+def images_of(values: list[int]) -> NDArray[np.uint8]:
+    return np.array(values, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), dtype=np.uint8)
+
+
+def shards_of(port: int, deadline: float, timeout: float = 60.0, **keys: Any) -> Shards:
+    options = {"url": f"http://127.0.0.1:{port}", "timeout": timeout}
+    reward = {"name": "remote", "options": options, "batch": 2, "workers": 2, "attempts": 2, **keys}
+    return Shards(RewardSettings(**reward, deadline=deadline), groupwise=False)
 
 
 def test_a_server_that_goes_away_and_returns_costs_time_and_no_score(serve: Any, port: int) -> None:
@@ -103,3 +111,73 @@ def test_a_server_that_stays_away_ends_the_run_with_its_own_error(serve: Any, po
         Broken, match=r"none succeeded: Unavailable: reward 'remote' failed: .*did not answer"
     ):
         asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+class HangingAtOnePrompt(BaseHTTPRequestHandler):
+    """Says that it is ready, scores every image 9, and never answers the prompt "hang"."""
+
+    traits: ClassVar[dict[str, Any]] = {
+        "low": 0.0, "high": 9.0, "thread_safe": True, "needs_gpu": False, "groupwise": False,
+    }  # fmt: skip
+
+    def do_GET(self) -> None:
+        self._say({"version": 1, "name": "nine", "ready": True, "traits": self.traits})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompts"]
+        if any(prompt["text"] == "hang" for prompt in asked):
+            time.sleep(60)
+        self._say({"version": 1, "values": [9.0] * len(asked), "valid": [True] * len(asked), "details": {}})
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with suppress(BrokenPipeError):
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hanging() -> Iterator[int]:
+    """The port of a server that is ready and cannot answer one prompt."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), HangingAtOnePrompt) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+HANG = Prompt(index=1, text="hang")
+
+
+def test_a_prompt_that_a_ready_server_cannot_answer_is_missing_and_ends_nothing(hanging: int) -> None:
+    async def scenario() -> None:
+        # The four calls of the prompt take longer than a reward may go without a success.
+        shards = shards_of(hanging, deadline=2.0, timeout=0.9, workers=1)
+        assert (await judged(shards, [7])).values.tolist() == [9]
+        lost = await judged(shards, [1, 2, 3, 4, 5, 6, 7, 8], HANG)
+        assert np.isnan(lost.values).all()
+        assert not lost.valid.any()
+        assert "did not answer: ReadTimeout" in shards.failure
+        assert "its /health says that it is ready" in shards.failure
+        assert (await judged(shards, [7])).values.tolist() == [9]
+
+    asyncio.run(asyncio.wait_for(scenario(), 90))
+
+
+def test_others_are_scored_while_a_prompt_hangs(hanging: int) -> None:
+    async def scenario() -> None:
+        shards = shards_of(hanging, deadline=8.0, timeout=1.0)
+        await judged(shards, [7])
+        lost = asyncio.ensure_future(judged(shards, [1, 2], HANG))
+        while not lost.done():
+            assert (await judged(shards, [3, 4])).values.tolist() == [9, 9]
+            await asyncio.sleep(0.1)
+        assert not lost.result().valid.any()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))

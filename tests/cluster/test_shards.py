@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
 
 from cluster import shards as module
 from cluster.pools import PoolError
 from cluster.shards import Drought, Shards, Span
-from rewards.scorer import Judgement
+from rewards.scorer import Judgement, Unavailable
 from rewards.settings import RewardSettings
 from rollout.records import Prompt
 
@@ -149,6 +151,41 @@ def test_a_call_that_fails_leaves_only_its_own_images_missing(make: Make, max_wa
     assert shards.failure == "call 2 failed"
 
 
+def test_a_call_whose_server_is_away_though_it_answers_others_ends(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAY", 0.0)
+    shards, pool = make(workers=2)
+    attempts = 0
+
+    async def retrying(work: Callable[[Any], Awaitable[Any]]) -> Any:
+        nonlocal attempts
+        for _ in range(3):
+            attempts += 1
+            with suppress(RayTaskError):
+                return await work(SimpleNamespace())
+        raise PoolError("failed 3 times")
+
+    async def answer(slot: Any, method: str, ranges: Any, prompts: Any, handle: int, deadline: float) -> Any:
+        await asyncio.sleep(0.001)
+        if handle == 1:
+            raise RayTaskError("score_ranges", "", Unavailable("answered 503"))
+        return [Judgement(values=np.ones(1), valid=np.ones(1, bool))]
+
+    monkeypatch.setattr(pool, "run", retrying)
+    monkeypatch.setattr(module, "call", answer)
+
+    async def scenario() -> Judgement:
+        stuck = asyncio.ensure_future(shards.judge([span(1, 1)]))
+        while not stuck.done():
+            assert (await shards.judge([span(2, 1)])).valid.all()
+        return await stuck
+
+    assert not asyncio.run(asyncio.wait_for(scenario(), 10)).valid.any()
+    assert attempts > 3
+    assert shards.failure == "failed 3 times"
+
+
 class Clock:
     """A clock that is set by hand."""
 
@@ -236,3 +273,29 @@ def test_a_reward_whose_server_is_away_is_given_time_and_not_calls(clock: Clock)
         calls += 1
     assert calls > 100
     assert clock.now - 100 <= 60
+
+
+def test_failures_of_one_prompt_do_not_break_a_reward_that_works(clock: Clock) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    drought.begin()
+    drought.succeeded()
+    bad, other = Prompt(index=1, text="bad"), Prompt(index=2, text="other")
+    for _ in range(50):
+        clock.now += drought.begin()
+        assert not drought.failed([bad, other])
+        clock.now += drought.begin()
+        assert not drought.failed([bad])
+    began = clock.now
+    clock.now += drought.begin()
+    assert not drought.failed([other])
+    while not drought.failed([bad]):
+        clock.now += drought.begin()
+    assert 0 < clock.now - began <= 60
+
+
+def test_failures_of_one_prompt_break_a_reward_that_never_worked(clock: Clock) -> None:
+    drought = Drought(10.0, attempts=3, clock=clock)
+    clock.now += drought.begin()
+    assert not drought.failed([Prompt(index=1, text="")])
+    clock.now += drought.begin()
+    assert drought.failed([Prompt(index=1, text="")])

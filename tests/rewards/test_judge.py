@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rewards.judge import JudgeScorer
-from rewards.scorer import RewardError
+from rewards.scorer import RewardError, Unavailable
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 
@@ -102,8 +102,9 @@ def test_questions_are_asked_at_a_time_but_not_more_than_allowed(endpoint: str) 
 def test_no_answer_at_all_is_an_error(
     endpoint: str, options: dict[str, Any], texts: list[str], message: str
 ) -> None:
-    with pytest.raises(RewardError, match=rf"the judge at {endpoint}/v1/?: .*{message}"):
+    with pytest.raises(RewardError, match=rf"the judge at {endpoint}/v1/?: .*{message}") as caught:
         judge(endpoint, **options)(grey(9, 9), prompts(*texts))
+    assert not isinstance(caught.value, Unavailable)  # it is there, whatever it makes of these
 
 
 def test_an_endpoint_that_is_not_there_is_an_error() -> None:

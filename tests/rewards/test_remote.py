@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rewards.jpeg import JpegScorer
 from rewards.remote import RemoteScorer
-from rewards.scorer import RewardError
+from rewards.scorer import RewardError, Unavailable
 from rewards.shapes import ShapesScorer
 from rewards.worker import RewardWorker
 from rollout.prompts import load_prompts
@@ -138,8 +138,11 @@ def test_a_scorer_that_is_not_thread_safe_is_never_entered_twice(echo: Server) -
 def test_what_a_gone_client_queued_is_not_scored(own: Path) -> None:
     with served("echo_reward:Echo", own=own) as server:
         hasty = RemoteScorer(server.url, batch=1, concurrency=6, timeout=0.5)
-        with pytest.raises(RewardError, match="did not answer: ReadTimeout"):
+        with pytest.raises(
+            RewardError, match=r"did not answer: ReadTimeout.*/health says that it is"
+        ) as told:
             hasty(noise(6), prompts(6, sleep=1.5))
+        assert not isinstance(told.value, Unavailable)
         started = time.monotonic()
         assert RemoteScorer(server.url)(noise(1), prompts(1)).valid.all()
         assert time.monotonic() - started < 4.5  # the one that had begun, and not all six of 1.5 s
@@ -215,6 +218,38 @@ def test_an_answer_that_does_not_follow_the_protocol_is_an_error(
         with pytest.raises(RewardError, match=message):
             remote(noise(1), prompts(1))
         server.shutdown()
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+@pytest.mark.parametrize("ready", [True, False])
+def test_only_a_server_that_is_not_ready_is_away(status: int, ready: bool) -> None:
+    told = [True]
+
+    class Handler(BaseHTTPRequestHandler):
+        def _say(self, status: int, body: bytes = b"") -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self._say(200 if told[0] else 503, HEALTH)
+
+        def do_POST(self) -> None:
+            self._say(status)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        remote = RemoteScorer(f"http://127.0.0.1:{server.server_port}")
+        told[0] = ready
+        with pytest.raises(RewardError, match=f"answered {status}") as caught:
+            remote(noise(1), prompts(1))
+        server.shutdown()
+    assert isinstance(caught.value, Unavailable) is not ready
 
 
 @pytest.mark.parametrize(
