@@ -82,6 +82,7 @@ async def train(run: Run, start: int) -> int:
     if start == 0:
         metrics: dict[str, Any] = {"step": 0, **await _evaluation(run, 0)}
         run.guard.look(metrics)
+        _alarm(metrics, run.stages.rewards.alarms())
         run.track(metrics)
     step = start
     async with asyncio.TaskGroup() as producers:
@@ -290,11 +291,10 @@ async def _conclude(run: Run, step: int, metrics: dict[str, Any]) -> None:
     last = step == settings.steps
     if last or step % settings.eval_every == 0:
         metrics |= await _evaluation(run, step)
-    alarms = run.guard.look(metrics)
-    if alarms:
-        metrics["alarms"] = alarms
-        if settings.guard.action == "pause":
-            run.stop.set()
+    drifted = run.guard.look(metrics)
+    if drifted and settings.guard.action == "pause":
+        run.stop.set()
+    _alarm(metrics, drifted | run.stages.rewards.alarms())
     run.track(metrics)
     ends = last or run.stop.is_set()
     if ends or step % settings.checkpoint_every == 0:
@@ -302,6 +302,13 @@ async def _conclude(run: Run, step: int, metrics: dict[str, Any]) -> None:
     await run.checkpoints.settle(run.stages.learner, wait=ends)
 
 
+def _alarm(metrics: dict[str, Any], alarms: dict[str, str]) -> None:
+    """Add alarms to a step's metrics, where everyone looks for them."""
+    if alarms:
+        metrics["alarms"] = alarms
+
+
 async def _evaluation(run: Run, step: int) -> dict[str, float]:
+    run.stages.rewards.try_again()
     weights = await run.stages.learner.publish(step, averaged=True)
     return await evaluate(run.stages, run.folder, step, run.drawn, weights, run.settings.rollout.batch)

@@ -25,6 +25,7 @@ class Rewards:
                 reward,
                 groupwise=resolve(reward.target).traits.groupwise,
                 node=settings.cluster.nodes.get(name),
+                watches=name in settings.watching,
             )
             for name, reward in settings.distinct_rewards.items()
         }
@@ -39,8 +40,23 @@ class Rewards:
 
     @property
     def failures(self) -> list[str]:
-        """The last failure of every reward that had one."""
-        return [shards.failure for shards in self.shards.values() if shards.failure]
+        """The last failure of every reward that had one and does not only watch."""
+        return [shards.failure for shards in self.shards.values() if shards.failure and not shards.outage]
+
+    def alarms(self) -> dict[str, str]:
+        """The rewards that only watch and have stopped working since this was last asked, by metric."""
+        prefix = {name: "eval" if name in self.judging else "reward" for name in self.shards}
+        return {
+            f"{prefix[name]}_{name}": f"is missing: {story}"
+            for name, shards in self.shards.items()
+            if shards.outage and (story := shards.outage.news())
+        }
+
+    def try_again(self) -> None:
+        """Let rewards that only watch and rest be tried once more."""
+        for shards in self.shards.values():
+            if shards.outage:
+                shards.outage.try_again()
 
     async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
         """Every training reward of a group, chunk by chunk as they are sampled."""

@@ -103,6 +103,12 @@ class RunSettings(Settings):
         return {reward.name: reward for reward in (*self.judges, *self.rewards)}
 
     @property
+    def watching(self) -> frozenset[str]:
+        """The rewards that only watch: they have a weight neither in training nor in evaluation."""
+        listed = (*self.judges, *self.rewards)
+        return frozenset(r.name for r in listed) - {r.name for r in listed if r.weight != 0}
+
+    @property
     def optimizer_steps(self) -> int:
         """The length of the run in optimizer steps."""
         return self.steps * self.learner.updates

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ray.exceptions import RayTaskError
 
+from cluster.outage import Outage
 from cluster.placement import Role
 from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
 from rewards.scorer import Judgement, Unavailable, cut, join, missing
@@ -124,10 +125,13 @@ class Shards:
     on the batch does not give the same bits again.
     """
 
-    def __init__(self, reward: RewardSettings, *, groupwise: bool, node: str | None = None) -> None:
+    def __init__(
+        self, reward: RewardSettings, *, groupwise: bool, node: str | None = None, watches: bool = False
+    ) -> None:
         """Start the shards; ``groupwise`` ones get each group whole, in a call of its own.
 
-        ``node`` is the role of the Ray nodes that they have to be on.
+        ``node`` is the role of the Ray nodes that they have to be on. A reward that only ``watches`` is never
+        waited for and ends nothing: when it is away or broken it rests (see `Outage`).
         """
         role = Role(
             name=reward.name, target="rewards.worker:RewardWorker",
@@ -139,14 +143,15 @@ class Shards:
         self.pool = Pool(role, reward.workers, reward.deadline, reward.attempts)
         self.failure = ""
         self._turns = asyncio.Semaphore(reward.workers)
-        self._drought = Drought(reward.deadline, reward.attempts)
+        self._drought = Drought(reward.deadline, 1 if watches else reward.attempts)
+        self.outage = Outage(reward.name) if watches else None
         self._basket: _Basket | None = None
 
     async def judge(self, spans: Sequence[Span]) -> Judgement:
         """Score spans, in their order; what no attempt could score is missing.
 
         Raises:
-            PoolError: if the reward is broken.
+            PoolError: if the reward is broken and does not only watch.
         """
         if self.groupwise:
             return await self._send(spans)
@@ -182,14 +187,34 @@ class Shards:
                 await asyncio.wait_for(basket.full.wait(), self.max_wait)
         async with self._turns:
             self._close(basket)  # only now, so that it fills while every shard is busy
-            try:
-                judgement: Judgement = await self.pool.run(lambda slot: self._call(slot, spans))
-            except Broken:
+            return await self._judgement(spans)
+
+    async def _judgement(self, spans: Sequence[Span]) -> Judgement:
+        nothing = missing(sum(len(span.prompts) for span in spans))
+        if self.outage and self.outage.rests:
+            return nothing
+        try:
+            judgement: Judgement = await self._attempted(spans)
+        except PoolError as error:
+            self.failure = str(error)
+            lasting = isinstance(error, Broken) or not isinstance(error.__cause__, RayTaskError)
+            if self.outage and lasting:
+                self.outage.begin(self.failure)
+            elif isinstance(error, Broken):
                 raise
-            except PoolError as error:
-                self.failure = str(error)
-                return missing(sum(len(span.prompts) for span in spans))
-            return judgement
+            return nothing
+        if self.outage:
+            self.outage.end()
+        return judgement
+
+    async def _attempted(self, spans: Sequence[Span]) -> Any:
+        """What some attempt of the pool's says; only one is made of a reward whose outage lasts."""
+        if not (self.outage and self.outage.lasts):
+            return await self.pool.run(lambda slot: self._call(slot, spans))
+        try:
+            return await self.pool.once(lambda slot: self._call(slot, spans))
+        except (*LOST, RayTaskError) as error:
+            raise Broken(self._story(error)) from error
 
     async def _call(self, slot: Slot, spans: Sequence[Span]) -> Any:
         ranges = [(span.start, span.start + len(span.prompts)) for span in spans]
@@ -205,7 +230,9 @@ class Shards:
                 away = isinstance(error, RayTaskError) and isinstance(error.cause, Unavailable)
                 # Who answers others is not away.
                 away = away and answered in (None, self._drought.successes)
-                if self._drought.failed(prompts, away=away):
+                if self._drought.failed(prompts, away=away) or (away and self.outage):
+                    if self.outage and isinstance(error, LOST):
+                        slot.replace()  # it may hang still, and will be asked again
                     raise Broken(self._story(error)) from error
                 if not away:
                     raise
@@ -216,7 +243,8 @@ class Shards:
 
     def _story(self, error: Exception) -> str:
         count, seconds = self._drought.failures, self._drought.seconds
-        return f"reward {self.name!r}: {count} calls in {seconds:.0f} s and none succeeded: {reason(error)}"
+        calls = f"{count} call{'s' * (count > 1)} in {seconds:.0f} s"
+        return f"reward {self.name!r}: {calls} and none succeeded: {reason(error)}"
 
 
 class Broken(PoolError):

@@ -76,15 +76,24 @@ def is_first(marker: str) -> bool:
 
 
 class SlowScorer(Scorer):
-    """Takes its time for every image, like a model on a device of its own; once, far too long."""
+    """Takes its time for every image, like a model on a device of its own; once, or for a time, too long."""
 
-    def __init__(self, seconds: float = 0.0, hang_once: str = "", log: str = "", start: float = 0.0) -> None:
+    def __init__(
+        self,
+        seconds: float = 0.0,
+        hang_once: str = "",
+        log: str = "",
+        start: float = 0.0,
+        hang_while: str = "",
+    ) -> None:
         time.sleep(start)
-        self.seconds, self.hang_once, self.log = seconds, hang_once, log
+        self.seconds, self.hang_once, self.log, self.hang_while = seconds, hang_once, log, hang_while
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> Judgement:
         began = time.time()
-        if self.hang_once and is_first(self.hang_once):
+        if (self.hang_once and is_first(self.hang_once)) or (
+            self.hang_while and Path(self.hang_while).exists()
+        ):
             time.sleep(HUNG)
         time.sleep(self.seconds * len(images))
         if self.log:

@@ -20,10 +20,11 @@ import pytest
 import ray
 from numpy.typing import NDArray
 
+from cluster.scoring import Rewards
 from cluster.shards import Broken, Shards, Span
 from rewards.scorer import Judgement
 from rewards.settings import RewardSettings
-from rollout.records import Prompt
+from rollout.records import Chunk, Prompt
 from tests.cluster.service import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
@@ -181,3 +182,54 @@ def test_others_are_scored_while_a_prompt_hangs(hanging: int) -> None:
         assert not lost.result().valid.any()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_watching_reward_whose_server_dies_is_missing_until_an_evaluation_finds_it_again(
+    serve: Any, port: int, configure: Any
+) -> None:
+    trained = {"name": "trained", "scorer": SCORER}
+    watching = {
+        "name": "style", "scorer": "remote", "weight": 0.0, "batch": 1,
+        "options": {"url": f"http://127.0.0.1:{port}"},
+    }  # fmt: skip
+
+    async def evaluated(rewards: Rewards, values: list[int]) -> list[float]:
+        """One evaluation; the trained reward is there whatever becomes of the other."""
+        rewards.try_again()
+        scores = await rewards.judge(ray.put(images_of(values)), (PROMPT,) * len(values))
+        assert scores.rewards["trained"].tolist() == scores.total.tolist() == values
+        return list(scores.rewards["style"])
+
+    async def scenario() -> None:
+        server = await asyncio.to_thread(serve)
+        settings = configure()
+        listed = {"rewards": [trained, watching], "eval_rewards": [trained, watching]}
+        rewards = Rewards(settings.model_validate({**settings.model_dump(), **listed}))
+        await asyncio.gather(*(pool.ready() for pool in rewards.pools))
+        assert await evaluated(rewards, [1, 2]) == [1, 2]
+        assert rewards.alarms() == {}
+        server.kill()
+        server.wait()
+        began = time.monotonic()
+        assert np.isnan(await evaluated(rewards, [3, 4])).all()
+        assert np.isnan(await evaluated(rewards, [3, 4])).all()
+        assert time.monotonic() - began < 10  # of default deadlines of 120 s
+        ((metric, story),) = rewards.alarms().items()
+        assert metric == "eval_style"
+        assert story.startswith("is missing: reward 'style': 1 call in 0 s and none succeeded: Unavailable")
+        assert rewards.alarms() == {}
+        assert not rewards.failures
+        scores = await rewards.score(PROMPT, [chunk_of([5, 6])])
+        assert scores.valid.all()
+        assert np.isnan(scores.rewards["style"]).all()
+        await asyncio.to_thread(serve)
+        assert np.isnan((await rewards.score(PROMPT, [chunk_of([5, 6])])).rewards["style"]).all()
+        assert await evaluated(rewards, [7, 8]) == [7, 8]
+        assert (await rewards.score(PROMPT, [chunk_of([5, 6])])).rewards["style"].tolist() == [5, 6]
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+async def chunk_of(values: list[int]) -> Chunk:
+    handles = (None,) * len(values)
+    return Chunk(images=ray.put(images_of(values)), conditioning=None, trajectories=handles, seconds=0.0)

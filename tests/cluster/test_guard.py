@@ -100,7 +100,8 @@ def test_a_pause_stops_the_run_with_a_checkpoint(configure: Any, action: str, st
     async def settle(learner: Any, *, wait: bool) -> None: ...
 
     async def scenario() -> None:
-        stand: Any = SimpleNamespace(commit=commit, settle=settle, learner=None)
+        rewards = SimpleNamespace(alarms=dict)  # none of them is missing
+        stand: Any = SimpleNamespace(commit=commit, settle=settle, learner=None, rewards=rewards)
         guard = Guard(settings.guard, [])
         run = Run(settings, stand, (), [], stand, stand, [tracked.append], guard)
         for step in range(1, 7):

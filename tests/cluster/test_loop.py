@@ -28,7 +28,9 @@ class Recorder:
     """Stands in for stages, folder and checkpoints, and writes down what the loop does."""
 
     def __init__(self) -> None:
-        self.rollouts = self.learner = self
+        self.rollouts = self.learner = self.rewards = self
+        self.missing: dict[str, str] = {}
+        self.tried = 0
         self.loaded: list[int] = []
         self.committed: list[int] = []
         self.settled: list[bool] = []
@@ -41,6 +43,13 @@ class Recorder:
 
     async def load(self, version: int) -> None:
         self.loaded.append(version)
+
+    def try_again(self) -> None:
+        self.tried += 1
+
+    def alarms(self) -> dict[str, str]:
+        found, self.missing = self.missing, {}
+        return found
 
     async def commit(self, step: int, learner: Any, *, empty_batches: int) -> None:
         self.committed.append(step)
@@ -136,6 +145,18 @@ def test_a_stop_ends_the_step_and_commits_a_checkpoint(
 ) -> None:
     assert go(steps=9, stop_at=stop_at, checkpoint_every=100, max_staleness=1) == last
     assert record.committed == [last]
+
+
+def test_a_watching_reward_that_is_missing_is_an_alarm_and_pauses_nothing(go: Any, record: Recorder) -> None:
+    record.missing = {"eval_style": "is missing: answered 503"}
+    assert go(steps=4, eval_every=2, guard={"action": "pause"}) == 4
+    assert [line.get("alarms") for line in record.tracked] == [
+        {"eval_style": "is missing: answered 503"}, None, None, None, None,
+    ]  # fmt: skip
+    assert record.tried == 3
+    record.missing = {"eval_style": "is missing: answered 503"}
+    go(start=4, steps=5)
+    assert record.tracked[-1]["alarms"] == {"eval_style": "is missing: answered 503"}
 
 
 def test_a_crash_of_a_producer_ends_the_loop_as_itself(

@@ -67,7 +67,50 @@ def test_a_failed_reward_of_no_weight_costs_nothing(make: Any) -> None:
     assert scores.total.tolist() == [3, 5]
     assert scores.valid.all()
     assert np.isnan(scores.rewards[f"{HERE}:BrokenScorer"]).all()
-    assert "failed 2 times" in rewards.failures[0]
+    assert "failed 2 times" in rewards.shards[f"{HERE}:BrokenScorer"].failure
+    assert not rewards.failures  # of what training needs
+
+
+def test_a_broken_reward_of_no_weight_rests_and_ends_nothing(make: Any) -> None:
+    rewards = make({"name": "Scorer"}, {"name": "BrokenScorer", "weight": 0, "attempts": 1})
+
+    async def scenario() -> None:
+        await asyncio.gather(*(pool.ready() for pool in rewards.pools))
+        for _ in range(12):  # more failures in a row than are a coincidence
+            assert (await rewards.score(PROMPT, [sampled([3, 5])])).total.tolist() == [3, 5]
+
+    asyncio.run(scenario())
+    ((metric, story),) = rewards.alarms().items()
+    assert metric == f"eval_{HERE}:BrokenScorer"
+    assert "8 calls in" in story
+    assert "the detector is out of order" in story
+
+
+def test_a_hung_reward_of_no_weight_is_given_two_deadlines_and_works_again_later(
+    make: Any, tmp_path: Path
+) -> None:
+    slow = {"name": "SlowScorer", "weight": 0, "deadline": 1, "options": {"hang_while": str(tmp_path / "on")}}
+    (tmp_path / "on").touch()
+    rewards = make({"name": "Scorer"}, slow)
+
+    async def scored() -> list[float]:
+        scores = await rewards.score(PROMPT, [sampled([3, 5])])
+        assert scores.total.tolist() == [3, 5]
+        return list(scores.rewards[f"{HERE}:SlowScorer"])
+
+    async def scenario() -> None:
+        await asyncio.gather(*(pool.ready() for pool in rewards.pools))
+        for _ in range(3):
+            assert np.isnan(await scored()).all()
+        (story,) = rewards.alarms().values()
+        assert "2 calls in" in story
+        assert "TimeoutError" in story
+        (tmp_path / "on").unlink()
+        assert np.isnan(await scored()).all()
+        rewards.try_again()
+        assert await scored() == [3, 5]
+
+    asyncio.run(scenario())
 
 
 def test_rewards_are_standardised_where_that_is_asked_for(make: Any) -> None:

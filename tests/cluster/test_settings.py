@@ -198,3 +198,11 @@ def test_actors_can_be_placed_by_the_names_of_their_roles(configure: Any) -> Non
     assert configure(cluster={"nodes": nodes}).cluster.nodes == nodes
     with pytest.raises(UserError, match=r"cluster\.nodes: no sampler; there is rollout, learner"):
         configure(cluster={"nodes": {"sampler": "spot"}})
+
+
+def test_a_reward_only_watches_if_it_has_no_weight_anywhere() -> None:
+    rewards = [{"name": "shapes"}, {"name": "jpeg", "weight": 0}, {"name": "ocr"}]
+    listed = [{"name": "shapes", "weight": 0}, {"name": "clipscore", "weight": 0}, {"name": "hpsv2"}]
+    assert resolve("shapes", {"rewards": rewards, "eval_rewards": listed}).watching == {"jpeg", "clipscore"}
+    assert resolve("shapes", {"rewards": rewards}).watching == {"jpeg"}
+    assert not resolve("shapes", {}).watching

@@ -38,6 +38,8 @@ class FakePool:
         finally:
             self.running -= 1
 
+    once = run
+
     async def call(
         self, slot: Any, method: str, ranges: Any, prompts: Any, *images: Any, deadline: float
     ) -> list[Any]:
@@ -58,11 +60,12 @@ Make = Callable[..., tuple[Shards, FakePool]]
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     """Shards over a pool that answers 10 * handle + position."""
 
-    def build(*, groupwise: bool = False, **settings: Any) -> tuple[Shards, FakePool]:
+    def build(*, groupwise: bool = False, watches: bool = False, **settings: Any) -> tuple[Shards, FakePool]:
         pool = FakePool()
         monkeypatch.setattr(module, "Pool", lambda *arguments: pool)
         monkeypatch.setattr(module, "call", pool.call)
-        return Shards(RewardSettings(name="jpeg", **settings), groupwise=groupwise), pool
+        reward = RewardSettings(name="jpeg", **settings)
+        return Shards(reward, groupwise=groupwise, watches=watches), pool
 
     return build
 
@@ -184,6 +187,37 @@ def test_a_call_whose_server_is_away_though_it_answers_others_ends(
     assert not asyncio.run(asyncio.wait_for(scenario(), 10)).valid.any()
     assert attempts > 3
     assert shards.failure == "failed 3 times"
+
+
+def test_a_watching_reward_that_is_away_is_tried_once_per_evaluation(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, _ = make(watches=True)
+    away, asked = [True], []
+
+    async def answer(slot: Any, method: str, ranges: Any, prompts: Any, handle: int, deadline: float) -> Any:
+        asked.append(handle)
+        if away[0]:
+            raise RayTaskError("score_ranges", "", Unavailable("answered 503"))
+        return [Judgement(values=np.ones(1), valid=np.ones(1, bool))]
+
+    monkeypatch.setattr(module, "call", answer)
+    assert shards.outage
+    groups = [[span(handle, 1)] for handle in range(4)]
+    assert np.isnan(judged(shards, *groups)).all()
+    assert len(asked) == 1
+    assert "answered 503" in shards.outage.news()
+    shards.outage.try_again()
+    assert np.isnan(judged(shards, *groups)).all()
+    assert len(asked) == 2
+    assert not shards.outage.news()
+    away[0] = False
+    assert np.isnan(judged(shards, *groups)).all()
+    shards.outage.try_again()
+    assert judged(shards, *groups) == [[1.0]] * 4
+    away[0] = True
+    assert np.isnan(judged(shards, *groups)).all()
+    assert "answered 503" in shards.outage.news()
 
 
 class Clock:
