@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ray.util.metrics import Gauge
 
+from cluster.metric_names import exported
 from cluster.stages import Stages
 
 PREFIX: Final = "noisemargin"
@@ -45,13 +46,13 @@ Sample = tuple[str, dict[str, str], Any]
 def _line(metrics: Mapping[str, Any]) -> Iterator[Sample]:
     for name, value in metrics.items():
         family, _, rest = name.partition("_")
-        whole, _, step = name.partition(".t")
+        valid, step = exported(name)
         if family in FAMILIES:
             yield family, {FAMILIES[family]: rest}, value
         elif step:
-            yield f"step_{whole}", {"denoising_step": step}, value
+            yield f"step_{valid}", {"denoising_step": step}, value
         else:
-            yield name, {}, value
+            yield valid, {}, value
     if "valid" in metrics:
         yield "missing_rewards", {}, metrics["candidates"] - metrics["valid"]
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from cluster.errors import UserError
+from cluster.metric_names import check_rewards
 from learner.settings import LearnerSettings
 from rewards.settings import Combination, RewardSettings
 from rollout.settings import ModelSettings, RolloutSettings, Settings, explain
@@ -127,6 +128,7 @@ class RunSettings(Settings):
             names = [reward.name for reward in listed]
             if len(set(names)) < len(names):
                 raise ValueError(f"every reward may be listed once, got {', '.join(names)}")
+        check_rewards(self.distinct_rewards)
         if all(reward.weight == 0 for reward in self.rewards):
             raise ValueError("at least one training reward needs a weight other than 0")
         self._check_noise()

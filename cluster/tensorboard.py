@@ -11,6 +11,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from cluster.metric_names import exported
+
 
 class TensorBoard:
     """Writes every number of a metrics line as a scalar."""
@@ -37,7 +39,7 @@ class TensorBoard:
 
 def _tag(name: str) -> str:
     """Group names by their first word, so that TensorBoard shows them in sections."""
-    group, _, rest = name.partition("_")
-    return (
-        f"{group}/{rest}" if group in {"eval", "image", "seconds", "ratio", "reward"} else f"training/{name}"
-    )
+    valid, step = exported(name)
+    group, _, rest = valid.partition("_")
+    grouped = group in {"eval", "image", "seconds", "ratio", "reward"}
+    return (f"{group}/{rest}" if grouped else f"training/{valid}") + (f".t{step}" if step else "")

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.ray
 LINE = {
     "step": 4, "reward_mean": 0.5, "margin_mean": 0.25, "staleness": 1, "restarts": 2, "candidates": 16.0,
     "valid": 13.0, "seconds_sample": 1.5, "seconds_learn": 3.0, "eval_reward": 0.75, "kl": None,
-    "grad_norm": float("nan"), "kl.t3": 0.125, "alarms": {"image_dark": "rose"},
+    "grad_norm": float("nan"), "kl.t3": 0.125, "eval_my.tools:Reward": 0.375, "eval_style-2": 0.25,
+    "alarms": {"image_dark": "rose"},
 }  # fmt: skip
 
 
@@ -36,7 +37,8 @@ STAGES: Any = SimpleNamespace(
 )
 EXPECTED = {
     "step": 4, "reward_mean": 0.5, "margin_mean": 0.25, "staleness": 1, "restarts": 2, "candidates": 16,
-    "valid": 13, "missing_rewards": 3, "eval_reward": 0.75,
+    "valid": 13, "missing_rewards": 3, "eval_reward": 0.75, "eval_my_tools_Reward": 0.375,
+    "eval_style_2": 0.25,
     "seconds{sample}": 1.5, "seconds{learn}": 3,
     "step_kl{3}": 0.125, "queue{sample}": 3, "queue{shapes}": 3, "queue{select}": 0,
     "weights_version{0}": 4, "weights_version{1}": 3,
