@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ray.exceptions import RayTaskError
 
+from cluster.events import warn
 from cluster.outage import Outage
 from cluster.placement import Role
 from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
@@ -141,7 +142,7 @@ class Shards:
         self.name, self.batch, self.max_wait = reward.name, reward.batch, reward.max_wait
         self.groupwise = groupwise
         self.pool = Pool(role, reward.workers, reward.deadline, reward.attempts)
-        self.failure = ""
+        self.failure = self._remark = ""
         self._turns = asyncio.Semaphore(reward.workers)
         self._drought = Drought(reward.deadline, 1 if watches else reward.attempts)
         self.outage = Outage(reward.name) if watches else None
@@ -205,6 +206,7 @@ class Shards:
             return nothing
         if self.outage:
             self.outage.end()
+        self._look_at(judgement)
         return judgement
 
     async def _attempted(self, spans: Sequence[Span]) -> Any:
@@ -215,6 +217,12 @@ class Shards:
             return await self.pool.once(lambda slot: self._call(slot, spans))
         except (*LOST, RayTaskError) as error:
             raise Broken(self._story(error)) from error
+
+    def _look_at(self, judgement: Judgement) -> None:
+        """Note once what is odd about the scores."""
+        if judgement.remark and not self._remark:
+            self._remark = judgement.remark
+            warn("score out of range", reward=self.name, reason=judgement.remark)
 
     async def _call(self, slot: Slot, spans: Sequence[Span]) -> Any:
         ranges = [(span.start, span.start + len(span.prompts)) for span in spans]

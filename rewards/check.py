@@ -80,7 +80,12 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description="Try the rewards of a configuration.")
     parser.add_argument("configuration", metavar="PRESET_OR_TOML")
-    parser.add_argument("--image", type=Path, help="the real image; default: one drawn for the first prompt")
+    parser.add_argument(
+        "--image",
+        type=Path,
+        help="the real image (transparent parts on white, turned as its EXIF data say); "
+        "default: one drawn for the first prompt",
+    )
     return parser
 
 
@@ -99,9 +104,21 @@ def _read(source: str) -> _Configuration:
 
 
 def _load(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image in (height, width, 3), cut to the right shape from its middle."""
+    """The image as viewers show it, in (height, width, 3), cut to the right shape from its middle.
+
+    It is turned as its EXIF data say, and what is transparent shows white. Raises ``ValueError`` when its
+    values have no known range.
+    """
     with Image.open(path) as file:
-        return np.asarray(ImageOps.fit(file.convert("RGB"), size))
+        image = ImageOps.exif_transpose(file)
+        if image.mode in ("I", "F"):
+            raise ValueError(f"{path}: expected 8 or 16 bits per channel, got {image.mode}, 32 bits")
+        if image.mode.startswith("I;16"):  # Pillow would show all but the darkest as white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return np.asarray(ImageOps.fit(image.convert("RGB"), size))
 
 
 def _label(reward: RewardSettings, known: Collection[str]) -> str:

@@ -29,6 +29,9 @@ _ENCODING: Final[dict[MediaType, dict[str, Any]]] = {
     "image/webp": {"format": "WEBP", "lossless": True, "method": 0},
 }
 
+_PNG_DEPTH: Final = 24
+"""Where a PNG file says how many bits a channel has: in its header, which comes first."""
+
 
 class ProtocolError(ValueError):
     """A message does not follow the protocol; the text names the field and what was expected."""
@@ -199,14 +202,15 @@ def decode_images(request: ScoreRequest) -> NDArray[np.uint8]:
 
 
 def _decode(text: str, media_type: MediaType, most: int) -> NDArray[np.uint8]:
-    with Image.open(
-        BytesIO(b64decode(text, validate=True)), formats=[_ENCODING[media_type]["format"]]
-    ) as file:
+    raw = b64decode(text, validate=True)
+    with Image.open(BytesIO(raw), formats=[_ENCODING[media_type]["format"]]) as file:
         width, height = file.size  # from the header: nothing is decompressed yet
         if width * height > most:
             raise ValueError(f"{width} x {height} is over the limit of {most} pixels")
-        if file.mode != "RGB":
-            raise ValueError(f"its mode is {file.mode}")
+        if media_type == "image/png" and raw[_PNG_DEPTH] != 8:  # Pillow would drop the lower byte of 16 bits
+            raise ValueError(f"it has {raw[_PNG_DEPTH]} bits per channel, not 8")
+        if file.mode != "RGB" or file.has_transparency_data:
+            raise ValueError(f"its mode is {file.mode}{' with transparency' * file.has_transparency_data}")
         return np.asarray(file)
 
 

@@ -15,6 +15,9 @@ from rollout.text_files import visible
 PROBE: Final = 5.0
 """Seconds that a server has to say whether it is there, after it failed to answer something else."""
 
+ROUNDING: Final = 1e-6
+"""How far outside its range a score may be."""
+
 
 class RewardError(Exception):
     """A scorer could not judge its images; the pool retries and then marks them invalid."""
@@ -44,12 +47,14 @@ class Judgement:
     """Scores of N images: ``values`` (N,) float64, ``valid`` (N,) bool, ``details`` named (N,) arrays.
 
     A value whose ``valid`` is False means nothing. ``details["strict"]``, where given, is the
-    all-or-nothing verdict (0 or 1) that evaluation reports beside the score.
+    all-or-nothing verdict (0 or 1) that evaluation reports beside the score. ``remark`` is what
+    `rewards.worker` finds odd about the scores, though they stand; scorers leave it empty.
     """
 
     values: NDArray[np.float64]
     valid: NDArray[np.bool_]
     details: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    remark: str = ""
 
 
 def missing(count: int) -> Judgement:
@@ -74,6 +79,12 @@ def cut(judgement: Judgement, start: int, stop: int) -> Judgement:
     """What a judgement says of the images from ``start`` to ``stop``."""
     details = {name: detail[start:stop] for name, detail in judgement.details.items()}
     return Judgement(values=judgement.values[start:stop], valid=judgement.valid[start:stop], details=details)
+
+
+def stray(scores: NDArray[np.float64], traits: Traits) -> str:
+    """What is wrong with scores outside the declared range, or nothing; NaN is not judged."""
+    outside = scores[(scores < traits.low - ROUNDING) | (scores > traits.high + ROUNDING)]
+    return f"scored {outside[0]:g}, but declares {traits.low:g} to {traits.high:g}" if len(outside) else ""
 
 
 @runtime_checkable

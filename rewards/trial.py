@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from rewards.geneval import check_metadata
 from rewards.ocr import target_text
-from rewards.scorer import RewardError, Traits
+from rewards.scorer import RewardError, Traits, stray
 from rewards.suitability import objection, refusal
 from rewards.table import resolve
 from rewards.worker import RewardWorker
@@ -29,7 +29,6 @@ from rollout.tiny.world import COLORS, SHAPES, draw_scene, scene_for
 
 IMAGES: Final = ("blank", "noise", "real")
 _SCENE: Final = {"include": [{"class": "circle", "count": 1, "color": "red"}]}
-_GRAIN: Final = 1e-6
 _ZOOM: Final = 4
 
 
@@ -51,11 +50,9 @@ class Trial:
     @property
     def fault(self) -> str:
         """What is wrong with the scores or the prompts, or nothing."""
-        low, high = self.traits.low - _GRAIN, self.traits.high + _GRAIN
-        wild = [score for score in self.scores if not np.isnan(score) and not low <= score <= high]
-        if wild:
-            return f"scored {wild[0]:g}, but declares {self.traits.low:g} to {self.traits.high:g}"
-        return "scored none of the images" if np.isnan(self.scores).all() else self.refused
+        if np.isnan(self.scores).all():
+            return "scored none of the images"
+        return stray(np.array(self.scores), self.traits) or self.refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.scorer import Judgement, RewardError, Traits, Unavailable
+from rewards.scorer import Judgement, RewardError, Traits, Unavailable, stray
 from rewards.table import resolve
 from rollout.records import Prompt
 
@@ -40,13 +41,16 @@ class RewardWorker:
     def score(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
         """Score (N, H, W, 3) uint8 images; non-finite scores come back as not valid.
 
+        Scores outside the declared range stand, with a remark.
+
         Raises `RewardError` naming the reward and the cause when the images do not fit, the scorer
         raises, or what it returns is not a judgement of N images.
         """
         self._check_images(images, prompts)
         try:
             judgement = self._scorer(images, prompts)
-            return _only_finite(judgement, len(prompts))
+            found = _only_finite(judgement, len(prompts))
+            return replace(found, remark=stray(found.values[found.valid], self.traits))
         except Exception as error:
             raise self._failed("failed", error) from error
 

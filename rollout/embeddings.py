@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -49,8 +51,14 @@ class Embedder:
         if self.folder is None:
             return self._encode(text, negative)
         path = self.folder / f"{self._key(text, negative)}.safetensors"
-        if path.exists():
+        try:
             return dict(load_file(path, device=str(self.device)))
+        except FileNotFoundError:
+            pass
+        except SafetensorError as error:  # cut off, as by a disk that was full or a machine that went down
+            warnings.warn(
+                f"rollout.embeddings: {path} cannot be read ({error}); it is made again", stacklevel=2
+            )
         found = self._encode(text, negative)
         _write({name: value.contiguous().cpu() for name, value in found.items()}, path)
         return found

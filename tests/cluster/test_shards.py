@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
 from cluster import shards as module
+from cluster.events import recording
 from cluster.pools import PoolError
 from cluster.shards import Drought, Shards, Span
 from rewards.scorer import Judgement, Unavailable
@@ -218,6 +221,24 @@ def test_a_watching_reward_that_is_away_is_tried_once_per_evaluation(
     away[0] = True
     assert np.isnan(judged(shards, *groups)).all()
     assert "answered 503" in shards.outage.news()
+
+
+def test_a_score_outside_its_range_is_one_event_and_stands(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shards, _ = make(batch=1)
+
+    async def answer(slot: Any, method: str, ranges: Any, prompts: Any, handle: int, deadline: float) -> Any:
+        remark = f"scored {ranges[0][0]}, but declares 0 to 1" if ranges[0][0] > 1 else ""
+        values = np.array([float(ranges[0][0])])
+        return [Judgement(values=values, valid=np.ones(1, bool), remark=remark)]
+
+    monkeypatch.setattr(module, "call", answer)
+    with recording(tmp_path, "run"):
+        assert judged(shards, [span(1, 4)]) == [[0, 1, 2, 3]]
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    (told,) = [event for event in events if event["event"] == "score out of range"]
+    assert (told["reward"], told["reason"]) == ("jpeg", "scored 2, but declares 0 to 1")
 
 
 class Clock:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,13 @@ def noise_images(count: int, height: int = 48, width: int = 48) -> Images:
     """Images of random squares of 8 pixels."""
     blocks = np.random.default_rng(0).integers(0, 256, (count, height // 8, width // 8, 3), dtype=np.uint8)
     return blocks.repeat(8, 1).repeat(8, 2)
+
+
+def png(side: int, depth: int, pixels: bytes) -> bytes:
+    """A square RGB file of so many bits per channel, from its compressed rows."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tomli_w
-from PIL import Image
+from PIL import ExifTags, Image
 
-from rewards.check import main
+from rewards.check import _load, main
 from rewards.trial import Failure, Trial, picture, try_out
 from rollout.prompts import load_prompts
 from rollout.records import Prompt
 from rollout.tiny.prompts import FOLDER
+from tests.rewards.models import png
 from tests.rewards.servers import ROOT, served
 
 SHAPES = str(FOLDER / "shapes-train.jsonl")
@@ -164,6 +166,48 @@ def test_an_image_of_ones_own_is_the_real_one(own: Path, capsys: pytest.CaptureF
     Image.new("L", (300, 200), 51).save(own / "grey.png")
     assert main([toml(own, {"name": "checked_reward:Own"}), "--image", str(own / "grey.png")]) == 0
     assert "0.200" in capsys.readouterr().out
+
+
+def test_a_transparent_image_lies_on_white(tmp_path: Path) -> None:
+    half = np.zeros((8, 8, 4), np.uint8)
+    half[:4] = (250, 0, 0, 255)  # below it is transparent, and black where nobody looks
+    Image.fromarray(half).save(tmp_path / "half.png")
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([0, 90, 0])
+    palette.save(tmp_path / "palette.png", transparency=0)
+    loaded = _load(tmp_path / "half.png", (8, 8))
+    assert loaded[0, 0].tolist() == [250, 0, 0]
+    assert loaded[7, 7].tolist() == [255, 255, 255]
+    assert (_load(tmp_path / "palette.png", (8, 8)) == 255).all()
+
+
+def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    lying = np.zeros((8, 16, 3), np.uint8)
+    lying[:, :8] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise shows it upright
+    Image.fromarray(lying).save(tmp_path / "turned.png", exif=exif)
+    shown = _load(tmp_path / "turned.png", (8, 16))
+    assert shown.shape == (16, 8, 3)
+    assert (shown[:8] == 255).all()
+    assert (shown[8:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_sixteen_bits_become_eight(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "deep.png"
+    if kind == "grey":
+        Image.fromarray(np.full((8, 8), 100 * 256 + 200, np.uint16)).save(path)
+    else:
+        path.write_bytes(png(8, 16, zlib.compress((b"\0" + bytes([100, 200] * 24)) * 8)))
+    assert (_load(path, (8, 8)) == 100).all()
+
+
+def test_an_image_of_no_known_range_is_refused(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(own / "float.tiff")
+    configured = toml(own, {"name": "checked_reward:Own"})
+    assert main([configured, "--image", str(own / "float.tiff")]) == 2
+    assert "float.tiff: expected 8 or 16 bits per channel, got F, 32 bits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

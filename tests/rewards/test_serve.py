@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from rewards.remote import RemoteScorer
 from rewards.scorer import RewardError
 from rewards.serve import main
 from rollout.records import Prompt
+from tests.rewards.models import png
 from tests.rewards.servers import OWN, ROOT, Server, environment, served
 
 LIMIT = 200_000
@@ -46,12 +46,14 @@ def file(mode: str = "RGB", size: tuple[int, int] = (8, 8), format: str = "PNG")
 
 def bomb(side: int) -> bytes:
     """A PNG of a few bytes whose header promises side x side pixels."""
+    return png(side, 8, b"x")
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
+def transparent() -> bytes:
+    """A PNG in RGB, one of whose colours is transparent."""
+    stream = BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, format="PNG", transparency=(0, 0, 0))
+    return stream.getvalue()
 
 
 def question(*files: bytes, **changes: Any) -> dict[str, Any]:
@@ -94,6 +96,9 @@ def alive(server: Server) -> bool:
         (question(file(), media_type="image/webp"), r"images[0]: expected image/webp"),
         (question(file("RGBA")), r"its mode is RGBA"),
         (question(file("L")), r"its mode is L"),
+        (question(png(8, 16, zlib.compress((b"\0" + bytes(48)) * 8))), "it has 16 bits per channel, not 8"),
+        (question(file("I;16")), "it has 16 bits per channel, not 8"),
+        (question(transparent()), "its mode is RGB with transparency"),
         (question(file(), file(size=(8, 9))), r"images[1]: expected image/png, RGB: its shape (9, 8, 3)"),
         (question(bomb(60_000)), r"images[0]"),
         (question(bomb(9_000)), f"is over the limit of {MAX_PIXELS} pixels"),

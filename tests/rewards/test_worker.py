@@ -146,3 +146,26 @@ def test_every_named_reward_resolves_without_loading_anything_heavy(name: str) -
 def test_a_bad_name_is_explained(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(name)
+
+
+class Wild(Brightness):
+    """Declares less than it scores."""
+
+    traits: ClassVar[Traits] = Traits(low=100.0, high=140.0)
+
+
+def test_a_score_outside_the_declared_range_stands_with_a_remark(images: Images) -> None:
+    sys.modules["own_rewards"].Wild = Wild  # type: ignore[attr-defined]
+    images[3], images[5] = 255, 0
+    found = RewardWorker("own_rewards:Wild", {}).score(images, [Prompt(index=0, text="")] * 8)
+    assert found.values[3] == 255
+    assert found.valid.all()
+    assert found.remark == "scored 255, but declares 100 to 140"
+    assert not RewardWorker("own_rewards:Brightness", {}).score(images, [Prompt(index=0, text="")] * 8).remark
+
+
+def test_a_missing_score_is_in_every_range(images: Images) -> None:
+    sys.modules["own_rewards"].Wild = Wild  # type: ignore[attr-defined]
+    found = RewardWorker("own_rewards:Wild", {"wrong": "nan"}).score(images, [Prompt(index=0, text="")] * 8)
+    assert not found.valid.all()
+    assert not found.remark

@@ -92,6 +92,19 @@ def test_a_prompt_is_encoded_once_and_the_same(pipeline_folder: Path, tmp_path: 
     )
 
 
+@pytest.mark.parametrize("left", [0, 5, 0.5])
+def test_a_cut_off_embedding_is_made_again(pipeline_folder: Path, tmp_path: Path, left: float) -> None:
+    expected = policy_of(pipeline_folder, embeddings=tmp_path, guidance=1.0).encode(TEXT)["hidden"]
+    (path,) = tmp_path.glob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(left * len(whole)) if left < 1 else int(left)])
+    again = policy_of(pipeline_folder, embeddings=tmp_path, guidance=1.0)
+    with pytest.warns(UserWarning, match=rf"rollout\.embeddings: {path} cannot be read .* made again"):
+        assert torch.equal(again.encode(TEXT)["hidden"], expected)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_other_encoders_do_not_share_the_folder(pipeline_folder: Path, tmp_path: Path) -> None:
     policy_of(pipeline_folder, embeddings=tmp_path, guidance=1.0).encode(TEXT)
     moved = policy_of(pipeline_folder, guidance=1.0)
