@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -26,9 +26,9 @@ class AestheticScorer:
 
     Source: the improved-aesthetic-predictor of `SOURCE`. The head was trained on ratings from 1 to 10, the
     declared range, but is linear and can go beyond; 4 to 7 is usual. ``head`` is a local copy of
-    sac+logos+ava1-l14-linearMSE.pth or of its tensors as .safetensors; ``clip`` and ``clip_weights`` are the
-    model and weights of `OpenClip` and must have 768 dimensions. Cost: one forward pass of ViT-L/14
-    (0.3 G parameters, 224 px) per image; prompts cost nothing.
+    sac+logos+ava1-l14-linearMSE.pth or of its tensors as .safetensors; ``clip``, ``clip_weights`` and
+    ``clip_preprocess`` are those of `OpenClip`, which must have 768 dimensions. Cost: one forward pass of
+    ViT-L/14 (0.3 G parameters, 224 px) per image; prompts cost nothing.
     """
 
     traits: ClassVar[Traits] = Traits(low=1.0, high=10.0)
@@ -38,11 +38,12 @@ class AestheticScorer:
         head: str | None = None,
         clip: str = "ViT-L-14-quickgelu",
         clip_weights: str = "openai",
+        clip_preprocess: Mapping[str, Any] | None = None,
         device: str = "auto",
     ) -> None:
         with explained("head", head, f"the path of sac+logos+ava1-l14-linearMSE.pth from {SOURCE}"):
             self._head = _load_head(head)
-        self._clip = OpenClip(clip, clip_weights, device)
+        self._clip = OpenClip(clip, clip_weights, device, preprocess=clip_preprocess)
         self._head.to(self._clip.device)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:

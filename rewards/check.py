@@ -1,8 +1,9 @@
 """Try the rewards before a run: ``python -m rewards.check PRESET_OR_TOML [--image PATH]``.
 
 Loads each reward of the configuration in a process of its own and has it score a blank, a noise and a real
-image of the run's size. Ends with 1, and advice, when a reward fails, leaves its range or refuses a
-prompt. Needs no model.
+image of the run's size, and drawn images with known answers. Ends with 1, and advice, when a reward fails,
+leaves its range or refuses a prompt, and with 3 and a warning when nothing shows that one works. Needs no
+model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from rollout.settings import RolloutSettings, Settings, explain
 from rollout.text_files import read_text
 
 PROG: Final = "python -m rewards.check"
+FAILED: Final = 1
+DOUBTED: Final = 3
+"""Exit statuses: a reward failed; none failed, but nothing shows that one of them works."""
 PRESETS: Final = Path(__file__).parents[1] / "cluster" / "presets"
 
 
@@ -148,15 +152,19 @@ def _cells(trial: Trial) -> list[str]:
 
 def _complain(console: Console, results: dict[str, Trial | Failure]) -> int:
     """Say what is wrong with which reward; returns the exit status."""
-    status = 0
+    failed = doubted = False
     for label, result in results.items():
         reason = result.fault if isinstance(result, Trial) else result.reason
         if reason:
-            status = 1
+            failed = True
             console.print(f"{label}: {reason}", style="red", markup=False, highlight=False)
         if isinstance(result, Failure) and result.advice:
             console.print(f"  {result.advice}", markup=False, highlight=False)
-    return status
+        if isinstance(result, Trial) and not reason and result.doubt:
+            doubted = True
+            story = f"warning: {label} {result.doubt}"
+            console.print(story, style="yellow", markup=False, highlight=False)
+    return FAILED if failed else DOUBTED if doubted else 0
 
 
 if __name__ == "__main__":

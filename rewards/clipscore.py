@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,22 @@ class ClipScoreScorer:
     """Scores (N, H, W, 3) images by 2.5 * max(cosine(image, prompt), 0), so in [0, 2.5]; 0.4 to 0.8 is usual.
 
     Source: CLIPScore (Hessel et al. 2021, arXiv 2104.08718), with the larger ViT-L/14 and without the
-    paper's "A photo depicts", as a prompt is no caption. ``clip`` and ``clip_weights`` are the model and
-    weights of `OpenClip`. The weights "openai" are the file open_clip_model.safetensors of
-    timm/vit_large_patch14_clip_224.openai on the Hugging Face hub. Cost: one forward pass of ViT-L/14
-    (0.3 G parameters, 224 px) per image, one of its text tower per distinct prompt.
+    paper's "A photo depicts", as a prompt is no caption. ``clip``, ``clip_weights`` and
+    ``clip_preprocess`` are those of `OpenClip`. The weights "openai" are the file
+    open_clip_model.safetensors of timm/vit_large_patch14_clip_224.openai on the Hugging Face hub. Cost: one
+    forward pass of ViT-L/14 (0.3 G parameters, 224 px) per image, one of its text tower per distinct prompt.
     """
 
     traits: ClassVar[Traits] = Traits(low=0.0, high=SCALE)
 
     def __init__(
-        self, clip: str = "ViT-L-14-quickgelu", clip_weights: str = "openai", device: str = "auto"
+        self,
+        clip: str = "ViT-L-14-quickgelu",
+        clip_weights: str = "openai",
+        clip_preprocess: Mapping[str, Any] | None = None,
+        device: str = "auto",
     ) -> None:
-        self._clip = OpenClip(clip, clip_weights, device)
+        self._clip = OpenClip(clip, clip_weights, device, preprocess=clip_preprocess)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
         """Score each image with its own prompt only."""

@@ -52,11 +52,12 @@ class GenEvalScorer:
     ViT-L/14. Its Mask2Former Swin-S comes from transformers and not from mmdetection, whose weights were
     trained apart: expect verdicts to agree on most images, not on all.
 
-    ``detector`` is a Mask2Former on the Hugging Face hub or a local folder, ``clip`` and ``clip_weights``
-    are the model and weights of `OpenClip`. The detector sees ``batch`` images at once, their shorter side
-    at ``detector_size`` pixels: GenEval's is 800, and the cost grows with the square. Needs GenEval metadata
-    with COCO's classes. Cost: the detector (69 M parameters) per image, and a forward pass of ViT-L/14
-    (0.3 G, 224 px) per object whose colour is asked; 10 s and 2.5 s on one CPU core, so meant for a GPU.
+    ``detector`` is a Mask2Former on the Hugging Face hub or a local folder, ``clip``,
+    ``clip_weights`` and ``clip_preprocess`` are those of `OpenClip`. The detector sees ``batch`` images at
+    once, their shorter side at ``detector_size`` pixels: GenEval's is 800, and the cost grows with the
+    square. Needs GenEval metadata with COCO's classes. Cost: the detector (69 M parameters) per image, and a
+    forward pass of ViT-L/14 (0.3 G, 224 px) per object whose colour is asked; 10 s and 2.5 s on one CPU core,
+    so meant for a GPU.
     """
 
     traits: ClassVar[Traits] = Traits(low=0.0, high=1.0)
@@ -66,6 +67,7 @@ class GenEvalScorer:
         detector: str = "facebook/mask2former-swin-small-coco-instance",
         clip: str = "ViT-L-14-quickgelu",
         clip_weights: str = "openai",
+        clip_preprocess: Mapping[str, Any] | None = None,
         detector_size: int = 800,
         batch: int = 8,
         device: str = "auto",
@@ -76,7 +78,7 @@ class GenEvalScorer:
         self._detector = Mask2FormerDetector(
             detector, CLASSES, ALIASES, size=detector_size, batch=batch, device=device
         )
-        self._colors = ColorNamer(OpenClip(clip, clip_weights, device))
+        self._colors = ColorNamer(OpenClip(clip, clip_weights, device, preprocess=clip_preprocess))
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
         """Detect the objects of every image, name the colours asked for, and judge by its metadata."""

@@ -16,6 +16,12 @@ from rollout.records import Prompt
 
 ARCHITECTURE: Final = "ViT-H-14"
 """What open_clip calls the model."""
+PREPROCESSING: Final = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+}
+"""That of the weights it was tuned from, laion2b_s32b_b79k, which its authors kept."""
 CHECKPOINT: Final = "HPS_v2.1_compressed.pt"
 """The file of version 2.1 in the authors' repository on the hub."""
 
@@ -32,7 +38,14 @@ class HpsV2Scorer:
     traits: ClassVar[Traits] = Traits(low=-1.0, high=1.0)
 
     def __init__(self, weights: str = "xswu/HPSv2", device: str = "auto") -> None:
-        self._clip = OpenClip(ARCHITECTURE, _local(weights), device, option="weights", resize="longest")
+        self._clip = OpenClip(
+            ARCHITECTURE,
+            _local(weights),
+            device,
+            option="weights",
+            preprocess=PREPROCESSING,
+            resize="longest",
+        )
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
         """Score each image with its own prompt only."""

@@ -35,7 +35,7 @@ def pretrained(architecture: Any, name: str) -> Any:
 
 
 @contextmanager
-def explained(option: str, value: str | None, expected: str) -> Iterator[None]:
+def explained(option: str, value: object, expected: str) -> Iterator[None]:
     """Load weights within: what goes wrong becomes an ``OSError`` of one line.
 
     It names the option, its value and what would do. The libraries' own messages run over many lines.

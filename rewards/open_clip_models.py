@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.clip_preprocessing import (
+    HUB_CONFIG,
+    OPENCLIP_CONFIG,
+    Preprocessing,
+    beside,
+    common,
+    known,
+    stated,
+)
 from rewards.loading import explained, placed
 
 if TYPE_CHECKING:
     import torch
 
+NEEDED: Final = (
+    "the mean and standard deviation that the weights were trained with, such as "
+    "{ mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }"
+)
 _AT_ONCE: Final = 64
 """Images per forward pass: enough to fill a GPU, and memory stays bounded for any number of candidates."""
 
@@ -24,9 +37,12 @@ class OpenClip:
 
     ``model`` is the name of an open_clip architecture, whose ``weights`` are a tag of it or a local file
     (.safetensors, .pt), or a local folder in open_clip's format, which brings its own weights. Scorers call
-    their options so: "clip", and ``option`` for the weights. ``resize`` is "shortest" (fill the input and
-    crop) or "longest" (fit and pad). Raises ``OSError`` naming the option when there are no such weights,
-    when they do not fit, or when they were trained with another GELU than the architecture has.
+    their options so: "clip", and ``option`` for the weights. ``preprocess`` (the option "clip_preprocess")
+    says what `Preprocessing` the weights were trained with; without it the tag does, or a configuration
+    beside the file, or all published weights of the architecture if they agree. ``resize`` overrides how an
+    image that is not square fits in: "shortest" (fill and crop), "longest" (pad) or "squash". Raises
+    ``OSError`` naming the option when there are no such weights, when they do not fit, when they were trained
+    with another GELU than the architecture has, or when nothing says what preprocessing they need.
     """
 
     def __init__(
@@ -36,7 +52,8 @@ class OpenClip:
         device: str,
         *,
         option: str = "clip_weights",
-        resize: str = "shortest",
+        preprocess: Mapping[str, Any] | None = None,
+        resize: str | None = None,
     ) -> None:
         import open_clip
         import torch
@@ -46,6 +63,8 @@ class OpenClip:
         name = f"local-dir:{model}" if local else model
         with explained("clip", model, "an open_clip architecture or a folder in its format"):
             self._tokenizer: Any = _tokenizer(name)
+        with explained("clip_preprocess", preprocess, NEEDED):
+            needs = _preprocessing(model, weights, local, preprocess)
         blamed = ("clip", model) if local else (option, weights)
         expected = f"weights of {model}, as a tag that open_clip can download or a local file"
         with explained(*blamed, expected), warnings.catch_warnings():
@@ -56,7 +75,10 @@ class OpenClip:
                 pretrained=None if local else weights,
                 precision="bf16" if self._dtype == torch.bfloat16 else "fp32",
                 device=self.device,
-                image_resize_mode=resize,
+                image_mean=needs.mean,
+                image_std=needs.std,
+                image_interpolation=needs.interpolation,
+                image_resize_mode=resize or needs.resize_mode,
             )
         self._model.eval()
 
@@ -95,6 +117,25 @@ def _tokenizer(name: str) -> Any:
     if open_clip.get_model_config(name) is None:
         raise ValueError("no such architecture, or no such folder")
     return open_clip.get_tokenizer(name)
+
+
+def _preprocessing(model: str, weights: str, local: bool, given: Mapping[str, Any] | None) -> Preprocessing:
+    """What the weights need; raises ``ValueError`` when nobody says so."""
+    import open_clip
+
+    if given is not None:
+        return stated(given)
+    if tag := open_clip.get_pretrained_cfg(model, weights):
+        return stated(known(tag))
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    file = Path(model) / OPENCLIP_CONFIG if local else Path(weights)
+    found = beside(file) or common(open_clip.get_pretrained_cfg(model, tag) for tag in tags)
+    if found is None:
+        raise ValueError(
+            f"neither {OPENCLIP_CONFIG} nor {HUB_CONFIG} is beside {file}, and the published weights of "
+            f"{model} do not agree"
+        )
+    return found
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

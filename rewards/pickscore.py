@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 SCALE: Final = 26.0
 """FlowGRPO divides PickScore's logits by this, so that good images score about 0.85 to 0.95."""
+MODEL: Final = "yuvalkirstain/PickScore_v1"
+PROCESSOR: Final = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""Of the published model, by its authors' example."""
 _LARGEST_LOGIT: Final = 100.0
 
 
@@ -24,16 +27,17 @@ class PickScoreScorer:
     """Scores (N, H, W, 3) images by exp(logit scale) * cosine(image, prompt) / 26.
 
     Source: PickScore (Kirstain et al. 2023, arXiv 2305.01569). ``model`` and ``processor`` are names on
-    the Hugging Face hub or local folders in its format. bfloat16 on a GPU, float32 on a CPU. Not
-    thread-safe, as its tokenizer is not.
+    the Hugging Face hub or local folders in its format; without ``processor``, any model but the published
+    one has to bring its own, since another's mean and spread would bend its scores. bfloat16 on a GPU,
+    float32 on a CPU. Not thread-safe, as its tokenizer is not.
     """
 
     traits: ClassVar[Traits] = Traits(low=-_LARGEST_LOGIT / SCALE, high=_LARGEST_LOGIT / SCALE)
 
     def __init__(
         self,
-        model: str = "yuvalkirstain/PickScore_v1",
-        processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        model: str = MODEL,
+        processor: str | None = None,
         device: str = "auto",
     ) -> None:
         from transformers import CLIPModel, CLIPProcessor
@@ -44,6 +48,7 @@ class PickScoreScorer:
         # Read before the cast: bfloat16 would make the published scale of 100 one of 98.9.
         self._scale = float(self._model.logit_scale.detach().exp()) / SCALE
         self._model.to(self._device, dtype)
+        processor = processor or (PROCESSOR if model == MODEL else model)
         with explained("processor", processor, "a CLIP processor on the hub or a local folder with one"):
             self._processor: Any = CLIPProcessor.from_pretrained(processor)
 

@@ -16,31 +16,32 @@ from typing import Any, Final
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from rewards.geneval import check_metadata
-from rewards.ocr import target_text
+from rewards.known import Recognised, recognised
+from rewards.pictures import picture, plain
 from rewards.scorer import RewardError, Traits, stray
 from rewards.suitability import objection, refusal
 from rewards.table import resolve
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
-from rollout.tiny.world import COLORS, SHAPES, draw_scene, scene_for
 
 IMAGES: Final = ("blank", "noise", "real")
-_SCENE: Final = {"include": [{"class": "circle", "count": 1, "color": "red"}]}
-_ZOOM: Final = 4
+_ALIKE: Final = 1e-3
+"""Scores whose spread is at most this share of the largest are one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """How a reward did: its scores of `IMAGES` (NaN is missing), seconds, and peak memory in GB.
 
+    ``prompt`` is what the images were to show, and ``known`` what became of images with known answers;
     ``refused`` says which prompts do not suit it, and is empty if all do.
     """
 
     traits: Traits
     scores: tuple[float, ...]
+    prompt: str
+    known: Recognised | None
     seconds_to_load: float
     seconds_per_image: float
     memory_gb: float
@@ -53,6 +54,22 @@ class Trial:
         if np.isnan(self.scores).all():
             return "scored none of the images"
         return stray(np.array(self.scores), self.traits) or self.refused
+
+    @property
+    def doubt(self) -> str:
+        """Why nothing shows that the reward works, or nothing: a model with wrong weights scores as well."""
+        if self.known is not None and not self.known.enough:
+            return (
+                f"knew only {self.known.right} of {len(self.known.texts)} images by their prompts "
+                f"({', '.join(self.known.texts)}); so do wrong weights, labels or preprocessing"
+            )
+        scores = [score for score in self.scores if not np.isnan(score)]
+        if len(scores) > 1 and np.ptp(scores) <= _ALIKE * np.abs(scores).max():
+            return (
+                f"scores all images alike ({scores[-1]:g}), so nothing shows that it works; "
+                f"bring an image of its prompt {self.prompt!r} with --image"
+            )
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +114,16 @@ def _attempt(
         started = time.perf_counter()
         worker = RewardWorker(name, options)
         loaded = time.perf_counter() - started
-        images = np.stack([*_plain(size), picture(prompt, size) if real is None else real])
-        return replace(_measure(worker, images, prompt, loaded), refused=refused)
+        images = np.stack([*plain(size), picture(prompt, size) if real is None else real])
+        found = _measure(worker, images, prompt, loaded, recognised(worker, scorer, size))
+        return replace(found, refused=refused)
     except (RewardError, ValueError) as error:
         return Failure(str(error), advice(name, error))
 
 
-def _measure(worker: RewardWorker, images: NDArray[np.uint8], prompt: Prompt, loaded: float) -> Trial:
+def _measure(
+    worker: RewardWorker, images: NDArray[np.uint8], prompt: Prompt, loaded: float, known: Recognised | None
+) -> Trial:
     asked = [prompt] * len(images)
     judgement = worker.score(images, asked)
     started = time.perf_counter()
@@ -112,6 +132,8 @@ def _measure(worker: RewardWorker, images: NDArray[np.uint8], prompt: Prompt, lo
     return Trial(
         traits=worker.traits,
         scores=tuple(np.where(judgement.valid, judgement.values, np.nan).tolist()),
+        prompt=prompt.text,
+        known=known,
         seconds_to_load=loaded,
         seconds_per_image=seconds / len(images),
         memory_gb=_peak_gb(),
@@ -135,39 +157,6 @@ def _peak_gb() -> float:
 def _gpu_gb() -> float:
     torch = sys.modules.get("torch")
     return torch.cuda.max_memory_allocated() / 1e9 if torch and torch.cuda.is_available() else 0.0
-
-
-def _plain(size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    shape = (size[1], size[0], 3)
-    return np.full(shape, 127, np.uint8), np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-
-def picture(prompt: Prompt, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A (height, width, 3) image of what a prompt asks for, if that is of the bundled world or a text.
-
-    Any other prompt gets a red circle: a real image, if not its own.
-    """
-    try:
-        return _sign(target_text(prompt), size)
-    except ValueError:
-        pass
-    scene: Mapping[str, Any] = prompt.metadata
-    try:
-        check_metadata(scene, SHAPES, COLORS)
-    except ValueError:
-        scene = _SCENE
-    drawn = Image.fromarray(draw_scene(scene_for(dict(scene), np.random.default_rng(0))))
-    return np.asarray(ImageOps.pad(drawn, size))
-
-
-def _sign(text: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A text across the whole image."""
-    width, height = (length * _ZOOM for length in size)
-    canvas = Image.new("RGB", (width, height), (245, 245, 240))
-    font = ImageFont.load_default(size=min(0.88 * height, 1.2 * width / len(text)))
-    middle = (width / 2, height / 2)
-    ImageDraw.Draw(canvas).text(middle, text.upper(), fill=(20, 24, 40), font=font, anchor="mm")
-    return np.asarray(canvas.resize(size, Image.Resampling.BOX))
 
 
 def advice(name: str, error: BaseException) -> str:

@@ -29,12 +29,16 @@ TINY_CLIP: dict[str, Any] = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+INCEPTION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+"""A preprocessing that is not OpenAI's."""
 BOXES = [(4.0, 4.0, 20.0, 20.0), (40.0, 4.0, 60.0, 20.0), (4.0, 40.0, 20.0, 60.0)]
 
 
 def save_clip(folder: Path) -> None:
     """In open_clip's format; its weights are spread wide enough for texts and images to differ."""
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": {}}))
+    preprocessing = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    config = {"model_cfg": TINY_CLIP, "preprocess_cfg": preprocessing}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = open_clip.create_model(f"local-dir:{folder}")

@@ -11,7 +11,8 @@ import tomli_w
 from PIL import ExifTags, Image
 
 from rewards.check import _load, main
-from rewards.trial import Failure, Trial, picture, try_out
+from rewards.pictures import picture
+from rewards.trial import Failure, Trial, try_out
 from rollout.prompts import load_prompts
 from rollout.records import Prompt
 from rollout.tiny.prompts import FOLDER

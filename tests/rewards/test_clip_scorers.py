@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rewards.hpsv2 import HpsV2Scorer
 from rewards.scorer import RewardError, Scorer
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
-from tests.rewards.models import noise_images
+from tests.rewards.models import INCEPTION, noise_images
 
 TEXTS = ("a red cat", "two dogs", "a red cat", "a boat left of a zebra", "x " * 200)
 Tensors = dict[str, torch.Tensor]
@@ -240,7 +241,9 @@ def broken(tmp_path: Path, tiny_clip: Path) -> dict[str, str]:
     torch.save(Evil(tmp_path / "trace"), tmp_path / "evil.pth")
     torch.save({"layers.0.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
     (tmp_path / "text.safetensors").write_text("not tensors")
-    return {path.name: str(path) for path in tmp_path.iterdir()}
+    found = {path.name: str(path) for path in tmp_path.iterdir()}
+    shutil.copy(tiny_clip / "open_clip_config.json", tmp_path)  # says what these weights would need
+    return found
 
 
 CASES = [
@@ -280,7 +283,7 @@ def test_weights_of_another_gelu_are_refused(
     tiny_clip: Path, tiny_architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = str(tiny_clip / "open_clip_model.safetensors")
-    published = {"plain": {"file": weights, "quick_gelu": False}}
+    published = {"plain": {"file": weights, "quick_gelu": False, **INCEPTION}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny_architecture, published)
     with pytest.raises(OSError, match=r"option clip_weights: .*QuickGELU mismatch"):
         ClipScoreScorer(clip=tiny_architecture, clip_weights="plain")

@@ -270,3 +270,17 @@ def test_training_makes_a_folder_that_loads(tmp_path: Path, monkeypatch: pytest.
     torch.set_num_threads(threads)
     made = PickScoreScorer(model=str(tmp_path), processor=str(tmp_path), device="cpu")
     assert made(noise_images(3), prompts(*TEXTS)).valid.all()
+
+
+def test_a_model_of_ones_own_brings_its_own_preprocessing(random_clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "another"
+    shutil.copytree(random_clip, folder)
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["image_processor"].update(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    path.write_text(json.dumps(config))
+    found = PickScoreScorer(model=str(folder), device="cpu")._processor.image_processor
+    assert (list(found.image_mean), list(found.image_std)) == ([0.5] * 3, [0.25] * 3)
+    path.unlink()
+    with pytest.raises(OSError, match=rf"option processor: expected a CLIP processor .*{folder}"):
+        PickScoreScorer(model=str(folder), device="cpu")
