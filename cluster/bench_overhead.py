@@ -77,13 +77,14 @@ class BareLoop:
         count = self.settings.groups_per_step
         groups = range(step * count, (step + 1) * count)
         requests = [self._request(group) for group in groups]
-        _, *sampled = self.sampler.sample(requests)
-        images, found, made = sampled[:count], sampled[count : 2 * count], sampled[2 * count :]
-        scores = [self._score(group, one) for group, one in zip(groups, images, strict=True)]
-        selection = self.selector.select(step, list(groups), scores)
+        made, *sampled = self.sampler.sample(requests)
+        images, found, paths = sampled[:count], sampled[count : 2 * count], sampled[2 * count :]
         each = self.settings.selection.candidates
+        finite = [made.finite[i : i + each] for i in range(0, count * each, each)]
+        scores = [self._score(*one) for one in zip(groups, images, finite, strict=True)]
+        selection = self.selector.select(step, list(groups), scores)
         trajectories = {
-            i: made[groups.index(k.group_id) * each + k.candidate] for i, k in enumerate(selection.kept)
+            i: paths[groups.index(k.group_id) * each + k.candidate] for i, k in enumerate(selection.kept)
         }
         conditionings = dict(zip(groups, found, strict=True))
         learner = self.settings.learner
@@ -97,9 +98,10 @@ class BareLoop:
         noises = candidate_noises(self.settings.seed, prompt.index, group, self.settings.selection.candidates)
         return SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
 
-    def _score(self, group: int, images: NDArray[np.uint8]) -> Scores:
+    def _score(self, group: int, images: NDArray[np.uint8], finite: Sequence[bool]) -> Scores:
         prompts = [prompt_at(self.prompts, self.settings.seed, group)] * len(images)
-        return score(self.scorers, self.settings.rewards, images, prompts, self.settings.combine)
+        rewards, how = self.settings.rewards, self.settings.combine
+        return score(self.scorers, rewards, images, prompts, how, finite=finite)
 
     def _update(self, rows: Rows) -> None:
         learner, policy = self.settings.learner, self.sampler.policy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import psutil
 from rich.table import Table
 
 from cluster.errors import UserError
+from cluster.files import to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Report:
         """For machines: every value, with the command and the machine."""
         rows = {row.name: list(row.values) for row in self.rows}
         found = {"title": self.title, "command": list(command), "machine": machine(), "rows": rows}
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        path.write_text(to_json(found, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from learner.records import Update, Written
 from learner.storage import Storage
 from rewards.scorer import Judgement, Traits
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory
+from rollout.records import Conditioning, Made, Noise, Prompt, SampleRequest, Trajectory
 
 CANDIDATES: Final = 32
 """Per prompt; a sampler makes them in one call."""
@@ -45,11 +45,14 @@ class SleepingSampler:
         images[:, 0, 0, 0] = [noise.path % 251 for noise in request.noises]
         nothing = np.zeros(1, dtype=np.float32)
         trajectory = Trajectory(latents=self.latents, log_probs=nothing, steps=np.zeros(1, dtype=np.int64))
-        return SECONDS, images, Conditioning(arrays={}), *[trajectory] * len(images)
+        made = Made(seconds=SECONDS, finite=(True,) * len(images))
+        return made, images, Conditioning(arrays={}), *[trajectory] * len(images)
 
-    def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[float, NDArray[np.uint8]]:
+    def evaluate(
+        self, prompts: Sequence[Prompt], noises: Sequence[Noise]
+    ) -> tuple[tuple[bool, ...], NDArray[np.uint8]]:
         """Black images."""
-        return 0.0, np.zeros((len(prompts), 8, 8, 3), dtype=np.uint8)
+        return (True,) * len(prompts), np.zeros((len(prompts), 8, 8, 3), dtype=np.uint8)
 
     def ping(self) -> None:
         """Answer."""

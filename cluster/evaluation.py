@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cluster.broken import EVAL_BROKEN, broken_held_out
 from cluster.events import warn
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
@@ -41,27 +43,48 @@ async def evaluate(
     started = time.perf_counter()
     chunks = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
     done = await asyncio.gather(*(_evaluate_chunk(stages, chunk, weights) for chunk in chunks))
-    scores = _joined([scores for _, scores in done])
-    shown = -(-SHOWN // batch)
-    images: NDArray[np.uint8] = np.concatenate([await handle for handle, _ in done[:shown]])
+    scores = _joined([one.scores for one in done])
+    broken = broken_held_out(drawn, [good for one in done for good in one.finite])
+    images = [image for one in done[: -(-SHOWN // batch)] for image in await one.shown()]
     await asyncio.to_thread(folder.save_evaluation, step, drawn, scores, images[:SHOWN])
-    return {**_metrics(folder, scores), "seconds_eval": time.perf_counter() - started}
+    await asyncio.to_thread(folder.record_broken, step, broken, "eval_images")
+    return {
+        **_metrics(folder, scores),
+        EVAL_BROKEN: len(broken),
+        "seconds_eval": time.perf_counter() - started,
+    }
 
 
-async def _evaluate_chunk(stages: Stages, chunk: Sequence[Drawn], weights: Weights) -> tuple[Handle, Scores]:
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """Some of the held-out images: which are finite, where all of them are, and the scores."""
+
+    finite: Sequence[bool]
+    images: Handle
+    scores: Scores
+
+    async def shown(self) -> list[NDArray[np.uint8] | None]:
+        """The images, and none for one that is broken."""
+        return [image if good else None for image, good in zip(await self.images, self.finite, strict=True)]
+
+
+async def _evaluate_chunk(stages: Stages, chunk: Sequence[Drawn], weights: Weights) -> _Evaluated:
     prompts = [prompt for prompt, _, _ in chunk]
-    handle = await stages.rollouts.evaluate(prompts, [noise for _, _, noise in chunk], weights)
-    return handle, await stages.rewards.judge(handle, prompts)
+    finite, images = await stages.rollouts.evaluate(prompts, [noise for _, _, noise in chunk], weights)
+    return _Evaluated(finite, images, await stages.rewards.judge(images, prompts, finite))
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
-    stricts = [part.strict for part in parts if part.strict is not None]
+    unknown = [np.full(len(part.total), np.nan) for part in parts]
+    stricts = [
+        none if part.strict is None else part.strict for none, part in zip(unknown, parts, strict=True)
+    ]
     return Scores(
         rewards={k: np.concatenate([part.rewards[k] for part in parts]) for k in parts[0].rewards},
         weights=parts[0].weights,
         valid=np.concatenate([part.valid for part in parts]),
         total=np.concatenate([part.total for part in parts]),
-        strict=np.concatenate(stricts) if len(stricts) == len(parts) else None,
+        strict=None if all(part.strict is None for part in parts) else np.concatenate(stricts),
     )
 
 
@@ -83,7 +106,7 @@ def _win_rate(folder: RunFolder, scores: Scores) -> float:
         warn("win rate missing", reason=f"{folder.start} is lost")
         return float("nan")
     before = np.array(pq.read_table(folder.start)["reward"].to_pylist(), dtype=np.float64)
-    return float(np.mean(scores.total > before))
+    return _mean(np.where(np.isfinite(scores.total + before), scores.total > before, np.nan))
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -6,7 +6,6 @@ events through here; step and group are added from the context, which every task
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.broken import BROKEN, EVAL_BROKEN
+from cluster.files import to_json
+
 NAME: Final = "log.jsonl"
 """The file in the run folder."""
+COUNTED: Final = {
+    BROKEN: "images not finite",
+    EVAL_BROKEN: "held-out images not finite",
+    "dropped_groups": "groups dropped",
+    "skipped_updates": "updates skipped",
+}
+"""Metrics that count what went wrong, and the event that each is noted as."""
 STEP: ContextVar[int | None] = ContextVar("step", default=None)
 """The step that is being made, counted from one."""
 GROUP: ContextVar[int | None] = ContextVar("group", default=None)
@@ -42,7 +51,7 @@ def watch(metrics: Mapping[str, Any]) -> None:
     """Note what a step's metrics say that went wrong in it."""
     for name, story in metrics.get("alarms", {}).items():
         warn("guard alarm", metric=name, story=story)
-    for key, event in (("dropped_groups", "groups dropped"), ("skipped_updates", "updates skipped")):
+    for key, event in COUNTED.items():
         if count := metrics.get(key):
             warn(event, count=int(count))
     if missing := int(metrics.get("candidates", 0) - metrics.get("valid", 0)):
@@ -96,4 +105,4 @@ class _JsonLines(logging.Formatter):
             **{key: value for key, value in place.items() if value is not None},
             **record.__dict__["fields"],
         }
-        return json.dumps(line, default=str)
+        return to_json(line, default=str)

@@ -1,9 +1,13 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON that every reader takes."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -18,3 +22,19 @@ def write_bytes(path: Path, content: bytes) -> Path:
     draft.write_bytes(content)
     draft.replace(path)
     return path
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON in which a number that is none is null: Python would write NaN, which few readers take.
+
+    ``options`` are those of `json.dumps`.
+    """
+    return json.dumps(_plain(value), allow_nan=False, **options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -28,10 +28,11 @@ class Observer:
 
     async def measure(self, chunks: Sequence[Awaitable[Chunk]]) -> Mapping[str, float]:
         """The statistics of a group; none if they could not be measured, since training needs none."""
-        images = [chunk.images for chunk in await asyncio.gather(*chunks)]
+        done = await asyncio.gather(*chunks)
+        images, finite = [chunk.images for chunk in done], [one for chunk in done for one in chunk.finite]
 
         async def work(slot: Slot) -> Any:
-            return (await call(slot, "measure", *images, deadline=self.pool.deadline))[0]
+            return (await call(slot, "measure", finite, *images, deadline=self.pool.deadline))[0]
 
         try:
             found: Mapping[str, float] = await self.pool.run(work)

@@ -14,7 +14,9 @@ import numpy as np
 from ray.exceptions import ObjectLostError
 
 from cluster.batches import Batches
+from cluster.broken import BROKEN, Named, broken_candidates
 from cluster.checkpoints import Checkpoints
+from cluster.checks import RunStopped, check_images
 from cluster.evaluation import Drawn, evaluate
 from cluster.events import GROUP, STEP
 from cluster.guard import Guard, Observer, image_metrics
@@ -37,19 +39,19 @@ LEARNER_METRICS: Final = (
 )  # fmt: skip
 
 
-class RunStopped(RuntimeError):
-    """The run cannot go on usefully; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """A scored group, statistics of its images, and when it was sampled and scored (`time.perf_counter`)."""
+    """A scored group, statistics of its images, and when it was sampled and scored (`time.perf_counter`).
+
+    ``broken`` names its images that are not finite, and the previews for which a candidate was left out.
+    """
 
     group: CandidateGroup
     scores: Scores
     observed: Mapping[str, float]
     sampled: float
     scored: float
+    broken: Sequence[Named] = ()
 
 
 @dataclass(slots=True)
@@ -129,36 +131,51 @@ async def produce(run: Run, request: SampleRequest, batches: Batches) -> Produce
 
 
 async def _produce(run: Run, request: SampleRequest, batches: Batches) -> Produced:
-    chunks: Sequence[asyncio.Future[Chunk]]
-    spent = 0.0
     if run.settings.selection.previews:
-        request, chunks, spent = await _screened(run, request)
+        finishing = await _screened(run, request)
     else:
-        chunks = batches.chunks(request.group_id)
+        finishing = _Finishing(request, batches.chunks(request.group_id))
+    request, chunks = finishing.request, finishing.chunks
     scoring = run.stages.rewards.score(request.prompt, chunks)
     (group, sampled), (scores, scored), observed = await asyncio.gather(
-        _sampled(request, chunks, spent), _timed(scoring), _observed(run.stages.observer, chunks)
+        _sampled(request, chunks, finishing.spent), _timed(scoring), _observed(run.stages.observer, chunks)
     )
-    return Produced(group, scores, observed, sampled, scored)
+    finite = [good for chunk in chunks for good in chunk.result().finite]
+    found = [*finishing.broken, *broken_candidates(request, finite)]
+    return Produced(group, scores, observed, sampled, scored, found)
 
 
-async def _screened(
-    run: Run, request: SampleRequest
-) -> tuple[SampleRequest, Sequence[asyncio.Future[Chunk]], float]:
-    """Begin every candidate and finish those that promise most: these, and the seconds of the beginning."""
+@dataclass(frozen=True, slots=True)
+class _Finishing:
+    """The candidates of a group that are sampled to the end; ``spent`` seconds came before.
+
+    ``broken`` names the previews that are not finite, of candidates that were therefore left out.
+    """
+
+    request: SampleRequest
+    chunks: Sequence[asyncio.Future[Chunk]]
+    spent: float = 0.0
+    broken: Sequence[Named] = ()
+
+
+async def _screened(run: Run, request: SampleRequest) -> _Finishing:
+    """Begin every candidate and finish those that promise most."""
     rollouts, selection = run.stages.rollouts, run.settings.selection
     previews = [asyncio.ensure_future(rollouts.begin(part)) for (part,) in rollouts.batches([request])]
     scores = await run.stages.rewards.score(request.prompt, previews)
     done = [preview.result() for preview in previews]
     begun = [handle for preview in done for handle in preview.trajectories]
     chosen = screen(scores, selection, run.settings.seed, request.group_id)
+    finite = [good for preview in done for good in preview.finite]
+    harmless = [good or place in chosen for place, good in enumerate(finite)]
+    left_out = broken_candidates(request, harmless, "preview")
     request = replace(request, noises=tuple(request.noises[i] for i in chosen))
     handles = iter([begun[i] for i in chosen])
     chunks = [
         asyncio.ensure_future(rollouts.finish(part, tuple(islice(handles, len(part.noises)))))
         for (part,) in rollouts.batches([request])
     ]
-    return request, chunks, sum(preview.seconds for preview in done)
+    return _Finishing(request, chunks, sum(preview.seconds for preview in done), left_out)
 
 
 async def _timed(scoring: Awaitable[Scores]) -> tuple[Scores, float]:
@@ -196,7 +213,9 @@ async def train_step(run: Run, step: int, batch: Sequence[Produced], began: floa
     ready = time.perf_counter()
     selection = await run.stages.selector.select(step, [g.group_id for g in groups], scores)
     selected = time.perf_counter()
-    update = await _update(run, step, selection, groups)
+    found = [named for one in batch for named in one.broken]
+    await asyncio.to_thread(run.folder.record_broken, step + 1, found)
+    update = await _update(run, step, selection, groups, found)
     updated = time.perf_counter()
     await run.stages.rollouts.load(await run.stages.learner.publish(step + 1))
     done = time.perf_counter()
@@ -207,6 +226,7 @@ async def train_step(run: Run, step: int, batch: Sequence[Produced], began: floa
         "policy_version": step,
         "staleness": step - min(group.version for group in groups),
         **selection.metrics,
+        BROKEN: len(found),
         **update,
         **image_metrics([one.observed for one in batch]),
         # What of sampling and scoring the step had to wait for: the rest hid behind the last update.
@@ -222,8 +242,13 @@ async def train_step(run: Run, step: int, batch: Sequence[Produced], began: floa
 
 
 async def _update(
-    run: Run, step: int, selection: Selection, groups: Sequence[CandidateGroup]
+    run: Run,
+    step: int,
+    selection: Selection,
+    groups: Sequence[CandidateGroup],
+    found: Sequence[Named],
 ) -> dict[str, Any]:
+    check_images(run, groups, found)
     _check_rewards(run, selection)
     if not selection.kept:
         run.empty_batches += 1

@@ -13,6 +13,7 @@ import tomli_w
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from cluster.report_data import evaluated
 from cluster.run_folder import RunFolder
 from cluster.settings import RunSettings
 
@@ -122,8 +123,7 @@ def _held_out(history: Sequence[Mapping[str, Any]], step: int) -> tuple[int, int
     if not rows:
         return 0, 0, []
     before, after = rows[0], rows[-1]
-    names = [name for name in before if name.startswith("eval_")]
-    shown = [(name, _number(before[name]), _number(after.get(name))) for name in names]
+    shown = [(name, _number(before[name]), _number(after.get(name))) for name in evaluated([before])]
     return before["step"], after["step"], shown
 
 

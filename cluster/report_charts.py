@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from cluster.report_data import STAGES, Row, Run, number, series
+from cluster.report_data import STAGES, Row, Run, evaluated, number, series
 
 LIGHT: Final = {
     "paper": "#f6f4ef", "card": "#fffdfa", "ink": "#20252b", "muted": "#5d6670", "line": "#e2ddd2",
@@ -229,8 +229,7 @@ def _reward_traces(run: Run) -> list[go.Scatter]:
 def _single_rewards(run: Run) -> list[str]:
     """The evaluated rewards that are not the whole under another name."""
     whole = series(run.metrics, "eval_reward")
-    keys = dict.fromkeys(key for row in run.evaluations for key in row if key.startswith("eval_"))
-    others = keys.keys() - {"eval_reward", "eval_strict", "eval_win_rate"}
+    others = {*evaluated(run.evaluations)} - {"eval_reward", "eval_strict", "eval_win_rate"}
     return sorted(key for key in others if series(run.metrics, key) != whole)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.broken import BROKEN, EVAL_BROKEN
 from cluster.errors import UserError
 from rollout.text_files import read_text
 
@@ -88,6 +89,15 @@ def number(row: Row, key: str) -> float | None:
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return float(value)
     return None
+
+
+def evaluated(rows: Iterable[Row]) -> list[str]:
+    """What evaluations measured, in the order of the rows; without the count of what they could not."""
+    return [key for key in dict.fromkeys(k for row in rows for k in row) if _measures(key)]
+
+
+def _measures(key: str) -> bool:
+    return key.startswith("eval_") and key != EVAL_BROKEN
 
 
 def series(rows: Iterable[Row], key: str) -> tuple[list[int], list[float]]:
@@ -162,6 +172,9 @@ def _progress_notes(run: Run) -> list[str]:
         notes.append(f"The run stands at step {run.last_step} of {run.planned}; {kept}.")
     gaps = [(a, b) for a, b in pairwise(int(row["step"]) for row in run.training) if b > a + 1]
     notes += [f"No metrics for steps {a + 1} to {b - 1}." for a, b in gaps[:3]]
+    for key, what in ((BROKEN, "images of training"), (EVAL_BROKEN, "held-out images")):
+        if count := total(run.metrics, key):
+            notes.append(f"{count:.0f} {what} were not finite and have no reward; see nonfinite.jsonl.")
     if not run.evaluations:
         notes.append("No evaluation was recorded, so there is no held-out reward.")
     elif len(run.evaluations) == 1:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from cluster.report_data import STAGES, Row, Run, load_run, number, series, total
+from cluster.report_data import STAGES, Row, Run, evaluated, load_run, number, series, total
 from cluster.report_format import MISSING, change, duration, show
 
 _FEW: Final = 3  # steps over which a noisy training metric is averaged at both ends
@@ -83,11 +83,11 @@ class Headline:
 
 def changes(run: Run) -> list[Change]:
     """Start and end of every evaluated reward, then of the training reward and the margin."""
-    keys = list(dict.fromkeys(key for row in run.evaluations for key in row if key.startswith("eval_")))
+    keys = evaluated(run.evaluations)
     keys.sort(key=lambda key: (key not in _NAMES, list(_NAMES).index(key) if key in _NAMES else 0))
-    evaluated = [_ends(run.metrics, key, few=1) for key in keys]
+    held_out = [_ends(run.metrics, key, few=1) for key in keys]
     trained = [_ends(run.training, key, few=_FEW) for key in ("reward_mean", "margin_mean")]
-    return [item for item in (*evaluated, *trained) if item]
+    return [item for item in (*held_out, *trained) if item]
 
 
 def stage_costs(run: Run) -> list[StageCost]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from PIL import Image
 
 from cluster.errors import UserError
 from cluster.events import NAME as LOG
-from cluster.files import write_text
+from cluster.files import to_json, write_text
 from cluster.settings import RunSettings, to_toml
 from rewards.combine import Scores
 from rollout.records import CandidateGroup, Noise, Prompt
@@ -84,9 +83,8 @@ class RunFolder:
     @_writing()
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line of metrics; a number that is none becomes null, for every JSON reader's sake."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+            file.write(to_json(metrics) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """All metrics so far; a last line that a kill cut short is left out."""
@@ -101,7 +99,7 @@ class RunFolder:
         for path in (self.metrics, self.nonfinite):
             if path.exists():
                 kept = [line for line in _lines(path) if line["step"] <= step]
-                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+                write_text(path, "".join(to_json(line) + "\n" for line in kept))
         for folder in (self.ledger, self.eval):
             for path in folder.glob("step-*.parquet"):
                 if int(path.stem.removeprefix("step-")) > step:
@@ -129,7 +127,14 @@ class RunFolder:
             for kept in suspects
         ]
         with self.nonfinite.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "trajectories": found}) + "\n")
+            file.write(to_json({"step": step, "trajectories": found}) + "\n")
+
+    @_writing()
+    def record_broken(self, step: int, broken: Sequence[Mapping[str, Any]], kind: str = "images") -> None:
+        """Append which images of a step (or ``eval_images`` of its evaluation) are not finite, if any."""
+        if broken:
+            with self.nonfinite.open("a", encoding="utf-8") as file:
+                file.write(to_json({"step": step, kind: broken}) + "\n")
 
     @_writing()
     def save_pair(self, step: int, group_id: int, images: NDArray[np.uint8], pair: Sequence[int]) -> None:
@@ -144,9 +149,9 @@ class RunFolder:
         step: int,
         drawn: Sequence[tuple[Prompt, int, Noise]],
         scores: Scores,
-        images: NDArray[np.uint8],
+        images: Iterable[NDArray[np.uint8] | None],
     ) -> None:
-        """Write held-out scores as Parquet and the images beside."""
+        """Write held-out scores as Parquet and the images beside; of one that is broken (None) no file."""
         table = pa.table(
             {
                 "prompt_index": [prompt.index for prompt, _, _ in drawn],
@@ -161,7 +166,8 @@ class RunFolder:
         write_table(self.eval / f"step-{step:06d}.parquet", table)
         folder = self.images / f"eval-{step:06d}"
         for (prompt, sample, _), image in zip(drawn, images, strict=False):  # only the first are shown
-            _save_png(folder / f"p{prompt.index:03d}-s{sample}.png", image)
+            if image is not None:
+                _save_png(folder / f"p{prompt.index:03d}-s{sample}.png", image)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -7,12 +7,15 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 
 from cluster.pools import Pool
 from cluster.settings import RunSettings
-from cluster.shards import Shards, Span
+from cluster.shards import Shards, Span, spans_of
 from rewards.combine import Scores, combine
-from rewards.scorer import Judgement, join
+from rewards.scorer import Judgement, join, missing, spread
 from rewards.settings import Combination
 from rewards.table import resolve
 from rollout.records import Chunk, Handle, Prompt
+
+Seen = tuple[Sequence[Span], Sequence[bool]]
+"""The images that may be judged, and of all images whether they may."""
 
 
 class Rewards:
@@ -60,32 +63,36 @@ class Rewards:
 
     async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
         """Every training reward of a group, chunk by chunk as they are sampled."""
-        spans = [asyncio.ensure_future(_span(prompt, chunk)) for chunk in chunks]
-        return await self._all(spans, self.training, self.combine)
+        seen = [asyncio.ensure_future(_seen(prompt, chunk)) for chunk in chunks]
+        return await self._all(seen, self.training, self.combine)
 
-    async def judge(self, images: Handle, prompts: Sequence[Prompt]) -> Scores:
-        """Every evaluation reward of some images; the total is raw."""
-        span = asyncio.get_running_loop().create_future()
-        span.set_result(Span(images=images, prompts=tuple(prompts)))
-        return await self._all([span], self.judging, "raw")
+    async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
+        """Every evaluation reward of some images, those that are finite; the total is raw."""
+        seen = asyncio.get_running_loop().create_future()
+        seen.set_result((spans_of(images, prompts, finite), finite))
+        return await self._all([seen], self.judging, "raw")
 
     async def _all(
-        self, spans: Sequence[asyncio.Future[Span]], weights: Mapping[str, float], how: Combination
+        self, seen: Sequence[asyncio.Future[Seen]], weights: Mapping[str, float], how: Combination
     ) -> Scores:
-        judgements = await asyncio.gather(*(_one(self.shards[name], spans) for name in weights))
+        judgements = await asyncio.gather(*(_one(self.shards[name], seen) for name in weights))
         return combine(dict(zip(weights, judgements, strict=True)), weights, how)
 
 
-async def _span(prompt: Prompt, chunk: Awaitable[Chunk]) -> Span:
+async def _seen(prompt: Prompt, chunk: Awaitable[Chunk]) -> Seen:
     sampled = await chunk
-    return Span(images=sampled.images, prompts=(prompt,) * len(sampled.trajectories))
+    return spans_of(sampled.images, [prompt] * len(sampled.finite), sampled.finite), sampled.finite
 
 
-async def _one(shards: Shards, spans: Iterable[asyncio.Future[Span]]) -> Judgement:
+async def _one(shards: Shards, seen: Iterable[asyncio.Future[Seen]]) -> Judgement:
     if shards.groupwise:
-        return await shards.judge(await asyncio.gather(*spans))
-    return join(await asyncio.gather(*(_judged(shards, span) for span in spans)))
+        return await _judged(shards, *seen)
+    return join(await asyncio.gather(*(_judged(shards, one) for one in seen)))
 
 
-async def _judged(shards: Shards, span: asyncio.Future[Span]) -> Judgement:
-    return await shards.judge([await span])
+async def _judged(shards: Shards, *seen: asyncio.Future[Seen]) -> Judgement:
+    """What a reward says of images that are finite; it never sees the others, which are missing."""
+    done = await asyncio.gather(*seen)
+    spans = [span for spans, _ in done for span in spans]
+    judgement = await shards.judge(spans) if spans else missing(0)
+    return spread(judgement, [one for _, finite in done for one in finite])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, Final
 
 from ray.exceptions import RayTaskError
@@ -44,6 +44,16 @@ class Span:
             Span(images=self.images, prompts=self.prompts[i : i + size], start=self.start + i)
             for i in range(0, len(self.prompts), size)
         ]
+
+
+def spans_of(images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> list[Span]:
+    """The images behind a handle that are finite: one span if all are, none if none is."""
+    runs = [(good, list(places)) for good, places in groupby(range(len(finite)), key=finite.__getitem__)]
+    return [
+        Span(images=images, prompts=tuple(prompts[i] for i in places), start=places[0])
+        for good, places in runs
+        if good
+    ]
 
 
 class Drought:

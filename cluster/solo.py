@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cluster.broken import BROKEN, EVAL_BROKEN
 from cluster.evaluation import Drawn, eval_means
 from cluster.settings import RunSettings
 from learner.batch import shares
 from learner.worker import LearnerWorker
 from rewards.combine import Scores, combine
+from rewards.scorer import missing, spread
 from rewards.settings import Combination, RewardSettings
 from rewards.worker import RewardWorker
 from rollout.noise import candidate_noises
@@ -30,7 +32,8 @@ from selection.records import Kept
 from selection.selector import Selector, screen
 
 Scorers = Mapping[str, RewardWorker]
-Sampled = tuple[NDArray[np.uint8], Conditioning, list[Trajectory]]
+Sampled = tuple[NDArray[np.uint8], Sequence[bool], Conditioning, list[Trajectory]]
+"""The images of a group, which of them are finite, the conditioning and the trajectories."""
 
 
 class Meter:
@@ -78,10 +81,21 @@ def score(
     images: NDArray[np.uint8],
     prompts: Sequence[Prompt],
     how: Combination = "raw",
+    *,
+    finite: Sequence[bool],
 ) -> Scores:
-    """All the given rewards of N images, combined; a reward that fails ends the study rather than bend it."""
-    judgements = {reward.name: scorers[reward.name].score(images, prompts) for reward in rewards}
-    return combine(judgements, {reward.name: reward.weight for reward in rewards}, how)
+    """All the given rewards of N images, combined; those that are not ``finite`` have none.
+
+    A reward that fails ends the study rather than bend it.
+    """
+    seen = np.flatnonzero(finite)
+    asked = [prompts[place] for place in seen]
+    judgements = {
+        reward.name: scorers[reward.name].score(images[seen], asked) if asked else missing(0)
+        for reward in rewards
+    }
+    whole = {name: spread(judgement, finite) for name, judgement in judgements.items()}
+    return combine(whole, {reward.name: reward.weight for reward in rewards}, how)
 
 
 class Solo:
@@ -115,21 +129,22 @@ class Solo:
         costs = watch.lap("sample")
         rewards = self.settings.rewards
         scores = [
-            score(self.scorers, rewards, images, [prompt] * len(images), self.settings.combine)
-            for (images, _, _), prompt in zip(sampled, prompts, strict=True)
+            score(self.scorers, rewards, images, [prompt] * len(images), self.settings.combine, finite=finite)
+            for (images, finite, _, _), prompt in zip(sampled, prompts, strict=True)
         ]
         costs |= watch.lap("score")
         selection = self.selector.select(step, groups, scores)
         by_group = dict(zip(groups, sampled, strict=True))
         learnt = self._update(step, selection.kept, by_group) if selection.kept else {}
         self._hand_over(step + 1)
-        count = sum(len(images) for images, _, _ in sampled)
+        count = sum(len(images) for images, *_ in sampled)
         looked_at = count + len(groups) * self.settings.selection.previews
         return {
             **learnt,
             **selection.metrics,
             **costs,
             **watch.lap("learn"),
+            BROKEN: sum(not good for _, finite, *_ in sampled for good in finite),
             "sampled": count,
             "trained": len(selection.kept),
             "forwards": self.meter.forwards - before[0],
@@ -143,10 +158,16 @@ class Solo:
         watch = Stopwatch()
         self._hand_over(step, averaged=True)
         prompts = [prompt for prompt, _, _ in drawn]
-        _, images = self.sampler.evaluate(prompts, [noise for _, _, noise in drawn])
+        finite, images = self.sampler.evaluate(prompts, [noise for _, _, noise in drawn])
         self._hand_over(step)
-        scores = score(self.scorers, self.settings.judges, images, prompts)
-        return {**eval_means(scores), "eval_diversity": diversity(images, prompts), **watch.lap("eval")}
+        scores = score(self.scorers, self.settings.judges, images, prompts, finite=finite)
+        seen = np.flatnonzero(finite)
+        return {
+            **eval_means(scores),
+            "eval_diversity": diversity(images[seen], [prompts[place] for place in seen]),
+            EVAL_BROKEN: len(drawn) - len(seen),
+            **watch.lap("eval"),
+        }
 
     def _sample(self, step: int, groups: Sequence[int], prompts: Sequence[Prompt]) -> list[Sampled]:
         """Every group; with previews, each by itself, and only the candidates that promise most."""
@@ -161,29 +182,32 @@ class Solo:
         ]  # fmt: skip
         if settings.selection.previews:
             return [self._screened(request) for request in requests]
-        _, *made = self.sampler.sample(requests)
+        told, *made = self.sampler.sample(requests)
         parts = len(requests)
         images, conditionings, trajectories = made[:parts], made[parts : 2 * parts], made[2 * parts :]
+        own = [slice(i * count, (i + 1) * count) for i in range(parts)]
         return [
-            (images[i], conditionings[i], trajectories[i * count : (i + 1) * count]) for i in range(parts)
+            (images[i], told.finite[rows], conditionings[i], trajectories[rows]) for i, rows in enumerate(own)
         ]
 
     def _screened(self, request: SampleRequest) -> Sampled:
         """Begin every candidate and finish those whose previews differ most, as in the service."""
         settings, prompts = self.settings, [request.prompt] * len(request.noises)
-        _, previews, *begun = self.sampler.begin(request)
-        scores = score(self.scorers, settings.rewards, previews, prompts, settings.combine)
+        told, previews, *begun = self.sampler.begin(request)
+        scores = score(
+            self.scorers, settings.rewards, previews, prompts, settings.combine, finite=told.finite
+        )
         chosen = screen(scores, settings.selection, settings.seed, request.group_id)
         request = replace(request, noises=tuple(request.noises[i] for i in chosen))
-        _, images, conditioning, *trajectories = self.sampler.finish(request, *(begun[i] for i in chosen))
-        return images, conditioning, trajectories
+        told, images, conditioning, *trajectories = self.sampler.finish(request, *(begun[i] for i in chosen))
+        return images, told.finite, conditioning, trajectories
 
     def _update(self, step: int, kept: Sequence[Kept], sampled: Mapping[int, Sampled]) -> dict[str, float]:
         updates = self.settings.learner.updates
         (mine,) = shares(kept, ranks=1, updates=updates, seed=self.settings.seed, step=step)
         owners = sorted({one.group_id for one in kept})
-        trajectories = [sampled[one.group_id][2][one.candidate] for one in kept]
-        found = self.learner.update(mine, owners, *(sampled[g][1] for g in owners), *trajectories)
+        trajectories = [sampled[one.group_id][3][one.candidate] for one in kept]
+        found = self.learner.update(mine, owners, *(sampled[g][2] for g in owners), *trajectories)
         return {name: value for name, value in found.metrics.items() if "." not in name}
 
     def _hand_over(self, version: int, averaged: bool = False) -> None:

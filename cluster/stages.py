@@ -134,35 +134,46 @@ class Rollouts:
         The same seeds on every attempt.
         """
         parts = len(batch)
-        seconds, *rest = await self._run("sample", batch, 2 * parts)
+        made, *rest = await self._run("sample", batch, 2 * parts)
         images, conditionings, trajectories = rest[:parts], rest[parts : 2 * parts], iter(rest[2 * parts :])
-        counts = [len(part.noises) for part in batch]
+        counts, finite = [len(part.noises) for part in batch], iter(made.finite)
         return [
             Chunk(
                 images=images[place],
+                finite=tuple(islice(finite, count)),
                 conditioning=conditionings[place],
                 trajectories=tuple(islice(trajectories, count)),
-                seconds=seconds * count / sum(counts),
+                seconds=made.seconds * count / sum(counts),
             )
             for place, count in enumerate(counts)
         ]
 
     async def begin(self, request: SampleRequest) -> Chunk:
         """Sample the first steps of a batch of a group: previews to be scored, and the begun candidates."""
-        seconds, images, *begun = await self._run("begin", request, 1)
-        return Chunk(images=images, conditioning=None, trajectories=tuple(begun), seconds=seconds)
+        made, images, *begun = await self._run("begin", request, 1)
+        return Chunk(
+            images=images,
+            finite=made.finite,
+            conditioning=None,
+            trajectories=tuple(begun),
+            seconds=made.seconds,
+        )
 
     async def finish(self, request: SampleRequest, begun: Sequence[Handle]) -> Chunk:
         """Sample the other steps of as many begun candidates of a group as make a batch."""
-        seconds, images, conditioning, *trajectories = await self._run("finish", request, 2, begun)
+        made, images, conditioning, *trajectories = await self._run("finish", request, 2, begun)
         return Chunk(
-            images=images, conditioning=conditioning, trajectories=tuple(trajectories), seconds=seconds
+            images=images,
+            finite=made.finite,
+            conditioning=conditioning,
+            trajectories=tuple(trajectories),
+            seconds=made.seconds,
         )
 
     async def _run(
         self, method: str, asked: Batch | SampleRequest, firsts: int, begun: Sequence[Handle] = ()
     ) -> list[Any]:
-        """A sampler's method: its seconds, then the handles of ``firsts`` values and of every candidate."""
+        """A sampler's method: what is `Made`, then handles of ``firsts`` values and of every candidate."""
         batch = asked if isinstance(asked, tuple) else (asked,)
         returns = 1 + firsts + sum(len(part.noises) for part in batch)
 
@@ -173,14 +184,20 @@ class Rollouts:
         found: list[Any] = await self.pool.run(work)
         return found
 
-    async def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights) -> Handle:
-        """A handle of ODE images, one per prompt and noise, under the given (averaged) weights."""
+    async def evaluate(
+        self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights
+    ) -> tuple[tuple[bool, ...], Handle]:
+        """ODE images, one per prompt and noise, under the given (averaged) weights.
+
+        Which of them are finite, and a handle of all.
+        """
 
         async def work(slot: Slot) -> list[Any]:
             await self._ensure(slot, weights)
             return await call(slot, "evaluate", prompts, noises, returns=2, deadline=self.pool.deadline)
 
-        return (await self.pool.run(work))[1]
+        finite, images = await self.pool.run(work)
+        return finite, images
 
 
 class Selector:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from cluster.arms import arm_settings, group_ids
+from cluster.errors import UserError
 from cluster.evaluation import held_out
 from cluster.preflight import Inputs, check
 from cluster.settings import RunSettings, to_toml
@@ -38,7 +40,7 @@ def tune(
     """Try every arm with every learning rate on the first seed; the rate with which each ends highest.
 
     Raises:
-        UserError: as `compare`.
+        UserError: as `compare` and `highest`.
     """
     found: dict[str, dict[float, float]] = {arm: {} for arm in arms}
     for rate in rates:
@@ -46,13 +48,25 @@ def tune(
         tried = load_runs(tuning_folder(folder, rate))
         for arm in arms:
             found[arm][rate] = tried[arm][base.seed].final
-    chosen = {arm: max(scores, key=scores.__getitem__) for arm, scores in found.items()}
+    chosen = {arm: highest(scores) for arm, scores in found.items()}
     for arm, rate in chosen.items():
         path = arm_path(folder, arm, base.seed)
         if not path.exists():  # the first seed has been run with it
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(arm_path(tuning_folder(folder, rate), arm, base.seed), path)
     return chosen
+
+
+def highest(scores: Mapping[float, float]) -> float:
+    """The learning rate that ends highest; one that ends without a reward (NaN) does not count.
+
+    Raises:
+        UserError: if none ends with one.
+    """
+    ended = {rate: score for rate, score in scores.items() if math.isfinite(score)}
+    if not ended:
+        raise UserError(f"--rates: none of {', '.join(map(str, scores))} ends with a held-out reward")
+    return max(ended, key=ended.__getitem__)
 
 
 def tuning_folder(folder: Path, rate: float) -> Path:

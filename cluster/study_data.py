@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.arms import BASELINE
 from cluster.errors import UserError
+from cluster.report_data import evaluated
 from cluster.study_store import Row, read_rows
 from selection.compare import Interval, Speedup, final_score, paired_difference, speedup
 from selection.gradients import Ranks, Split, by_margin_rank, split
@@ -212,8 +213,7 @@ def final_gains(runs: Runs, arm: str, other: str) -> Interval | None:
 def eval_names(run: ArmRun) -> list[str]:
     """The eval_* figures of a run, ``eval_reward`` first; without what repeats it or is not there."""
     reward = run.values("eval_reward")
-    keys = {key for row in run.rows for key in row if key.startswith("eval_")}
-    others = {key: run.values(key) for key in sorted(keys)}
+    others = {key: run.values(key) for key in sorted(evaluated(run.rows))}
     telling = [k for k, v in others.items() if np.isfinite(v).all() and not np.array_equal(v, reward)]
     return ["eval_reward", *telling]
 

@@ -54,31 +54,31 @@ def _rows(
 ) -> list[dict[str, Any]]:
     noises = candidate_noises(settings.seed, prompt.index, group, settings.selection.candidates)
     request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
-    _, images, conditioning, *trajectories = worker.sample([request])
+    made, images, conditioning, *trajectories = worker.sample([request])
     prompts = [prompt] * len(noises)
-    finals = score(scorers, settings.rewards, images, prompts).total
+    finals = score(scorers, settings.rewards, images, prompts, finite=made.finite).total
     previews = [*predictions(worker, conditioning, trajectories), *_ode_previews(worker, request)]
     return [
         {"prompt": group, "candidate": i, "kind": kind, "passes": passes, "sigma": sigma,
          "preview": float(early[i]), "reward": float(finals[i])}
-        for kind, passes, sigma, seen in previews
-        for early in [score(scorers, settings.rewards, seen, prompts).total]
+        for kind, passes, sigma, finite, seen in previews
+        for early in [score(scorers, settings.rewards, seen, prompts, finite=finite).total]
         for i in range(len(noises))
     ]  # fmt: skip
 
 
-Preview = tuple[str, int, float, NDArray[np.uint8]]
-"""What kind it is, how many passes it costs, the noise level that it looks from, and the images."""
+Preview = tuple[str, int, float, Sequence[bool], NDArray[np.uint8]]
+"""Its kind, how many passes it costs, the noise level that it looks from, which are finite, the images."""
 
 
 def _ode_previews(worker: RolloutWorker, request: SampleRequest) -> list[Preview]:
     """What the initial noise alone promises: evaluations of a few steps, without the SDE's path."""
     settings = worker.settings
     prompts = [request.prompt] * len(request.noises)
-    found = []
+    found: list[Preview] = []
     for steps in ODE_STEPS:
         worker.settings = settings.model_copy(update={"eval_steps": steps})
-        found.append(("ode", steps, 1.0, worker.evaluate(prompts, request.noises)[1]))
+        found.append(("ode", steps, 1.0, *worker.evaluate(prompts, request.noises)))
     worker.settings = settings
     return found
 
@@ -101,5 +101,6 @@ def predictions(
         timestep = schedule.timesteps[step].expand(len(latents)).to(device)
         x, sigma = latents[:, place], float(schedule.sigmas[step])
         velocity = policy.velocity(policy.transformer, x, timestep, repeated)
-        found.append(("path", step + 1, sigma, policy.decode(x - sigma * velocity).numpy()))
+        images, finite = policy.decode(x - sigma * velocity)
+        found.append(("path", step + 1, sigma, finite.tolist(), images.numpy()))
     return found

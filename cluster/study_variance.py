@@ -86,8 +86,8 @@ def _one_prompt(
     cells = design_noises(settings.seed, prompt, design["initial"], design["paths"])
     noises = tuple(noise for _, _, noise in cells)
     request = SampleRequest(group_id=number, prompt=prompt, noises=noises, version=0)
-    _, images, conditioning, *trajectories = worker.sample([request])
-    scores = score(scorers, settings.rewards, images, [prompt] * len(images))
+    made, images, conditioning, *trajectories = worker.sample([request])
+    scores = score(scorers, settings.rewards, images, [prompt] * len(images), finite=made.finite)
     gradients = list(probe.scores(conditioning, trajectories)) if probe else []
     places = [{"prompt": number, "initial": z, "path": e} for z, e, _ in cells]
     projected = [{**place, "score": row} for place, row in zip(places, gradients, strict=False)]

@@ -22,7 +22,7 @@ class Scores:
 
     ``rewards`` holds the raw (n,) float64 of every reward and ``weights`` its weight; ``total`` (n,) float64
     is what selection and training go by. Both are NaN where not valid. ``valid`` is (n,) bool; ``strict``
-    is the (n,) all-or-nothing verdict of the first reward that has one.
+    is the (n,) all-or-nothing verdict of the first reward that has one, NaN where that has no score.
     """
 
     rewards: Mapping[str, NDArray[np.float64]]
@@ -62,13 +62,17 @@ def combine(
         for name in counted
     }
     total = np.sum([weights[name] * part for name, part in parts.items()], axis=0)
-    stricts = [j.details["strict"] for j in judgements.values() if "strict" in j.details]
+    stricts = [
+        np.where(j.valid, np.asarray(j.details["strict"], dtype=np.float64), np.nan)
+        for j in judgements.values()
+        if "strict" in j.details
+    ]
     return Scores(
         rewards=rewards,
         weights={name: weights[name] for name in judgements},
         valid=valid,
         total=np.where(valid, total, np.nan),
-        strict=np.asarray(stricts[0], dtype=np.float64) if stricts else None,
+        strict=stricts[0] if stricts else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -26,9 +27,13 @@ class ImageObserver:
         """A sign of life."""
         return "observer"
 
-    def measure(self, *chunks: NDArray[np.uint8]) -> dict[str, float]:
-        """`group_statistics` of a group that comes in chunks (N, H, W, 3)."""
-        return group_statistics(np.concatenate(chunks))
+    def measure(self, finite: Sequence[bool], *chunks: NDArray[np.uint8]) -> dict[str, float]:
+        """`group_statistics` of a group that comes in chunks (N, H, W, 3), of those images that are finite.
+
+        None where there are fewer than two, which cannot be compared.
+        """
+        images = np.concatenate(chunks)[np.asarray(finite)]
+        return group_statistics(images) if len(images) > 1 else {}
 
 
 def group_statistics(images: NDArray[np.uint8]) -> dict[str, float]:

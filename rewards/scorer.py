@@ -75,6 +75,20 @@ def join(parts: Sequence[Judgement]) -> Judgement:
     )
 
 
+def spread(judgement: Judgement, seen: Sequence[bool]) -> Judgement:
+    """The judgement of those that were ``seen`` among all images: of the others nothing is known."""
+    if all(seen):
+        return judgement
+    places = np.flatnonzero(seen)
+    whole = missing(len(seen))
+    whole.values[places], whole.valid[places] = judgement.values, judgement.valid
+    details = {}
+    if "strict" in judgement.details:
+        details["strict"] = np.full(len(seen), np.nan)
+        details["strict"][places] = judgement.details["strict"]
+    return Judgement(values=whole.values, valid=whole.valid, details=details)
+
+
 def cut(judgement: Judgement, start: int, stop: int) -> Judgement:
     """What a judgement says of the images from ``start`` to ``stop``."""
     details = {name: detail[start:stop] for name, detail in judgement.details.items()}

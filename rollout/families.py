@@ -76,8 +76,8 @@ class Policy(Protocol):
         """Guided velocity (N, ...) in float32; ``model`` is the transformer or an engine around it."""
         ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (N, H, W, 3) uint8 of clean latents."""
+    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, H, W, 3) uint8 of clean latents, and which of them (N,) are finite."""
         ...
 
 

@@ -24,6 +24,10 @@ def coordinates(*counts: int, device: torch.device) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(count, device=device) for count in counts))
 
 
+def _finite(values: Tensor) -> Tensor:
+    return values.isfinite().flatten(1).all(1)
+
+
 class DiffusersPolicy(ABC):
     """A policy on a diffusers pipeline; a family says what is its own: see README.md, "Add a family"."""
 
@@ -195,10 +199,16 @@ class DiffusersPolicy(ABC):
         return without + self.rollout.guidance * (with_prompt - without)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Clean latents (N, ...) to images (N, H, W, 3) uint8."""
-        pixels = self.pixels(latents.float()).clamp(-1, 1)
-        return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean latents (N, ...) to images (N, H, W, 3) uint8, and which of them (N,) are finite.
+
+        One that is not, in its latents or its pixels, is no image: its row is zeros, to be left out.
+        """
+        pixels = self.pixels(latents.float())
+        finite = _finite(latents) & _finite(pixels)
+        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round()
+        levels = levels.where(finite.view(-1, 1, 1, 1), 0)  # no integer is not a number
+        return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu(), finite.cpu()
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Clean latents (N, C, h, w) to pixels (N, 3, H, W) in [-1, 1]."""

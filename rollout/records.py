@@ -88,13 +88,25 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What a sampler tells of its work at once: its seconds, and of every candidate whether it is finite.
+
+    One whose latents or pixels are not is broken: it has no image, whatever stands in its row.
+    """
+
+    seconds: float
+    finite: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """Candidates of a group that were sampled together: what can be scored while the rest is sampled.
 
-    Of a preview, the trajectories are `Begun` ones.
+    Of a preview, the trajectories are `Begun` ones. Images that are not ``finite`` are never looked at.
     """
 
     images: Handle
+    finite: tuple[bool, ...]
     conditioning: Handle
     trajectories: tuple[Handle, ...]
     seconds: float

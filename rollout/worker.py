@@ -16,7 +16,16 @@ from torch import Tensor
 from rollout.batches import Batch, batches
 from rollout.families import Schedule, Tensors, load_policy
 from rollout.noise import candidate_noises
-from rollout.records import Begun, Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
+from rollout.records import (
+    Begun,
+    Conditioning,
+    Made,
+    Noise,
+    Prompt,
+    SampleRequest,
+    Trajectory,
+    WeightsMismatch,
+)  # fmt: skip
 from rollout.sampler import Rollout, denoise, trained_window
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import bucket_of, keep_freed_memory, load_flat, pack, trainable, unpack
@@ -79,9 +88,9 @@ class RolloutWorker:
         """Sample groups, or parts of them, in batches that hold several groups where one does not fill them.
 
         Returns:
-            The seconds it took; of every request the images (n, H, W, 3) uint8; of every request the
-            conditioning; then all trajectories. Each candidate's trajectory is its own return value, so that
-            the unselected ones can be freed where they were made.
+            What is `Made`, of all candidates; of every request the images (n, H, W, 3) uint8; of every
+            request the conditioning; then all trajectories. Each candidate's trajectory is its own return
+            value, so that the unselected ones can be freed where they were made.
 
         Raises:
             StaleWeights: if the worker holds another policy version.
@@ -93,8 +102,8 @@ class RolloutWorker:
         """Sample the first ``preview_steps`` steps only.
 
         Returns:
-            The seconds it took, previews (n, H, W, 3) uint8 of the clean images that the candidates point
-            at by then, and the n `Begun` candidates.
+            What is `Made`, previews (n, H, W, 3) uint8 of the clean images that the candidates point at by
+            then, and the n `Begun` candidates.
 
         Raises:
             StaleWeights: if the worker holds another policy version.
@@ -102,8 +111,9 @@ class RolloutWorker:
         started = time.perf_counter()
         stop = self.settings.preview_steps
         rollouts = [self._run(part, stop=stop) for part in self._batches([request])]
-        images = self._decode(rollouts)
-        return time.perf_counter() - started, images, *(one for part in rollouts for one in _begun(part))
+        images, finite = self._decode(rollouts)
+        made = Made(seconds=time.perf_counter() - started, finite=finite)
+        return made, images, *(one for part in rollouts for one in _begun(part))
 
     def finish(self, request: SampleRequest, *begun: Begun) -> tuple[Any, ...]:
         """What `sample` returns for the request, from candidates that `begin` has begun.
@@ -133,8 +143,9 @@ class RolloutWorker:
             Conditioning(arrays={name: pack(value) for name, value in one.items()}) for one in encoded
         ]
         ends = np.cumsum([len(request.noises) for request in requests])[:-1]
-        images = np.split(self._decode(rollouts), ends)
-        return time.perf_counter() - started, *images, *conditionings, *trajectories
+        images, finite = self._decode(rollouts)
+        made = Made(seconds=time.perf_counter() - started, finite=finite)
+        return made, *np.split(images, ends), *conditionings, *trajectories
 
     def _batches(self, requests: Sequence[SampleRequest]) -> list[Batch]:
         for request in requests:
@@ -152,15 +163,21 @@ class RolloutWorker:
         window = self._window(batch)
         return self._denoise(encoded, owners, noises, schedule, window, begun=begun, stop=stop)
 
-    def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[np.uint8]]:
-        """N, and images (N, H, W, 3) of N prompts by the ODE, one fixed initial noise each."""
+    def evaluate(
+        self, prompts: Sequence[Prompt], noises: Sequence[Noise]
+    ) -> tuple[tuple[bool, ...], NDArray[np.uint8]]:
+        """Images (N, H, W, 3) of N prompts by the ODE, one fixed initial noise each, and which are finite.
+
+        Those come first, since the driver reads them and leaves the images where they are.
+        """
         schedule, size = self._schedule(self.settings.eval_steps), self.settings.batch
         parts = []
         for i in range(0, len(prompts), size):
             encoded = [self._encode(prompt.text) for prompt in prompts[i : i + size]]
             owners = range(len(encoded))
             parts.append(self._denoise(encoded, owners, noises[i : i + size], schedule, range(0)))
-        return len(prompts), self._decode(parts)
+        images, finite = self._decode(parts)
+        return finite, images
 
     def _warm_up(self) -> None:
         """Run one forward pass of a full batch: an actor may take its time to start, a call may not."""
@@ -198,8 +215,9 @@ class RolloutWorker:
         )
         return Rollout(self.settings.preview_steps, x, x, states, log_probs, means)
 
-    def _decode(self, parts: Sequence[Rollout]) -> NDArray[np.uint8]:
-        return np.concatenate([self.policy.decode(part.clean).numpy() for part in parts])
+    def _decode(self, parts: Sequence[Rollout]) -> tuple[NDArray[np.uint8], tuple[bool, ...]]:
+        images, finite = zip(*(self.policy.decode(part.clean) for part in parts), strict=True)
+        return torch.cat(images).numpy(), tuple(torch.cat(finite).tolist())
 
 
 def _rows(values: Sequence[Tensor], owners: Sequence[int]) -> Tensor:

@@ -32,7 +32,7 @@ class Sampler:
         self.asked.append(batch)
         await asyncio.sleep(0)
         return [
-            Chunk(images=None, conditioning=one.group_id, trajectories=one.noises, seconds=0.1)
+            Chunk(images=None, finite=(), conditioning=one.group_id, trajectories=one.noises, seconds=0.1)
             for one in batch
         ]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 from rich.console import Console
@@ -42,10 +45,14 @@ def test_held_out_noise_is_fixed_and_everyones_own(configure: Any) -> None:
 
 
 class Stand:
-    """Samplers that answer with the prompts' numbers, and judges that return what they are told to."""
+    """Samplers that answer with the prompts' numbers, and judges that return what they are told to.
 
-    def __init__(self, values: list[float], strict: bool) -> None:
+    Images of the ``broken`` prompts are not finite.
+    """
+
+    def __init__(self, values: list[float], strict: bool, broken: Sequence[int] = ()) -> None:
         self.values, self.strict, self.sizes = np.array(values), strict, []
+        self.broken = broken
         self.rollouts = self.rewards = self
 
     async def evaluate(self, prompts: list[Prompt], noises: Any, weights: Weights) -> Any:
@@ -54,11 +61,12 @@ class Stand:
         async def images() -> Any:
             return np.zeros((len(prompts), 4, 4, 3), dtype=np.uint8)
 
-        return images()
+        return tuple(prompt.index not in self.broken for prompt in prompts), images()
 
-    async def judge(self, images: Any, prompts: list[Prompt]) -> Scores:
-        found = self.values[[prompt.index for prompt in prompts]]
-        strict = (found == 1).astype(float) if self.strict else None
+    async def judge(self, images: Any, prompts: list[Prompt], finite: Sequence[bool]) -> Scores:
+        found = np.where(finite, self.values[[prompt.index for prompt in prompts]], np.nan)
+        verdict = np.where(np.isfinite(found), found == 1, np.nan)
+        strict = verdict if self.strict and any(finite) else None
         return Scores(
             rewards={"one": found, "two": 2 * found},
             weights={"one": 1.0, "two": 0.0},
@@ -69,9 +77,9 @@ class Stand:
 
 
 def evaluated(
-    folder: Path, step: int, configure: Any, values: list[float], strict: bool = True
+    folder: Path, step: int, configure: Any, values: list[float], strict: bool = True, **broken: Any
 ) -> dict[str, float]:
-    stages: Any = Stand(values, strict)
+    stages: Any = Stand(values, strict, **broken)
     weights = Weights(version=-1, checksums=(), parts=())
     metrics = asyncio.run(
         evaluate(stages, RunFolder(folder), step, held_out(PROMPTS, configure()), weights, 2)
@@ -87,8 +95,32 @@ def test_evaluation_averages_what_is_valid_and_counts_wins(tmp_path: Path, confi
     later = evaluated(tmp_path, 3, configure, [1.0, 0.6, np.nan, 1.0, 0.2])
     assert later["eval_reward"] == pytest.approx(0.7)
     assert later["eval_two"] == pytest.approx(1.4)
-    assert later["eval_win_rate"] == pytest.approx(0.4)
+    assert later["eval_win_rate"] == pytest.approx(0.5)  # a missing reward neither wins nor loses
+    assert later["eval_broken_images"] == 0
     assert later["seconds_eval"] > 0
+
+
+def test_held_out_images_that_are_not_finite_are_counted_and_kept_by_name(
+    tmp_path: Path, configure: Any
+) -> None:
+    """Also where all images of a batch are broken, so that nobody gives it a verdict."""
+    values = [0.0, 0.5, 0.5, 1.0, 0.5]
+    evaluated(tmp_path, 0, configure, values)
+    found = evaluated(tmp_path, 3, configure, values, broken=[0, 1, 4])
+    assert found["eval_broken_images"] == 3 * 4
+    assert found["eval_reward"] == pytest.approx(0.75)
+    assert found["eval_strict"] == pytest.approx(0.5)
+    assert found["eval_win_rate"] == 0.0
+    shown = {path.name[:4] for path in (tmp_path / "images" / "eval-000003").iterdir()}
+    assert shown == {"p002", "p003"}
+    (line,) = map(json.loads, (tmp_path / "nonfinite.jsonl").read_text().splitlines())
+    assert (line["step"], len(line["eval_images"])) == (3, 12)
+    prompt, sample, noise = held_out(PROMPTS, configure())[0]
+    assert line["eval_images"][0] == {
+        "prompt_index": prompt.index, "sample": sample, "prompt": prompt.text, "initial": noise.initial,
+    }  # fmt: skip
+    rows = pq.read_table(tmp_path / "eval" / "step-000003.parquet").to_pylist()
+    assert {row["prompt_index"] for row in rows if row["reward"] is None} == {0, 1, 4}
 
 
 def test_evaluation_without_a_verdict_reports_none(tmp_path: Path, configure: Any) -> None:

@@ -71,10 +71,18 @@ def test_a_log_goes_on_where_a_run_does(tmp_path: Path, events: Callable[[], lis
 
 
 def test_what_a_step_says_of_itself(tmp_path: Path, events: Callable[[], list[dict[str, Any]]]) -> None:
-    fine = {"step": 1, "candidates": 8.0, "valid": 8.0, "selected": 4.0, "dropped_groups": 0.0}
+    fine = {
+        "step": 1,
+        "candidates": 8.0,
+        "valid": 8.0,
+        "selected": 4.0,
+        "dropped_groups": 0.0,
+        "broken_images": 0,
+    }
     bad = {
         "step": 2, "candidates": 8.0, "valid": 6.0, "selected": 0.0, "dropped_groups": 1.0,
-        "skipped_updates": 2.0, "alarms": {"image_jpeg_size": "fell by 40%"},
+        "skipped_updates": 2.0, "broken_images": 2, "eval_broken_images": 3,
+        "alarms": {"image_jpeg_size": "fell by 40%"},
     }  # fmt: skip
     with recording(tmp_path, "shapes-1"):
         for line in ({"step": 0, "eval_reward": 0.5}, {**fine, "skipped_updates": None}, bad):
@@ -82,6 +90,8 @@ def test_what_a_step_says_of_itself(tmp_path: Path, events: Callable[[], list[di
     found = [{k: v for k, v in line.items() if k not in ("level", "run")} for line in events()[1:-1]]
     assert found == [
         {"event": "guard alarm", "metric": "image_jpeg_size", "story": "fell by 40%"},
+        {"event": "images not finite", "count": 2},
+        {"event": "held-out images not finite", "count": 3},
         {"event": "groups dropped", "count": 1},
         {"event": "updates skipped", "count": 2},
         {"event": "rewards missing", "count": 2},

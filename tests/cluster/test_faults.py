@@ -68,7 +68,8 @@ async def one_group(rewards: Rewards, window: asyncio.Semaphore, group: int) -> 
     async def sampled() -> Chunk:
         images = values_of(group).astype(np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
         handle = ray.put(images)
-        return Chunk(images=handle, conditioning=None, trajectories=(None,) * CANDIDATES, seconds=0.0)
+        finite, nothing = (True,) * CANDIDATES, (None,) * CANDIDATES
+        return Chunk(images=handle, finite=finite, conditioning=None, trajectories=nothing, seconds=0.0)
 
     async with window:
         return await rewards.score(Prompt(index=group, text=""), [sampled()])

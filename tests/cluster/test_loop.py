@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from cluster import loop
+from cluster.broken import broken_candidates
+from cluster.checks import RunStopped
 from cluster.guard import Guard
-from cluster.loop import Run, RunStopped, train
+from cluster.loop import Run, train
 from cluster.run_folder import RunFolder
 from learner.records import Update
 from rewards.combine import Scores
@@ -193,7 +195,12 @@ class Learning:
     async def load(self, version: int) -> None: ...
 
 
-def learn(configure: Any, folder: RunFolder, in_a_row: int) -> dict[str, Any]:
+def learn(
+    configure: Any,
+    folder: RunFolder,
+    in_a_row: int = 0,
+    finite: tuple[bool, bool] = (True, True),
+) -> dict[str, Any]:
     noises = (Noise(initial=1, path=2), Noise(initial=3, path=4))
     group = CandidateGroup(
         group_id=5, prompt=Prompt(index=0, text="a red bus"), version=1, noises=noises, images=(),
@@ -204,7 +211,9 @@ def learn(configure: Any, folder: RunFolder, in_a_row: int) -> dict[str, Any]:
     settings = configure(learner={"max_skipped": 4})
     run = Run(settings, folder, (), [], stand_in, stand_in, [], Guard(settings.guard, []))
     scores: Any = None
-    return asyncio.run(loop.train_step(run, 1, [loop.Produced(group, scores, {}, 0.0, 0.0)], 0.0))
+    asked = SampleRequest(group_id=5, prompt=group.prompt, noises=noises, version=1)
+    produced = loop.Produced(group, scores, {}, 0.0, 0.0, broken_candidates(asked, finite))
+    return asyncio.run(loop.train_step(run, 1, [produced], 0.0))
 
 
 def test_the_evidence_of_a_skipped_update_is_kept(configure: Any, tmp_path: Path) -> None:
@@ -226,6 +235,31 @@ def test_too_many_skipped_updates_in_a_row_stop_the_run(configure: Any, tmp_path
         learn(configure, RunFolder(tmp_path), in_a_row=4)
 
 
+def test_images_that_are_not_finite_are_counted_and_kept_by_their_seeds(
+    configure: Any, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    assert learn(configure, folder)["broken_images"] == 0
+    assert not folder.nonfinite.exists()
+    assert learn(configure, folder, finite=(True, False))["broken_images"] == 1
+    (line,) = folder.nonfinite.read_text().splitlines()
+    broken = {"group": 5, "candidate": 1, "prompt": "a red bus", "initial": 3, "path": 4}
+    assert json.loads(line) == {"step": 2, "images": [broken]}
+    folder.rewind(1)
+    assert folder.nonfinite.read_text() == ""
+
+
+def test_a_step_without_a_finite_image_ends_the_run(configure: Any, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RunStopped, match=r"none of the step's 2 images is finite.*nonfinite\.jsonl"):
+        learn(configure, folder, finite=(False, False))
+    assert len(json.loads(folder.nonfinite.read_text())["images"]) == 2
+
+
+BROKEN = (0, 1)
+"""Noises whose previews are not finite."""
+
+
 class Previewing:
     """Samplers that begin a noise by its number, and rewards that score previews as they are."""
 
@@ -239,17 +273,19 @@ class Previewing:
     async def begin(self, request: SampleRequest) -> Chunk:
         self.asked.append(len(request.noises))
         numbers = tuple(noise.initial for noise in request.noises)
-        return Chunk(images=numbers, conditioning=None, trajectories=numbers, seconds=0.5)
+        finite = tuple(number not in BROKEN for number in numbers)
+        return Chunk(images=numbers, finite=finite, conditioning=None, trajectories=numbers, seconds=0.5)
 
     async def finish(self, request: SampleRequest, begun: tuple[int, ...]) -> Chunk:
         self.asked.append(len(begun))
         assert begun == tuple(noise.initial for noise in request.noises)
-        return Chunk(images=begun, conditioning=5, trajectories=begun, seconds=0.25)
+        finite = (True,) * len(begun)
+        return Chunk(images=begun, finite=finite, conditioning=5, trajectories=begun, seconds=0.25)
 
     async def score(self, prompt: Prompt, chunks: Any) -> Scores:
         numbers = [number for chunk in await asyncio.gather(*chunks) for number in chunk.images]
         values = np.array(numbers, dtype=np.float64)
-        valid = values != 31
+        valid = (values != 31) & ~np.isin(values, BROKEN)
         return Scores(rewards={"one": values}, weights={"one": 1.0}, valid=valid, total=values, strict=None)
 
 
@@ -261,11 +297,13 @@ def test_the_candidates_whose_previews_differ_most_are_finished(configure: Any) 
     noises = tuple(Noise(initial=number, path=0) for number in range(32))
     asked = SampleRequest(group_id=5, prompt=Prompt(index=0, text="a red bus"), noises=noises, version=0)
 
-    async def scenario() -> tuple[SampleRequest, list[Chunk], float]:
-        request, chunks, seconds = await loop._screened(run, asked)
-        return request, await asyncio.gather(*chunks), seconds
+    async def scenario() -> tuple[loop._Finishing, list[Chunk]]:
+        found = await loop._screened(run, asked)
+        return found, await asyncio.gather(*found.chunks)
 
-    request, (chunk,), seconds = asyncio.run(scenario())
-    assert [noise.initial for noise in request.noises] == list(chunk.trajectories) == [0, 1, 29, 30]
+    found, (chunk,) = asyncio.run(scenario())
+    assert [noise.initial for noise in found.request.noises] == list(chunk.trajectories) == [2, 3, 29, 30]
     assert stages.asked == [10, 10, 10, 2, 4]
-    assert seconds == 2.0
+    assert found.spent == 2.0
+    told = {"group": 5, "prompt": "a red bus", "path": 0}
+    assert found.broken == [{**told, "preview": 0, "initial": 0}, {**told, "preview": 1, "initial": 1}]

@@ -301,8 +301,10 @@ def test_a_group_is_sampled_under_the_version_it_was_admitted_with(samplers: Rol
         fresh = await sampled(samplers, 0, version=5)
         assert fresh[0, 2] == 15.0
         averaged = Weights(version=-6, checksums=(ray.put("averaged"),), parts=(ray.put(np.full(1, 99.0)),))
-        handle = await samplers.evaluate([PROMPT], [Noise(initial=1, path=0)], averaged)
-        assert (await handle)[0, 1:].tolist() == [-6, 99.0]
+        noises = [Noise(initial=1, path=path) for path in (0, 3)]
+        finite, handle = await samplers.evaluate([PROMPT] * 2, noises, averaged)
+        assert (await handle)[:, 1:].tolist() == [[-6, 99.0]] * 2
+        assert finite == (True, False)
         assert (await sampled(samplers, 0, version=5)).tolist() == fresh.tolist()
 
     asyncio.run(scenario())
@@ -325,6 +327,8 @@ def test_groups_that_do_not_fill_a_forward_pass_share_it(samplers: Rollouts) -> 
             for chunk in chunks:
                 assert (await chunk.conditioning).arrays["group"] == request.group_id
                 assert chunk.seconds == pytest.approx(0.1 * len(chunk.trajectories) / 3)
+            finite = [good for chunk in chunks for good in chunk.finite]
+            assert finite == [noise.path % 2 == 0 for noise in request.noises]
 
     asyncio.run(scenario())
 

@@ -177,6 +177,22 @@ def test_not_finite_metrics_are_gaps(run: Path) -> None:
     assert costs["learn"] == costs["select"] - GROUPS * KEEP
 
 
+def rewritten(run: Path, **changes: object) -> Path:
+    """The run with other metrics in every step, as if it had been so."""
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) | changes for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def test_images_that_were_not_finite_are_told_and_are_no_reward(run: Path) -> None:
+    body = body_of(rewritten(run, broken_images=2, eval_broken_images=1))
+    assert "82 images of training were not finite" in body
+    assert "41 held-out images were not finite" in body
+    assert "eval_broken_images" not in [item.key for item in changes(load_run(run))]
+    assert "held-out broken" not in body
+
+
 def test_a_resumed_step_counts_once(run: Path) -> None:
     path = run / "metrics.jsonl"
     before = stage_costs(load_run(run))

@@ -15,7 +15,8 @@ from cluster.errors import UserError
 from cluster.run_folder import FolderError, RunFolder
 from cluster.settings import resolve
 from rewards.combine import Scores
-from rollout.records import Noise, Prompt
+from rollout.records import CandidateGroup, Noise, Prompt
+from selection.records import Kept
 
 
 @pytest.fixture
@@ -57,6 +58,34 @@ def test_history_is_what_was_logged(folder: RunFolder) -> None:
     folder.log({"step": 2, "loss": None})
     first = {"step": 1, "loss": 0.5, "reward_mean": None, "grad_norm": None}
     assert folder.history() == [first, {"step": 2, "loss": None}]
+
+
+def strict_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines as a reader other than Python's takes them."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_no_file_holds_a_number_that_is_none(folder: RunFolder) -> None:
+    """Also not deep inside, nor after a rewind of what an older version wrote."""
+    folder.log({"step": 1, "nested": {"ratios": [float("nan"), (float("-inf"), 0.5)]}})
+    prompt, _, noise = drawn(1)[0]
+    group = CandidateGroup(
+        group_id=7, prompt=prompt, version=0, noises=(noise,), images=(), conditioning=None,
+        trajectories=(), seconds=0.0,
+    )  # fmt: skip
+    folder.record_nonfinite(1, [group], [Kept(group_id=7, candidate=0, advantage=float("inf"))])
+    (line,) = strict_lines(folder.metrics)
+    assert line["nested"] == {"ratios": [None, [None, 0.5]]}
+    ((found,),) = [line["trajectories"] for line in strict_lines(folder.nonfinite)]
+    assert (found["advantage"], found["initial"]) == (None, 2**64 - 1)
+    with folder.nonfinite.open("a") as file:
+        file.write('{"step": 2, "trajectories": [{"advantage": NaN}]}\n')
+    folder.rewind(2)
+    assert strict_lines(folder.nonfinite)[1] == {"step": 2, "trajectories": [{"advantage": None}]}
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(folder: RunFolder) -> None:

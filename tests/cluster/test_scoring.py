@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
 HERE = "tests.cluster.scorers"
 PROMPT = Prompt(index=0, text="a photo of a circle")
+BROKEN = 9
 
 
 @pytest.fixture
@@ -37,7 +38,15 @@ def make(configure: Any) -> Any:
 
 def chunk_of(values: Sequence[int]) -> Chunk:
     images = np.array(values, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), dtype=np.uint8)
-    return Chunk(images=ray.put(images), conditioning=None, trajectories=(None,) * len(values), seconds=0.0)
+    return Chunk(
+        images=ray.put(images), finite=finite_of(values), conditioning=None,
+        trajectories=(None,) * len(values), seconds=0.0,
+    )  # fmt: skip
+
+
+def finite_of(values: Sequence[int]) -> tuple[bool, ...]:
+    """What the tests call `BROKEN` is not finite."""
+    return tuple(value != BROKEN for value in values)
 
 
 async def sampled(values: Sequence[int], after: float = 0.0) -> Chunk:
@@ -111,6 +120,36 @@ def test_a_hung_reward_of_no_weight_is_given_two_deadlines_and_works_again_later
         assert await scored() == [3, 5]
 
     asyncio.run(scenario())
+
+
+def test_images_that_are_not_finite_are_missing_for_every_reward_and_never_judged(make: Any) -> None:
+    rewards = make(
+        {"name": "CountingScorer", "batch": 2},
+        {"name": "WholeGroupScorer", "weight": 0.5},
+        {"name": "Scorer", "weight": 0},
+    )
+    scores = asyncio.run(score(rewards, [1, BROKEN, 2, 3], [BROKEN, BROKEN], [4]))
+    by_name = {name.removeprefix(f"{HERE}:"): values.tolist() for name, values in scores.rewards.items()}
+    nan = pytest.approx(np.nan, nan_ok=True)
+    assert by_name["CountingScorer"] == [1, nan, 2, 2, nan, nan, 1]  # which is the size of the call
+    assert by_name["WholeGroupScorer"] == [4, nan, 4, 4, nan, nan, 4]
+    assert by_name["Scorer"] == [1, nan, 2, 3, nan, nan, 4]
+    assert scores.valid.tolist() == [True, False, True, True, False, False, True]
+    assert not rewards.failures
+
+
+def test_held_out_images_that_are_not_finite_are_missing(make: Any) -> None:
+    rewards = make({"name": "Scorer"})
+
+    async def scenario(*values: int) -> list[float]:
+        await rewards.pools[0].ready()
+        images = await chunk_of(values).images
+        scores = await rewards.judge(ray.put(images), [PROMPT] * len(values), finite_of(values))
+        return list(scores.total)
+
+    nan = pytest.approx(np.nan, nan_ok=True)
+    assert asyncio.run(scenario(BROKEN, 1, BROKEN, 5)) == [nan, 1, nan, 5]
+    assert asyncio.run(scenario(BROKEN)) == [nan]
 
 
 def test_rewards_are_standardised_where_that_is_asked_for(make: Any) -> None:

@@ -12,7 +12,10 @@ from cluster.evaluation import held_out
 from cluster.preflight import Inputs, check
 from cluster.settings import RunSettings, resolve
 from cluster.solo import Solo, diversity, load_scorers, score
+from rollout.noise import candidate_noises
+from rollout.prompts import prompt_at
 from rollout.records import Prompt
+from tests.cluster.poisoned import PoisonedSampler, is_poisoned
 
 SMALL: dict[str, Any] = {
     "groups_per_step": 2,
@@ -85,6 +88,30 @@ def _seconds(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if "seconds" in name}
 
 
+def test_images_that_are_not_finite_are_missing(
+    inputs: tuple[RunSettings, Inputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.solo.RolloutWorker", PoisonedSampler)
+    settings, found = inputs
+    one = solo(inputs)
+    noises = [
+        noise
+        for group in (0, 1)
+        for prompt in [prompt_at(found.train, settings.seed, group)]
+        for noise in candidate_noises(settings.seed, prompt.index, group, 6)
+    ]
+    broken = sum(is_poisoned(noise.initial) for noise in noises)
+    row = one.step(0, [0, 1])
+    assert row["broken_images"] == 12 - row["valid"] == broken > 0
+    drawn = held_out(found.held_out[:3], settings)
+    row = one.evaluate(0, drawn)
+    good = [one for one in drawn if not is_poisoned(one[2].initial)]
+    assert row["eval_broken_images"] == len(drawn) - len(good) > 0
+    alone = one.evaluate(0, good)
+    for name in ("eval_reward", "eval_strict", "eval_diversity"):
+        assert row[name] == pytest.approx(alone[name], abs=1e-3)
+
+
 def test_diversity_is_that_of_the_images_of_a_prompt() -> None:
     first, second = Prompt(index=0, text="a"), Prompt(index=1, text="b")
     black, white = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8)
@@ -101,7 +128,7 @@ def test_rewards_are_combined_as_in_the_service() -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     images[:2] //= 4
     prompt = check(settings).train[0]
-    found = score(scorers, settings.rewards, images, [prompt] * 4, settings.combine)
+    found = score(scorers, settings.rewards, images, [prompt] * 4, settings.combine, finite=[True] * 4)
     sizes = found.rewards["size"]
     assert np.ptp(sizes) > 0
     assert np.ptp(found.rewards["shapes"]) == 0  # so it adds nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.study import main
+from cluster.study_compare import highest
 from cluster.study_data import compare_arms, load_previews, load_runs, load_tuning, load_variance
 from cluster.study_report import write_study
 from cluster.study_store import finished, read_rows, write_rows
@@ -79,6 +81,13 @@ def test_arms_are_paired_by_the_seeds_they_share(tmp_path: Path) -> None:
     (tmp_path / "compare" / "random_2x" / "seed-1.parquet").unlink()
     found = {one.arm: one.seeds for one in compare_arms(load_runs(tmp_path))}
     assert found == {"flowgrpo": 3, "noise_margin_2x": 3, "random_2x": 2}
+
+
+def test_a_learning_rate_that_ends_without_a_reward_is_never_the_best() -> None:
+    assert highest({1e-3: math.nan, 3e-4: 0.4, 1e-4: 0.6}) == 1e-4
+    assert highest({1e-4: 0.6, 1e-3: math.nan}) == 1e-4
+    with pytest.raises(UserError, match=r"none of 0\.001, 0\.0003 ends with a held-out reward"):
+        highest({1e-3: math.nan, 3e-4: math.nan})
 
 
 def test_prompts_with_missing_rewards_are_left_out_and_counted(tmp_path: Path) -> None:

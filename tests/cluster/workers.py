@@ -8,12 +8,13 @@ import signal
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory
+from rollout.records import Conditioning, Made, Noise, Prompt, SampleRequest, Trajectory
 from tests.cluster.scorers import is_first
 
 
@@ -94,7 +95,10 @@ class DiesOnce(Echo):
 
 
 class FakeSampler:
-    """Has the interface of `rollout.worker.RolloutWorker`; images show the seeds and the weights."""
+    """Has the interface of `rollout.worker.RolloutWorker`; images show the seeds and the weights.
+
+    Those of odd paths are not finite.
+    """
 
     def __init__(self, model: Any, rollout: Any, seed: int, keep_means: bool) -> None:
         self.version, self.value = -1, 0.0
@@ -116,10 +120,13 @@ class FakeSampler:
         nothing = np.zeros(0)
         trajectory = Trajectory(latents=nothing, log_probs=nothing, steps=nothing)
         conditionings = [Conditioning(arrays={"group": np.array(one.group_id)}) for one in requests]
-        return 0.1, *images, *conditionings, *[trajectory] * sum(map(len, images))
+        finite = tuple(noise.path % 2 == 0 for request in requests for noise in request.noises)
+        made = Made(seconds=0.1, finite=finite)
+        return made, *images, *conditionings, *[trajectory] * sum(map(len, images))
 
-    def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[int, NDArray[Any]]:
-        return len(prompts), np.array([[noise.initial % 251, self.version, self.value] for noise in noises])
+    def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[Any, NDArray[Any]]:
+        finite = tuple(noise.path % 2 == 0 for noise in noises)
+        return finite, np.array([[noise.initial % 251, self.version, self.value] for noise in noises])
 
 
 class LateSampler(FakeSampler):
@@ -132,7 +139,8 @@ class LateSampler(FakeSampler):
 
     def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
         time.sleep(0.3)
-        return os.getpid(), *super().sample(requests)[1:]
+        made, *rest = super().sample(requests)
+        return replace(made, seconds=os.getpid()), *rest
 
 
 class FakeRank:

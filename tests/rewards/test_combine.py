@@ -39,6 +39,12 @@ def test_a_missing_reward_makes_a_candidate_invalid_and_not_zero() -> None:
     assert scores.total[1] == 7.0
 
 
+def test_a_verdict_without_a_score_is_none() -> None:
+    """Not a failure of the image: evaluation takes the mean of verdicts."""
+    scores = combine({"a": judged([np.nan, 2.0], [False, True], strict=[0.0, 1.0])}, {"a": 1.0})
+    np.testing.assert_array_equal(scores.strict, [np.nan, 1.0])
+
+
 def test_a_reward_of_weight_zero_is_recorded_only() -> None:
     judgements = {"a": judged([1.0, 2.0]), "watch": judged([np.nan, 5.0], [False, True])}
     scores = combine(judgements, {"a": 2.0, "watch": 0.0})

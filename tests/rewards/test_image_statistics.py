@@ -91,4 +91,12 @@ def test_large_images_are_reduced_and_look_the_same() -> None:
 
 def test_a_group_may_come_in_chunks() -> None:
     images = RNG.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    assert ImageObserver().measure(images[:3], images[3:]) == group_statistics(images)
+    assert ImageObserver().measure([True] * 5, images[:3], images[3:]) == group_statistics(images)
+
+
+def test_what_is_not_finite_is_not_measured() -> None:
+    images = RNG.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    images[[0, 3]] = 0
+    found = ImageObserver().measure([False, True, True, False, True], images[:3], images[3:])
+    assert found == group_statistics(images[[1, 2, 4]])
+    assert ImageObserver().measure([False] * 4 + [True], images) == {}

@@ -39,11 +39,12 @@ def test_decoding_in_parts(pipeline_folder: Path, decode: str, expected: list[tu
     vae.tile_latent_min_size, vae.tile_sample_min_size = 4, 16  # as large images are to a real one
     seen = sizes_seen(vae.decoder)
     latents = torch.randn(3, *policy.latent_shape(), generator=torch.Generator().manual_seed(0))
-    images = policy.decode(latents)
+    images, finite = policy.decode(latents)
+    assert finite.tolist() == [True] * 3
     assert seen[: len(expected)] == expected
     assert images.shape == (3, 32, 32, 3)
     if decode != "tiled":  # which blends, and a random decoder knows no neighbourhood
-        whole = policy_of(pipeline_folder).decode(latents)
+        whole, _ = policy_of(pipeline_folder).decode(latents)
         assert (images.int() - whole.int()).abs().max() <= 1
 
 

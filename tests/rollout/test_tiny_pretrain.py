@@ -118,6 +118,6 @@ def test_the_command_writes_a_pipeline_that_loads(
     policy = load_policy(ModelSettings(path=str(out)), rollout, device="cpu", seed=0)
     assert next(policy.transformer.parameters()).dtype == torch.float32
     assert policy.latent_shape() == (8, height // 4, width // 4)
-    images = policy.decode(torch.zeros(1, *policy.latent_shape()))
+    images, _ = policy.decode(torch.zeros(1, *policy.latent_shape()))
     assert images.shape == (1, height, width, 3)
     assert sum(path.stat().st_size for path in out.rglob("*")) < 8 * 2**20

@@ -53,8 +53,9 @@ NOISES = candidate_noises(0, PROMPT.index, 7, 5)
 
 
 def test_a_group_returns_one_value_per_candidate(worker: RolloutWorker) -> None:
-    seconds, images, conditioning, *trajectories = worker.sample([request(NOISES)])
-    assert seconds > 0
+    made, images, conditioning, *trajectories = worker.sample([request(NOISES)])
+    assert made.seconds > 0
+    assert made.finite == (True,) * 5
     assert images.shape == (5, 32, 32, 3)
     assert images.dtype == np.uint8
     assert isinstance(conditioning, Conditioning)
@@ -148,8 +149,9 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
     start_, stop = window
     chosen = {"steps": 5, "batch": 3, "preview_steps": previewed, "storage": storage}
     worker = start(pipeline_folder, window_start=start_, window_stop=stop, **chosen)
-    seconds, previews, *begun = worker.begin(request(NOISES))
-    assert seconds > 0
+    told, previews, *begun = worker.begin(request(NOISES))
+    assert told.seconds > 0
+    assert told.finite == (True,) * 5
     assert previews.shape == (5, 32, 32, 3)
     order = [3, 1]
     _, images, _, *finished = worker.finish(

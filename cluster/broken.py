@@ -1,0 +1,34 @@
+"""Images that are not finite, named by their seeds: what a run folder keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from rollout.records import Noise, Prompt, SampleRequest
+
+BROKEN: Final = "broken_images"
+"""The metric that counts them in a step."""
+EVAL_BROKEN: Final = f"eval_{BROKEN}"
+"""The metric that counts them in an evaluation."""
+
+Named = Mapping[str, Any]
+
+
+def broken_candidates(request: SampleRequest, finite: Sequence[bool], kind: str = "candidate") -> list[Named]:
+    """The candidates of a group that are not finite, or with another ``kind`` its previews."""
+    return [
+        {"group": request.group_id, kind: place, "prompt": request.prompt.text, **asdict(noise)}
+        for place, (noise, good) in enumerate(zip(request.noises, finite, strict=True))
+        if not good
+    ]
+
+
+def broken_held_out(drawn: Sequence[tuple[Prompt, int, Noise]], finite: Sequence[bool]) -> list[Named]:
+    """The held-out images that are not finite."""
+    return [
+        {"prompt_index": prompt.index, "sample": sample, "prompt": prompt.text, "initial": noise.initial}
+        for (prompt, sample, noise), good in zip(drawn, finite, strict=True)
+        if not good
+    ]
