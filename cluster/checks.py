@@ -1,11 +1,12 @@
-"""What ends a run early: steps whose images leave nothing to go on with."""
+"""What ends a run early: steps whose images or margins leave nothing to go on with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cluster.broken import Named
+from cluster.nothing_learned import nothing_learned
 
 if TYPE_CHECKING:
     from cluster.loop import Run
@@ -28,3 +29,16 @@ def check_images(run: Run, groups: Sequence[CandidateGroup], broken: Sequence[Na
             f"none of the step's {count} images is finite, so there is nothing to judge; "
             f"their seeds are in {run.folder.nonfinite}"
         )
+
+
+def check_margins(run: Run, metrics: Mapping[str, Any]) -> None:
+    """Stop after too many steps without a margin; ``metrics`` are those of the last one.
+
+    Raises:
+        RunStopped: saying of all these steps what there was instead, and what to raise.
+    """
+    count = run.empty_batches
+    if count >= run.settings.max_empty_batches:
+        rows = [*run.folder.history(), metrics][-count:]
+        why = nothing_learned(rows, run.settings.groups_per_step)
+        raise RunStopped(f"{count} steps in a row had no group with a reward margin: {why}")

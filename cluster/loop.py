@@ -16,7 +16,7 @@ from ray.exceptions import ObjectLostError
 from cluster.batches import Batches
 from cluster.broken import BROKEN, Named, broken_candidates
 from cluster.checkpoints import Checkpoints
-from cluster.checks import RunStopped, check_images
+from cluster.checks import RunStopped, check_images, check_margins
 from cluster.evaluation import Drawn, evaluate
 from cluster.events import GROUP, STEP
 from cluster.guard import Guard, Observer, image_metrics
@@ -252,8 +252,7 @@ async def _update(
     _check_rewards(run, selection)
     if not selection.kept:
         run.empty_batches += 1
-        if run.empty_batches >= run.settings.max_empty_batches:
-            raise RunStopped(f"{run.empty_batches} steps in a row had no group with a reward margin")
+        check_margins(run, {"step": step + 1, **selection.metrics, BROKEN: len(found)})
         return dict.fromkeys(LEARNER_METRICS)
     run.empty_batches = 0
     update = await run.stages.learner.update(step, selection, groups)

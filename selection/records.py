@@ -44,8 +44,9 @@ class Selection:
 
     ``groups`` has one entry per group of the batch; ``metrics`` are numbers for the log:
     reward_mean (of the raw weighted sum over valid candidates; NaN without any); reward_std and margin_mean
-    (means over groups that were not dropped); zero_margin_groups; dropped_groups; short_groups (valid, but
-    fewer than ``keep``); candidates; valid; selected; advantage_rms.
+    (means over groups that were not dropped); zero_margin_groups; if any, tied_low and tied_high (the lowest
+    and the highest raw reward that all candidates of such a group have); dropped_groups; short_groups (valid,
+    but fewer than ``keep``); candidates; valid; selected; advantage_rms.
     """
 
     kept: tuple[Kept, ...]

@@ -93,14 +93,19 @@ class Selector:
     ) -> dict[str, float]:
         compared = [group for group in groups if not group.dropped]
         # The raw sum, since the mean of standardised rewards is always zero.
-        rewards = np.concatenate(
-            [score.raw[row[: len(score.raw)]] for score, row in zip(scores, batch.valid, strict=True)]
-        )
+        raw = [score.raw[row[: len(score.raw)]] for score, row in zip(scores, batch.valid, strict=True)]
+        rewards = np.concatenate(raw)
+        ties = [
+            float(row.mean())
+            for group, row in zip(groups, raw, strict=True)
+            if not group.dropped and group.margin <= batch.tolerance
+        ]
         return {
             "reward_mean": float(rewards.mean()) if len(rewards) else float("nan"),
             "reward_std": _mean([group.reward_std for group in compared]),
             "margin_mean": _mean([group.margin for group in compared]),
-            "zero_margin_groups": float(sum(group.margin <= batch.tolerance for group in compared)),
+            "zero_margin_groups": float(len(ties)),
+            **({"tied_low": min(ties), "tied_high": max(ties)} if ties else {}),
             "dropped_groups": float(len(groups) - len(compared)),
             "short_groups": float(sum(group.valid < batch.keep for group in compared)),
             "candidates": float(sum(group.candidates for group in groups)),

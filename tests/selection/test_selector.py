@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -50,6 +51,8 @@ def test_a_batch_in_numbers() -> None:
     assert metrics == {
         "margin_mean": 2.0,
         "zero_margin_groups": 1.0,
+        "tied_low": 1.0,
+        "tied_high": 1.0,
         "dropped_groups": 1.0,
         "short_groups": 1.0,
         "candidates": 16.0,
@@ -149,6 +152,17 @@ def test_the_seed_decides_between_ties() -> None:
 def test_a_batch_that_does_not_fit_is_refused(ids: list[int], count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Selector(SelectionSettings(), 0).select(3, ids, [scores_of([0, 1])] * count)
+
+
+def test_ties_are_told_by_the_raw_reward_they_are_at() -> None:
+    """Of standardised rewards, which tie at zero, as well; groups of too few valid ones do not tie."""
+    nan = float("nan")
+    metrics = select([[0.5, 0.5, nan], [2, 2, 2], [1, 7, 7], [9, nan, nan]]).metrics
+    assert (metrics["zero_margin_groups"], metrics["tied_low"], metrics["tied_high"]) == (2, 0.5, 2)
+    standardised = replace(scores_of([3, 3, 3]), total=np.zeros(3))
+    metrics = Selector(SelectionSettings(), 0).select(0, [1], [standardised]).metrics
+    assert (metrics["tied_low"], metrics["tied_high"]) == (3, 3)
+    assert "tied_low" not in select([[0, 1]]).metrics
 
 
 def test_it_answers() -> None:
