@@ -94,8 +94,14 @@ class SleepingRank:
     def update(self, shares: Any, groups: Any, *arrays: Any) -> Update:
         """Sleep."""
         time.sleep(LEARN_SECONDS)
-        metrics = {"ratio_max_deviation": 0.0, "skipped_updates": 0.0, "skipped_in_a_row": 0.0}
+        metrics = {
+            "ratio_max_deviation": 0.0, "skipped_updates": 0.0, "skipped_in_a_row": 0.0, "updates": 1.0,
+        }  # fmt: skip
         return Update(metrics=metrics, suspects=())
+
+    def ping(self) -> int:
+        """Nothing was applied yet."""
+        return 0
 
     def save(self, url: str) -> None:
         """Save that it was here."""

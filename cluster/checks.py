@@ -1,4 +1,4 @@
-"""What ends a run early: steps whose images or margins leave nothing to go on with."""
+"""What ends a run early: steps whose images, weights or margins leave nothing to go on with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.broken import Named
-from cluster.nothing_learned import nothing_learned
+from cluster.nothing_learned import nothing_learned, some
 
 if TYPE_CHECKING:
     from cluster.loop import Run
+    from learner.records import Update
     from rollout.records import CandidateGroup
 
 
@@ -42,3 +43,17 @@ def check_margins(run: Run, metrics: Mapping[str, Any]) -> None:
         rows = [*run.folder.history(), metrics][-count:]
         why = nothing_learned(rows, run.settings.groups_per_step)
         raise RunStopped(f"{count} steps in a row had no group with a reward margin: {why}")
+
+
+def check_weights(run: Run, update: Update) -> None:
+    """Stop if weights are not finite: they draw nothing any more, and no later update mends them.
+
+    Raises:
+        RunStopped: naming the first of them and the learning rate.
+    """
+    if update.broken:
+        rate = update.metrics["learning_rate"]
+        raise RunStopped(
+            f"after {run.updates} optimizer steps, the last with a learning rate of {rate:g}, the weights "
+            f"are no longer finite: {some(update.broken)}; try a lower learner.learning_rate or a warm-up"
+        )

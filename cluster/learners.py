@@ -113,7 +113,7 @@ class Learner:
         self.parts = (await self._every("parts", [()] * world))[0]
 
     async def update(self, step: int, selection: Selection, groups: Sequence[CandidateGroup]) -> Update:
-        """One batch of FlowGRPO on the kept trajectories; the suspects of all ranks together."""
+        """One batch of FlowGRPO on the kept trajectories; what is not finite on any rank together."""
         ranks = len(self.actors)
         plan = shares(selection.kept, ranks=ranks, updates=self.settings.updates, seed=self.seed, step=step)
         by_id = {group.group_id: group for group in groups}
@@ -126,7 +126,13 @@ class Learner:
             calls.append((mine, owners, *(by_id[g].conditioning for g in owners), *handles))
         found: list[Update] = await self._every("update", calls)
         suspects = sorted({number for update in found for number in update.suspects})
-        return Update(metrics=found[0].metrics, suspects=tuple(suspects))
+        broken = dict.fromkeys(name for update in found for name in update.broken)
+        return Update(metrics=found[0].metrics, suspects=tuple(suspects), broken=tuple(broken))
+
+    async def updates(self) -> int:
+        """How many optimizer steps were ever applied, also before a checkpoint that was restored."""
+        count: int = (await self._every("ping", [()] * len(self.actors)))[0]
+        return count
 
     async def publish(self, version: int, *, averaged: bool = False) -> Weights:
         """The weights of all ranks as objects of the store; averaged ones are marked by their version."""

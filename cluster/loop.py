@@ -16,7 +16,7 @@ from ray.exceptions import ObjectLostError
 from cluster.batches import Batches
 from cluster.broken import BROKEN, Named, broken_candidates
 from cluster.checkpoints import Checkpoints
-from cluster.checks import RunStopped, check_images, check_margins
+from cluster.checks import RunStopped, check_images, check_margins, check_weights
 from cluster.evaluation import Drawn, evaluate
 from cluster.events import GROUP, STEP
 from cluster.guard import Guard, Observer, image_metrics
@@ -68,6 +68,8 @@ class Run:
     guard: Guard
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     empty_batches: int = 0
+    updates: int = 0
+    """Optimizer steps that were ever applied, also before the run was resumed."""
 
     def track(self, metrics: dict[str, Any]) -> None:
         """Hand a line of metrics to everyone who keeps or shows it."""
@@ -80,6 +82,7 @@ async def train(run: Run, start: int) -> int:
     settings, stages = run.settings, run.stages
     inflight: deque[list[asyncio.Task[Produced]]] = deque()
     ahead = iter(range(start, settings.steps))
+    run.updates = await stages.learner.updates()
     await stages.rollouts.load(await stages.learner.publish(start))
     if start == 0:
         metrics: dict[str, Any] = {"step": 0, **await _evaluation(run, 0)}
@@ -228,6 +231,7 @@ async def train_step(run: Run, step: int, batch: Sequence[Produced], began: floa
         **selection.metrics,
         BROKEN: len(found),
         **update,
+        "updates": run.updates,
         **image_metrics([one.observed for one in batch]),
         # What of sampling and scoring the step had to wait for: the rest hid behind the last update.
         "seconds_sample": max(0.0, sampled - began),
@@ -256,6 +260,8 @@ async def _update(
         return dict.fromkeys(LEARNER_METRICS)
     run.empty_batches = 0
     update = await run.stages.learner.update(step, selection, groups)
+    run.updates = int(update.metrics["updates"])
+    check_weights(run, update)
     await _check_finite(run, step, selection, groups, update)
     _check_on_policy(run, step, groups, update.metrics)
     return dict(update.metrics)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from cluster.broken import BROKEN
 from cluster.report_data import Row, series, total
+
+SHOWN: Final = 3
 
 
 def nothing_learned(rows: Sequence[Row], groups: int) -> str:
@@ -43,3 +46,9 @@ def _at(rows: Sequence[Row]) -> str:
         return ""
     ends = dict.fromkeys(f"{end:.4g}" for end in (min(low), max(high)))
     return f" at a reward of {' to '.join(ends)}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

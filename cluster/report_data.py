@@ -52,6 +52,11 @@ class Run:
         return [row for row in self.metrics if number(row, "eval_reward") is not None]
 
     @property
+    def learned_nothing(self) -> bool:
+        """Whether there were steps, and none of them, nor one before a resume, applied an update."""
+        return bool(self.training) and number(self.training[-1], "updates") == 0
+
+    @property
     def last_step(self) -> int:
         """The last training step that was finished, 0 if none was."""
         return max((int(row["step"]) for row in self.training), default=0)

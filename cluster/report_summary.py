@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
+from cluster.nothing_learned import nothing_learned
 from cluster.report_data import STAGES, Row, Run, evaluated, load_run, number, series, total
 from cluster.report_format import MISSING, change, duration, show
 
@@ -196,6 +197,9 @@ def _reward_names(run: Run) -> list[str]:
 
 
 def _verdict(run: Run) -> str:
+    if run.learned_nothing:
+        why = nothing_learned(run.training, int(run.config.get("groups_per_step", 0)))
+        return f"Nothing was learned, for no update was applied in {len(run.training)} steps: {why}."
     reward = _ends(run.metrics, "eval_reward", few=1)
     if reward is None or reward.end is None:
         return "There is no pair of evaluations to compare." if run.training else "No step was finished."

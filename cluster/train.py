@@ -4,6 +4,9 @@ The first argument is a preset (shapes, words, preference, sd35-geneval, sd35-oc
 file; every key of the configuration can be overridden, for instance ``--selection.keep 8 --steps 40``.
 ``--dry-run`` prints the resolved configuration and the plan. ``--resume RUN_FOLDER`` continues a run.
 ``--auto-resume`` with ``--folder`` starts a run, or continues it where an attempt before this one left off.
+
+Exit status: 0 when all steps are done, 1 when the run failed, 2 when it was refused, 3 when all steps are
+done and not one applied an update, 130 when it was stopped.
 """
 
 from __future__ import annotations
@@ -24,17 +27,19 @@ from ray.util.placement_group import PlacementGroup
 from rich.console import Console
 
 from cluster.checkpoints import CheckpointError, Checkpoints, checkpoints_of
+from cluster.checks import RunStopped
 from cluster.display import Display
 from cluster.errors import UserError
 from cluster.evaluation import held_out
-from cluster.events import recording, watch
+from cluster.events import recording, warn, watch
 from cluster.guard import guard_of
 from cluster.interrupts import INTERRUPTED, Interrupts
 from cluster.job import Job, submission
 from cluster.learners import LearnerError, LearnerLost
 from cluster.library_warnings import LibraryWarnings
-from cluster.loop import Run, RunStopped
+from cluster.loop import Run
 from cluster.marker import Commit
+from cluster.nothing_learned import nothing_learned
 from cluster.placement import connect, joined
 from cluster.pools import PoolError
 from cluster.preflight import Inputs, check, plan
@@ -51,6 +56,7 @@ from cluster.tensorboard import TensorBoard
 from cluster.topology import hold
 
 PROG = "python -m cluster.train"
+LEARNED_NOTHING = 3
 FAILURES = (
     PoolError, LearnerError, LearnerLost, GaveUp, WeightsError, RunStopped, CheckpointError, FolderError
 )  # fmt: skip
@@ -151,7 +157,7 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
                 connect(settings.cluster)
                 interrupts.starting()
                 learners = hold(settings, tell)
-            done = asyncio.run(
+            ended = asyncio.run(
                 _train(settings, inputs, folder, checkpoints, commit, console, learners, interrupts, heard)
             )
         finally:
@@ -159,7 +165,7 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
             if ray.is_initialized():
                 heard.collect()
             ray.shutdown()
-    return _farewell(settings, folder, done, time.perf_counter() - started, console)
+    return _farewell(settings, folder, ended, time.perf_counter() - started, console)
 
 
 @contextmanager
@@ -194,7 +200,8 @@ async def _train(
     learners: PlacementGroup,
     interrupts: Interrupts,
     heard: LibraryWarnings,
-) -> int:
+) -> tuple[int, int]:
+    """The steps that are done in the end, and how many optimizer steps were applied in all of them."""
     start = commit.step if commit else 0
     job = Job(str(folder.path), settings.steps)
     with Waiting(console).shown("starting the actors") as waiting:
@@ -220,19 +227,28 @@ async def _train(
         finally:
             board.close()
         job.tell(checkpoint=str(done))  # the last step and a stop commit one
-        return done
+        if done == settings.steps and not run.updates:
+            warn("nothing learned", reason=nothing_learned(folder.history(), settings.groups_per_step))
+        return done, run.updates
 
 
-def _farewell(settings: RunSettings, folder: RunFolder, done: int, seconds: float, console: Console) -> int:
+def _farewell(
+    settings: RunSettings, folder: RunFolder, ended: tuple[int, int], seconds: float, console: Console
+) -> int:
+    done, updates = ended
     report: Any = write_report(folder.path)
     console.print(summary_table(folder.path))
     console.print(f"{done} of {settings.steps} steps, {seconds / 60:.1f} minutes", highlight=False)
     console.print(f"report {report}", highlight=False, soft_wrap=True)
-    if done == settings.steps:
-        return 0
-    resume = f"{PROG} --resume {folder.path}"
-    console.print(f"stopped; continue with: {resume}", highlight=False, soft_wrap=True)
-    return INTERRUPTED
+    if done < settings.steps:
+        resume = f"{PROG} --resume {folder.path}"
+        console.print(f"stopped; continue with: {resume}", highlight=False, soft_wrap=True)
+        return INTERRUPTED
+    if not updates:
+        why = nothing_learned(folder.history(), settings.groups_per_step)
+        console.print(f"nothing was learned, no update was applied: {why}", highlight=False, soft_wrap=True)
+        return LEARNED_NOTHING
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,33 @@
-"""Finds gradients that are not finite before any rank applies them."""
+"""Finds gradients that are not finite before any rank applies them, and weights that no longer are."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rollout.tensors import NamedParameters
+
+
+@torch.no_grad()
+def not_finite(parameters: NamedParameters, rank: int) -> tuple[str, ...]:
+    """The names of parameters of which this rank holds a value that is not finite.
+
+    One pass over the weights and one wait for the device. Of a parameter that ZeRO-3 has partitioned, every
+    rank sees its own part.
+    """
+    finite = torch.stack([_held(p, rank).isfinite().all() for _, p in parameters]).tolist()
+    return tuple(name for (name, _), good in zip(parameters, finite, strict=True) if not good)
+
+
+def _held(parameter: Any, rank: int) -> Tensor:
+    """What a rank holds of a parameter, without the padding of a last part, which is never written."""
+    if not hasattr(parameter, "ds_tensor"):
+        return cast(Tensor, parameter)
+    part: Tensor = parameter.ds_tensor.flatten()
+    return part[: max(0, parameter.ds_numel - rank * len(part))]
 
 
 class GradientGuard:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """Metrics of one batch over all ranks, and the trajectories whose loss was not finite on this rank.
+    """Metrics of one batch over all ranks, and what was not finite on this rank.
 
-    ``suspects`` are places in the selection's kept candidates; a gradient can overflow without any.
+    ``suspects`` are the trajectories whose loss was not, as places in the selection's kept candidates; a
+    gradient can overflow without any. ``broken`` names the parameters that are no longer finite.
     """
 
     metrics: Mapping[str, float]
     suspects: tuple[int, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from learner import engine as deepspeed_engine
 from learner import state
 from learner.batch import Item
 from learner.ema import Ema
-from learner.guard import GradientGuard
+from learner.guard import GradientGuard, not_finite
 from learner.loss import (
     Objective,
     clipped_objective,
@@ -115,7 +115,8 @@ class LearnerWorker:
         item's ``trajectory`` points to, in order of that number.
 
         Returns:
-            The metrics of the batch, averaged over all ranks, and this rank's broken trajectories.
+            The metrics of the batch, averaged over all ranks (``updates`` counts all optimizer steps that
+            were ever applied), and this rank's broken trajectories and parameters.
         """
         started = time.perf_counter()
         conditionings: dict[int, Conditioning] = dict(zip(groups, arrays, strict=False))
@@ -128,8 +129,11 @@ class LearnerWorker:
                 self._accumulate(rows, metrics, first=number == 0)
                 self._apply(metrics)
         found = metrics.reduce(seconds=time.perf_counter() - started)
+        counts = {"skipped_in_a_row": self.skipped_in_a_row, "updates": self.updates}
         return Update(
-            metrics={**found, "skipped_in_a_row": self.skipped_in_a_row}, suspects=metrics.suspects()
+            metrics={**found, **counts},
+            suspects=metrics.suspects(),
+            broken=not_finite(self.parameters, self.rank),
         )
 
     def _accumulate(self, rows: Rows, metrics: UpdateMetrics, *, first: bool) -> None:

@@ -32,6 +32,21 @@ class Scorer:
     def check(cls, prompt: Prompt) -> None: ...
 
 
+class ConstantScorer(Scorer):
+    """Scores every image alike."""
+
+    value: ClassVar[float] = 0.5
+
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> Judgement:
+        return Judgement(values=np.full(len(images), self.value), valid=np.ones(len(images), dtype=np.bool_))
+
+
+class NanScorer(ConstantScorer):
+    """Gives every image a score that is no number."""
+
+    value: ClassVar[float] = float("nan")
+
+
 class BrokenScorer(Scorer):
     """Fails at every call."""
 

@@ -40,6 +40,9 @@ class Recorder:
         self.admitted: list[tuple[int, int]] = []
         self.batches: list[list[int]] = []
 
+    async def updates(self) -> int:
+        return 0
+
     async def publish(self, version: int, *, averaged: bool = False) -> int:
         return -1 if averaged else version
 
@@ -175,9 +178,13 @@ def test_a_crash_of_a_producer_ends_the_loop_as_itself(
 
 
 class Learning:
-    """Stages around one update: two kept candidates, and a learner that skips what it is told to skip."""
+    """Stages around one update: two kept candidates, and a learner that skips what it is told to skip.
 
-    def __init__(self, in_a_row: int) -> None:
+    Its weights are ``broken`` where it is told so.
+    """
+
+    def __init__(self, in_a_row: int, broken: tuple[str, ...]) -> None:
+        self.broken = broken
         self.rollouts = self.selector = self.learner = self
         self.in_a_row, self.restarts, self.samplers = in_a_row, 0, 1
 
@@ -187,7 +194,8 @@ class Learning:
 
     async def update(self, step: int, selection: Selection, groups: Any) -> Update:
         skipped = {"skipped_updates": min(self.in_a_row, 2), "skipped_in_a_row": self.in_a_row}
-        return Update(metrics={"ratio_max_deviation": 0.0, **skipped}, suspects=(1,) if self.in_a_row else ())
+        metrics = {"ratio_max_deviation": 0.0, "learning_rate": 1e39, "updates": 6, **skipped}
+        return Update(metrics=metrics, suspects=(1,) if self.in_a_row else (), broken=self.broken)
 
     async def publish(self, version: int) -> int:
         return version
@@ -200,13 +208,14 @@ def learn(
     folder: RunFolder,
     in_a_row: int = 0,
     finite: tuple[bool, bool] = (True, True),
+    broken: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     noises = (Noise(initial=1, path=2), Noise(initial=3, path=4))
     group = CandidateGroup(
         group_id=5, prompt=Prompt(index=0, text="a red bus"), version=1, noises=noises, images=(),
         conditioning=None, trajectories=(None, None), seconds=0.0,
     )  # fmt: skip
-    stand_in: Any = Learning(in_a_row)
+    stand_in: Any = Learning(in_a_row, broken)
     folder.record = lambda *arguments: None  # type: ignore[method-assign]
     settings = configure(learner={"max_skipped": 4})
     run = Run(settings, folder, (), [], stand_in, stand_in, [], Guard(settings.guard, []))
@@ -247,6 +256,15 @@ def test_images_that_are_not_finite_are_counted_and_kept_by_their_seeds(
     assert json.loads(line) == {"step": 2, "images": [broken]}
     folder.rewind(1)
     assert folder.nonfinite.read_text() == ""
+
+
+def test_weights_that_are_no_longer_finite_stop_the_run(configure: Any, tmp_path: Path) -> None:
+    told = (
+        r"after 6 optimizer steps, .* rate of 1e\+39, the weights are no longer finite: a, b, c and 2 more;"
+    )
+    with pytest.raises(RunStopped, match=told):
+        learn(configure, RunFolder(tmp_path), broken=("a", "b", "c", "d", "e"))
+    assert learn(configure, RunFolder(tmp_path))["updates"] == 6
 
 
 def test_a_step_without_a_finite_image_ends_the_run(configure: Any, tmp_path: Path) -> None:

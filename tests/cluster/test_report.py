@@ -185,6 +185,15 @@ def rewritten(run: Path, **changes: object) -> Path:
     return run
 
 
+def test_a_run_that_learned_nothing_is_no_success(run: Path) -> None:
+    dry = {"zero_margin_groups": GROUPS, "tied_low": 0.5, "tied_high": 0.5, "loss": None}
+    body = body_of(rewritten(run, updates=0, **dry))
+    assert "Nothing was learned, for no update was applied in 40 steps: in 240 of 240 groups all" in body
+    assert "candidates tied at a reward of 0.5" in body
+    assert "held-out reward rose" not in body
+    assert "Nothing was learned" not in body_of(rewritten(run, updates=1))
+
+
 def test_images_that_were_not_finite_are_told_and_are_no_reward(run: Path) -> None:
     body = body_of(rewritten(run, broken_images=2, eval_broken_images=1))
     assert "82 images of training were not finite" in body

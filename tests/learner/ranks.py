@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +113,18 @@ class Task:
         now = weights(worker)
         moved = rank > 0 or not np.array_equal(before, now)
         finite = bool(np.isfinite(now).all() and np.isfinite(after["grad_norm"]))
-        return {"metrics": metrics, "after": after, "unchanged": unchanged, "went on": moved and finite}
+        return {
+            "metrics": metrics, "after": after, "unchanged": unchanged, "went on": moved and finite,
+            "named": self._overdo(worker, rank, world),
+        }  # fmt: skip
+
+    def _overdo(self, worker: LearnerWorker, rank: int, world: int) -> list[tuple[str, ...]]:
+        """The broken parameters after an update as usual, and after one with an infinite learning rate."""
+        call = self.batch.calls(ranks=world)[rank]
+        fine = worker.update(*call).broken
+        for group in worker.engine.basic_optimizer.param_groups:
+            group["lr"] = math.inf
+        return [fine, worker.update(*call).broken]
 
 
 def _work(rank: int, world: int, port: int, tasks: Sequence[Callable[[int, int, int], Any]]) -> list[Any]:

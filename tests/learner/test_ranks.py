@@ -146,6 +146,13 @@ def test_the_number_of_ranks_may_change_in_between(found: Lives) -> None:
             assert np.abs(again.average - found.alone.average).max() < 2e-5
 
 
+def test_weights_that_are_no_longer_finite_are_named_by_the_ranks_that_hold_them(found: Lives) -> None:
+    for life in (found.alone, *found.pair):
+        before, after = life.broken["named"]
+        assert before == ()
+        assert after
+
+
 def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any(found: Lives) -> None:
     for life in (found.alone, *found.pair):
         assert life.broken["unchanged"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusers import SD3Transformer2DModel
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from learner.guard import not_finite
 from rollout.adapter import adapter_off
 from rollout.export import write_lora
 from rollout.tensors import checksum, flatten, unpack
@@ -245,6 +247,36 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_not_applied(pipeline_folde
     assert math.isfinite(update(worker, *batch.calls(updates=1)[0])["grad_norm"])
     assert moved(weights(worker), before) > 1e-4
     assert np.isfinite(weights(worker)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"learning_rate": math.inf}, {"learning_rate": 3e38, "weight_decay": 1.0, "betas": (0.0, 0.999)}],
+)
+def test_weights_that_are_no_longer_finite_are_named(
+    pipeline_folder: Path, dtype: str, changes: dict[str, Any]
+) -> None:
+    """A step that leaves what 32 bits can hold is as bad as one of an infinite rate."""
+    model = model_settings(pipeline_folder, dtype=dtype)
+    batch = sample(model, rollout_settings())
+    fine = start(model, rollout_settings(), learner_settings(updates=1)).update(*batch.calls(updates=1)[0])
+    assert (fine.broken, fine.metrics["updates"]) == ((), 1)
+    learner = learner_settings(updates=1).model_copy(update=changes)
+    worker = start(model, rollout_settings(), learner)
+    found = worker.update(*batch.calls(updates=1)[0])
+    assert found.metrics["skipped_updates"] == 0
+    held = {name for name, p in worker.parameters if not p.isfinite().all()}
+    assert set(found.broken) == held != set()
+
+
+def test_the_padding_of_a_part_is_no_weight() -> None:
+    """ZeRO-3 cuts seven values into two parts of four; the last place of the second holds anything."""
+    values = torch.tensor([5.0, 6.0, 7.0, math.nan])
+    parameter: Any = SimpleNamespace(ds_tensor=values, ds_numel=7)
+    assert not_finite([("one", parameter)], rank=1) == ()
+    assert not_finite([("one", parameter)], rank=0) == ("one",)
+    assert not_finite([("none", SimpleNamespace(ds_tensor=values, ds_numel=3))], rank=1) == ()  # type: ignore[list-item]
 
 
 def test_guards_ratio_is_one_on_policy_and_trains(pipeline_folder: Path) -> None:
