@@ -9,18 +9,26 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
+from rollout.adapter_files import AdapterError, check_keys, read_adapter
 from rollout.settings import ModelSettings
 
 
-def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed: int) -> Any:
+def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed: int, pipeline: str) -> str:
     """Freeze what is not trained; a new adapter's random half comes from the seed, the same everywhere.
 
+    ``pipeline`` names the class of diffusers that knows the family's other layouts of adapters.
+
+    Returns:
+        What adapter ``model.lora_path`` holds, in words; empty without one.
+
     Raises:
-        ValueError: if ``model.lora_path`` holds no adapter for this transformer.
+        ValueError: if ``model.lora_path`` holds no adapter for this transformer, or only a part of one, or
+            ``model.lora_targets`` names no module of it.
     """
     transformer.requires_grad_(not model.trains_adapter)
+    story = ""
     if model.lora_path is not None:
-        _load(transformer, model.lora_path)
+        story = _load(transformer, model, pipeline)
     elif model.lora_rank:
         torch.manual_seed(seed)
         config = LoraConfig(
@@ -29,25 +37,51 @@ def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed
             init_lora_weights="gaussian",
             target_modules=list(model.lora_targets or targets),
         )
-        transformer.add_adapter(config)
+        _check_targets(transformer, model.lora_targets)
+        _add(transformer, config)
     for (
         parameter
     ) in transformer.parameters():  # peft makes adapters in float32; sampler and learner must agree
         parameter.data = parameter.data.to(transformer.dtype)
-    return transformer
+    return story
 
 
-def _load(transformer: Any, path: str) -> None:
-    """Add an adapter that diffusers saved, its rank and scale included, and train it."""
+def _check_targets(transformer: Any, targets: Sequence[str]) -> None:
+    """Every name must match: peft itself is content with one that does."""
+    names = [name for name, _ in transformer.named_modules()]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            raise ValueError(
+                f"model.lora_targets: a {type(transformer).__name__} has no module {target!r}; "
+                "expected a module's name, or its end after a dot, such as attn.to_q"
+            )
+
+
+def _add(transformer: Any, config: LoraConfig) -> None:
     try:
-        transformer.load_lora_adapter(path, adapter_name="default", use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model.lora_path: cannot load an adapter from {path}: {error}") from error
-    trained = [p for name, p in transformer.named_parameters() if "lora_" in name]
-    if not trained:
-        raise ValueError(f"model.lora_path: {path} holds no adapter of this transformer")
-    for parameter in trained:
-        parameter.requires_grad_(True)
+        transformer.add_adapter(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model.lora_targets: {error}") from error
+
+
+@torch.no_grad()
+def _load(transformer: Any, model: ModelSettings, pipeline: str) -> str:
+    """Add an adapter of a file, its rank and scale included; all of it, or nothing."""
+    assert model.lora_path is not None
+    _check_targets(transformer, model.lora_targets)
+    try:
+        adapter = read_adapter(model.lora_path, transformer, pipeline, model.lora_targets)
+        _add(transformer, adapter.config)
+        parameters = {
+            name.replace(".default.", "."): p for name, p in transformer.named_parameters() if p.requires_grad
+        }
+        found = {name: tensor.shape for name, tensor in adapter.weights.items()}
+        check_keys(model.lora_path, {name: p.shape for name, p in parameters.items()}, found)
+    except AdapterError as error:
+        raise ValueError(f"model.lora_path: {error}") from error
+    for name, parameter in parameters.items():
+        parameter.copy_(adapter.weights[name])
+    return f"model.lora_path: {adapter.story}"
 
 
 def switch_attention(transformer: Any, backend: str) -> None:

@@ -59,7 +59,7 @@ class DiffusersPolicy(ABC):
         self.transformer = transformer.to(self.device)
         if model.attention is not None:
             switch_attention(self.transformer, model.attention)
-        prepare(self.transformer, model, self.lora_targets, seed)
+        self.adapter = prepare(self.transformer, model, self.lora_targets, seed, self.index["_class_name"])
         if model.compile:
             compile_blocks(self.transformer)
         self.high, self.wide = self._grid()
