@@ -10,6 +10,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from rollout.families import Tensors, Velocity
 from rollout.policy import DiffusersPolicy, coordinates
+from rollout.prompt_lengths import TextReader, clip_reader, plain
 
 
 class Flux(DiffusersPolicy):
@@ -39,6 +40,11 @@ class Flux(DiffusersPolicy):
             text, device=self.device, max_sequence_length=self.rollout.text_tokens
         )
         return {"hidden": hidden[0], "pooled": pooled[0]}
+
+    def text_readers(self, pipeline: Any) -> list[TextReader]:
+        """CLIP, of which only the pooled embedding is used, and T5."""
+        t5 = TextReader("T5", self.rollout.text_tokens, plain(pipeline.tokenizer_2))
+        return [clip_reader(pipeline.tokenizer), t5]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """Packed, told the noise level in [0, 1] and the guidance, and unpacked."""

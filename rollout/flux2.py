@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
 from rollout.families import Tensors, Velocity
 from rollout.policy import DiffusersPolicy, coordinates
+from rollout.prompt_lengths import TextReader, chat_reader
 
 
 class Flux2(DiffusersPolicy):
@@ -51,6 +52,19 @@ class Flux2(DiffusersPolicy):
             text, device=self.device, max_sequence_length=self.rollout.text_tokens
         )
         return {"hidden": hidden[0]}
+
+    def text_readers(self, pipeline: Any) -> list[TextReader]:
+        """The language model, of a whole chat: dev's with a system message, klein's without thinking."""
+        length = self.rollout.text_tokens
+        if self.index["_class_name"] == "Flux2KleinPipeline":
+            return [chat_reader("Qwen3", pipeline.tokenizer, length, enable_thinking=False)]
+
+        def chats(texts: Sequence[str]) -> list[int]:
+            written = format_input(list(texts), system_message=pipeline.system_message)
+            read = pipeline.tokenizer.apply_chat_template
+            return [len(read([chat], tokenize=True, return_dict=True)["input_ids"][0]) for chat in written]
+
+        return [TextReader("Mistral", length, chats)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """As tokens, told the noise level in [0, 1] and the guidance where it is distilled."""

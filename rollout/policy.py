@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from rollout.adapter import compile_blocks, prepare, switch_attention
 from rollout.embeddings import Embedder
 from rollout.families import Schedule, Tensors, Velocity
+from rollout.prompt_lengths import TextReader
 from rollout.settings import ModelSettings, RolloutSettings
 
 
@@ -33,6 +35,8 @@ class DiffusersPolicy(ABC):
 
     lora_targets: Sequence[str]
     """Names of the attention projections, as peft matches them: the whole name, or its end after a dot."""
+    text_limit = 512
+    """The longest ``rollout.text_tokens`` that the family's pipeline takes."""
 
     def __init__(
         self, model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool
@@ -106,6 +110,33 @@ class DiffusersPolicy(ABC):
             raise ValueError(
                 f"rollout.frames: got {self.rollout.frames}, but a {self.index['_class_name']} makes images"
             )
+
+    def check_text_tokens(self) -> None:
+        """Refuse prompts longer than the family's pipeline takes.
+
+        Raises:
+            ValueError: if ``rollout.text_tokens`` is more than that.
+        """
+        if self.rollout.text_tokens > self.text_limit:
+            raise ValueError(
+                f"rollout.text_tokens: got {self.rollout.text_tokens}, expected at most {self.text_limit} "
+                f"for a {self.index['_class_name']}"
+            )
+
+    def load_tokenizers(self, path: str) -> Any:
+        """The pipeline of diffusers with its tokenizers alone."""
+        made = getattr(diffusers, self.index["_class_name"])
+        parts: dict[str, Any] = dict.fromkeys(made._get_signature_keys(made)[0])
+        for name in parts:
+            library, kind = self.index.get(name, (None, None))
+            if name.startswith("tokenizer") and library is not None:
+                read = getattr(importlib.import_module(library), kind).from_pretrained
+                parts[name] = read(path, subfolder=name)
+        return made(**parts)
+
+    @abstractmethod
+    def text_readers(self, pipeline: Any) -> list[TextReader]:
+        """How the tokenizers of a pipeline read prompts: the same text, the same cut as in `embed`."""
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from rollout.families import Tensors, Velocity
 from rollout.policy import DiffusersPolicy
+from rollout.prompt_lengths import TextReader, plain
 from rollout.settings import RolloutSettings
 
 
@@ -19,6 +21,7 @@ class QwenImage(DiffusersPolicy):
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip
+    text_limit = 1024
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
@@ -51,6 +54,16 @@ class QwenImage(DiffusersPolicy):
             mask = torch.ones(hidden.shape[:2], device=self.device)
         room = length - hidden.shape[1]
         return {"hidden": pad(hidden[0], (0, 0, 0, room)), "mask": pad(mask[0].bool(), (0, room))}
+
+    def text_readers(self, pipeline: Any) -> list[TextReader]:
+        """Qwen2.5-VL, of a chat whose beginning is cut off again; its end stays."""
+        count, dropped = plain(pipeline.tokenizer), pipeline.prompt_template_encode_start_idx
+
+        def chats(texts: Sequence[str]) -> list[int]:
+            written = [pipeline.prompt_template_encode.format(text) for text in texts]
+            return [length - dropped for length in count(written)]
+
+        return [TextReader("Qwen2.5-VL", self.rollout.text_tokens, chats)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """Packed, told the noise level in [0, 1], and unpacked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Final
 
 from diffusers import SanaPipeline
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rollout.families import Tensors, Velocity
 from rollout.policy import DiffusersPolicy
+from rollout.prompt_lengths import TextReader, plain
 from rollout.settings import RolloutSettings
 
 INSTRUCTION: Final = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
@@ -20,6 +22,7 @@ class Sana(DiffusersPolicy):
     """Gemma's states with their mask, linear attention, and an autoencoder that shrinks 32 times."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    text_limit = 300
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
@@ -46,6 +49,18 @@ class Sana(DiffusersPolicy):
             complex_human_instruction=None if negative else INSTRUCTION,
         )
         return {"hidden": hidden[0], "mask": mask[0]}
+
+    def text_readers(self, pipeline: Any) -> list[TextReader]:
+        """Gemma; of the instruction only the first token and what the cut leaves of its end count."""
+        instruction = "\n".join(INSTRUCTION)
+        count = plain(pipeline.tokenizer)
+
+        def instructed(texts: Sequence[str]) -> list[int]:
+            kept = count([instruction])[0] - 2  # as SanaPipeline makes room for the instruction
+            written = [instruction + text for text in pipeline._text_preprocessing(list(texts))]
+            return [length - kept for length in count(written)]
+
+        return [TextReader("Gemma", self.rollout.text_tokens, instructed)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """The transformer's own output, without the variance that some of them learn as well."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from rollout.families import Tensors, Velocity
 from rollout.policy import DiffusersPolicy
+from rollout.prompt_lengths import TextReader, clip_reader, plain
 
 
 class SD3(DiffusersPolicy):
@@ -35,6 +38,13 @@ class SD3(DiffusersPolicy):
             max_sequence_length=self.rollout.text_tokens,
         )  # fmt: skip
         return {"hidden": hidden[0], "pooled": pooled[0]}
+
+    def text_readers(self, pipeline: Any) -> list[TextReader]:
+        """CLIP, twice the same, and T5 where there is one and it is asked."""
+        readers = [clip_reader(pipeline.tokenizer)]
+        if pipeline.tokenizer_3 is not None and self.rollout.text_tokens:
+            readers.append(TextReader("T5", self.rollout.text_tokens, plain(pipeline.tokenizer_3)))
+        return readers
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """The transformer's own output, told the timestep in [0, 1000]."""

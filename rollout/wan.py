@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from rollout.families import ModelFolderError, Tensors, Velocity
 from rollout.policy import DiffusersPolicy
+from rollout.prompt_lengths import TextReader, plain
 from rollout.settings import RolloutSettings
 
 
@@ -69,6 +72,15 @@ class Wan(DiffusersPolicy):
             device=self.device,
         )
         return {"hidden": hidden[0]}
+
+    def text_readers(self, pipeline: Any) -> list[TextReader]:
+        """UMT5, of the prompt as the pipeline cleans it."""
+        count = plain(pipeline.tokenizer)
+
+        def cleaned(texts: Sequence[str]) -> list[int]:
+            return count([prompt_clean(text) for text in texts])
+
+        return [TextReader("UMT5", self.rollout.text_tokens, cleaned)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """The transformer's own output.

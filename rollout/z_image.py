@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from rollout.families import Tensors, Velocity
 from rollout.policy import DiffusersPolicy
+from rollout.prompt_lengths import TextReader, chat_reader
 from rollout.settings import RolloutSettings
 
 
@@ -43,6 +44,10 @@ class ZImage(DiffusersPolicy):
         )
         mask = torch.arange(length, device=self.device) < len(hidden)
         return {"hidden": pad(hidden, (0, 0, 0, length - len(hidden))), "mask": mask}
+
+    def text_readers(self, pipeline: Any) -> list[TextReader]:
+        """Qwen3, of a chat with room to think."""
+        return [chat_reader("Qwen3", pipeline.tokenizer, self.rollout.text_tokens, enable_thinking=True)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """Lists, since a prompt's length decides where its image lies; time and velocity turned round."""
