@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,10 +12,13 @@ from fsspec.core import url_to_fs
 from rich.table import Table
 
 from cluster.errors import UserError
+from cluster.model_check import check_embeddings, check_model
 from cluster.object_store import check_object_store
 from cluster.placement import check_port, joined
 from cluster.settings import RunSettings
 from learner.config import deepspeed_config
+from rewards.options import check_options
+from rewards.settings import RewardSettings
 from rewards.suitability import refusal
 from rewards.table import resolve
 from rollout.families import ModelFolderError, family_of
@@ -35,10 +38,11 @@ PROCESS_GB: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was read while checking."""
+    """What was read while checking, and what the user should know of it."""
 
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def check(settings: RunSettings) -> Inputs:
@@ -57,6 +61,9 @@ def check(settings: RunSettings) -> Inputs:
         deepspeed_config(settings.learner, settings.model.dtype)
     except ValueError as error:
         raise UserError(str(error)) from None
+    for reward in settings.distinct_rewards.values():
+        _check_options(reward)
+    check_embeddings(settings)
     rewards = {reward.target for reward in settings.distinct_rewards.values()}
     prompts = {prompt.origin: prompt for prompt in (*inputs.train, *inputs.held_out)}  # the files may be one
     for name in sorted(rewards):
@@ -65,7 +72,7 @@ def check(settings: RunSettings) -> Inputs:
         check_port(settings.cluster.dashboard_port)
         check_object_store(settings.cluster.object_store_gb)
         _check_memory(settings)
-    return inputs
+    return replace(inputs, remarks=tuple(check_model(settings, inputs.train, inputs.held_out)))
 
 
 def _check_checkpoints(settings: RunSettings) -> None:
@@ -73,6 +80,13 @@ def _check_checkpoints(settings: RunSettings) -> None:
         url_to_fs(settings.checkpoints or "")
     except (ImportError, ValueError) as error:  # an unknown protocol, or its package is missing
         raise UserError(f"checkpoints: cannot reach {settings.checkpoints}: {error}") from None
+
+
+def _check_options(reward: RewardSettings) -> None:
+    try:
+        check_options(reward.name, resolve(reward.target), reward.options)
+    except ValueError as error:
+        raise UserError(f"rewards: {error}") from None
 
 
 def _check_reward(name: str, prompts: Collection[Prompt]) -> None:

@@ -136,7 +136,8 @@ def _check(command: list[str], address: str, tell: Tell) -> RunSettings:
         tell(f"left to the cluster to check, since not on this machine: {', '.join(elsewhere)}")
         return settings
     there = settings.cluster.model_copy(update={"address": address})  # its memory and ports, not ours
-    check(settings.model_copy(update={"cluster": there}))
+    for remark in check(settings.model_copy(update={"cluster": there})).remarks:
+        tell(remark)
     return settings
 
 

@@ -91,6 +91,8 @@ def _complain(what: str, error: Exception) -> None:
 def _main(arguments: list[str], console: Console) -> int:
     options, settings = configure(arguments)
     inputs = check(settings)
+    for remark in inputs.remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         console.print(to_toml(settings), markup=False, highlight=False, soft_wrap=True)
         console.print(plan(settings, inputs))
@@ -151,6 +153,8 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
     heard = LibraryWarnings(tell)
     with _given_back(folder, commit is None and not options.auto_resume), record, interrupts.taken():
         announce(commit, folder, checkpoints, tell)
+        for remark in inputs.remarks:
+            warn("preflight", remark=remark)
         try:
             where = joined(settings.cluster)
             with Waiting(console).shown(f"joining Ray at {where}" if where else "starting Ray"):

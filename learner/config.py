@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.settings import LearnerSettings
+from rollout.settings import finite
 from rollout.text_files import TextFileError, read_text
 
 
@@ -57,6 +58,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"learner.deepspeed: cannot read {path}: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"learner.deepspeed: {path} must hold a JSON object, got {type(found).__name__}")
+    finite(found, f"learner.deepspeed: {path}")
     return found
 
 

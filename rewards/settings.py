@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from rollout.settings import Settings
+from rollout.settings import Settings, finite
 
 Combination = Literal["raw", "standardised"]
 """How rewards are added up: as they are, or each in units of its spread within the group."""
@@ -33,6 +33,11 @@ class RewardSettings(Settings):
     runtime_env: dict[str, Any] = Field(
         default_factory=dict, description="Ray runtime environment of the shards: pip, env_vars, ..."
     )
+
+    @field_validator("options", "runtime_env")
+    @classmethod
+    def _finite(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return dict(finite(values))
 
     @property
     def target(self) -> str:

@@ -26,7 +26,7 @@ def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed
             ``model.lora_targets`` names no module of it.
     """
     transformer.requires_grad_(not model.trains_adapter)
-    story = ""
+    dtype, story = transformer.dtype, ""  # which diffusers looks for in every module, each time it is asked
     if model.lora_path is not None:
         story = _load(transformer, model, pipeline)
     elif model.lora_rank:
@@ -39,10 +39,8 @@ def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed
         )
         _check_targets(transformer, model.lora_targets)
         _add(transformer, config)
-    for (
-        parameter
-    ) in transformer.parameters():  # peft makes adapters in float32; sampler and learner must agree
-        parameter.data = parameter.data.to(transformer.dtype)
+    for parameter in transformer.parameters():  # peft makes adapters in float32; sampler and learner agree
+        parameter.data = parameter.data.to(dtype)
     return story
 
 

@@ -98,6 +98,12 @@ class DiffusersPolicy(ABC):
                 f"rollout.width and rollout.height: got {width} x {height}, expected multiples of {cell} "
                 f"for a {self.index['_class_name']}"
             )
+        most = self.positions()
+        if most is not None and max(width, height) > most * cell:
+            raise ValueError(
+                f"rollout.width and rollout.height: got {width} x {height}, expected at most {most * cell} "
+                "on a side, for which the model has positions"
+            )
         return height // cell, width // cell
 
     def check(self) -> None:
@@ -152,6 +158,10 @@ class DiffusersPolicy(ABC):
     def cell(self) -> int:
         """Pixels on a side of what is one image token; ``high`` x ``wide`` tokens make an image."""
 
+    def positions(self) -> int | None:
+        """Image tokens on a side that the transformer has positions for; None if as many as one likes."""
+        return None
+
     @property
     def tokens(self) -> int:
         """Image tokens of one candidate, as the transformer sees it."""
@@ -187,15 +197,20 @@ class DiffusersPolicy(ABC):
         """The scheduler's noise levels and timesteps.
 
         Raises:
-            ValueError: if the pipeline's scheduler is not one of flow matching.
+            ValueError: if the pipeline's scheduler is not one of flow matching, or cannot make so many steps.
         """
-        self.scheduler.set_timesteps(**self.spacing(steps))
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            self.scheduler.set_timesteps(**self.spacing(steps))
         sigmas = self.scheduler.sigmas.float().cpu()
         if not 0.99 < sigmas[0] <= 1:
             name = type(self.scheduler).__name__
             raise ValueError(f"{name}: the first noise level is {sigmas[0]:.3f}, expected 1 (flow matching)")
         # Multistep solvers keep a little below 1, for their logarithms' sake; the SDE starts from pure noise.
         sigmas[0] = 1
+        if not (sigmas.diff() < 0).all():
+            raise ValueError(
+                f"{type(self.scheduler).__name__}: the noise levels of {steps} steps do not fall"
+            )
         return Schedule(sigmas, self.scheduler.timesteps.float().cpu())
 
     @torch.no_grad()

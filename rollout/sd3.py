@@ -24,6 +24,10 @@ class SD3(DiffusersPolicy):
         halvings = len(self.vae_config["block_out_channels"]) - 1
         return int(self.transformer.config.patch_size * 2**halvings)
 
+    def positions(self) -> int | None:
+        """A square table, of which the middle is cut out."""
+        return int(self.transformer.config.pos_embed_max_size)
+
     def latent_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of one latent."""
         patch = self.transformer.config.patch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 
 class Settings(BaseModel):
-    """Base of every settings section: frozen, and unknown keys are errors."""
+    """Base of every settings section: frozen, and unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -118,6 +119,20 @@ class RolloutSettings(Settings):
         if self.dynamics == "cps" and self.noise_level > 1:
             raise ValueError(f"noise_level must be at most 1 with cps, got {self.noise_level}")
         return self
+
+
+def finite(value: Any, where: str = "") -> Any:
+    """Return a value as it is, if all of its numbers are finite, down to the last of what it holds.
+
+    Raises:
+        ValueError: naming where one is that is not.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: expected a finite number, got {value}")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        finite(one, f"{where}.{key}" if where else str(key))
+    return value
 
 
 def explain(error: ValidationError) -> str:

@@ -49,6 +49,17 @@ class Wan(DiffusersPolicy):
         spatial = self.vae_config.get("scale_factor_spatial", 8)
         return int(self.transformer.config.patch_size[1] * spatial)
 
+    def positions(self) -> int | None:
+        """One table for rows, columns and frames; a patch is one latent frame."""
+        most = int(self.transformer.config.rope_max_seq_len)
+        if self._frames > most:
+            longest = (most - 1) * self.temporal + 1
+            raise ValueError(
+                f"rollout.frames: got {self.rollout.frames}, expected at most {longest}, for which the model "
+                "has positions"
+            )
+        return most
+
     @property
     def tokens(self) -> int:
         """Of all latent frames."""

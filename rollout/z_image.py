@@ -28,6 +28,10 @@ class ZImage(DiffusersPolicy):
         """Two latents on a side."""
         return int(2 ** len(self.vae_config["block_out_channels"]))
 
+    def positions(self) -> int | None:
+        """The shorter of the tables for rows and columns."""
+        return int(min(self.transformer.config.axes_lens[1:]))
+
     def latent_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of one latent."""
         return self.transformer.config.in_channels, 2 * self.high, 2 * self.wide

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,10 +30,9 @@ def node() -> Iterator[None]:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    """As much of a pipeline as is read before an actor starts."""
+    """As much of the bundled pipeline as is read before an actor starts: all but its weights."""
     folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+    shutil.copytree("rollout/tiny/shapes", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     return folder
 
 

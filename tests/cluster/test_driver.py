@@ -201,7 +201,6 @@ def test_memory_grows_with_processes_and_weights(configure: Any, model_folder: P
     assert memory_gb(configure(rollout={"workers": 4})) > small
     assert memory_gb(configure(learner={"ranks": 2})) > small
     assert memory_gb(configure(cluster={"object_store_gb": 3.0})) == pytest.approx(small + 2)
-    (model_folder / "transformer").mkdir()
     with (model_folder / "transformer" / "w.safetensors").open("wb") as file:
         file.truncate(10**9)
     assert memory_gb(configure()) == pytest.approx(small + 2 + 4)

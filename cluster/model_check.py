@@ -1,0 +1,69 @@
+"""Ask a process that has torch whether a run's model can do what its settings say; the driver has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from cluster.errors import UserError
+from cluster.placement import joined
+from cluster.settings import RunSettings
+from rollout.records import Prompt
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check_model(settings: RunSettings, train: tuple[Prompt, ...], held_out: tuple[Prompt, ...]) -> list[str]:
+    """Judge model, sampler and lengths of prompts; returns what the user should know of them.
+
+    Raises:
+        UserError: naming the key, the value and what was expected.
+    """
+    prompts = settings.prompts
+    files = ((prompts.train, train), (prompts.eval, held_out))
+    question = {
+        "model": settings.model.model_dump(mode="json"),
+        "rollout": settings.rollout.model_dump(mode="json"),
+        "prompts": {str(path): [prompt.text for prompt in read] for path, read in files},
+        "elsewhere": bool(joined(settings.cluster)),
+    }
+    answer = json.loads(_ask(json.dumps(question)))
+    if reason := answer.get("refused"):
+        raise UserError(reason)
+    remarks: list[str] = answer["remarks"]
+    return remarks
+
+
+@lru_cache(maxsize=1)
+def _ask(question: str) -> str:
+    """The answer of `rollout.check`, which holds a GB of libraries and ends with it; asked once."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "rollout.check"],
+        input=question, capture_output=True, text=True, encoding="utf-8", check=False,
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"model: its check ended with status {done.returncode} and no answer: {last}")
+    return done.stdout
+
+
+def check_embeddings(settings: RunSettings) -> None:
+    """Refuse a folder of embeddings that could not be written, where the samplers run on this machine.
+
+    Raises:
+        UserError: naming the folder and what is in the way.
+    """
+    folder = settings.rollout.embeddings
+    if folder is None or joined(settings.cluster):
+        return
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"rollout.embeddings: got {folder}, expected a folder, but {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"rollout.embeddings: got {folder}, but {there} cannot be written to")

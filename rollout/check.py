@@ -1,0 +1,101 @@
+"""Check: ``python -m rollout.check``, what samplers and learners would refuse, before any of them starts.
+
+Reads a `Question` as JSON from standard input and answers on standard output with a JSON object: either
+"refused", the reason, or "remarks", what the user should know. The model's family is made on torch's device
+without memory, by the code of the samplers themselves: of its weights nothing is read, and what a run would
+refuse is refused in the same words. A process of its own, because the driver of a run loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from textwrap import shorten
+
+from rollout.families import load_policy
+from rollout.policy import DiffusersPolicy
+from rollout.prompt_lengths import cut_prompts
+from rollout.settings import ModelSettings, RolloutSettings, Settings
+
+
+class Question(Settings):
+    """A model, how it is sampled, and prompts by the name of their file.
+
+    ``elsewhere`` says that the samplers run on other machines, whose packages are not known here.
+    """
+
+    model: ModelSettings
+    rollout: RolloutSettings
+    prompts: dict[str, tuple[str, ...]]
+    elsewhere: bool
+
+
+def judge(question: Question) -> list[str]:
+    """Judge a configuration; returns what the user should know of it.
+
+    Raises:
+        ValueError: naming the key, the value and what was expected.
+        OSError: if a file of the model cannot be read, or is on a hub that cannot be reached.
+    """
+    model, remarks = question.model, []
+    if model.attention is not None and question.elsewhere:
+        model, remark = _attention_elsewhere(model)
+        remarks.append(remark)
+    policy: DiffusersPolicy = load_policy(model, question.rollout, device="meta", seed=0, whole=False)
+    for key in ("steps", "eval_steps"):
+        _check_schedule(policy, key, getattr(question.rollout, key))
+    policy.check_text_tokens()
+    readers = policy.text_readers(policy.load_tokenizers(model.path))
+    return [*remarks, *filter(None, [policy.adapter]), *cut_prompts(readers, question.prompts)]
+
+
+def _check_schedule(policy: DiffusersPolicy, key: str, steps: int) -> None:
+    try:
+        policy.schedule(steps)
+    except (ValueError, AssertionError, IndexError) as error:
+        raise ValueError(f"rollout.{key}: got {steps}, but the model's schedule cannot: {error}") from error
+
+
+def _attention_elsewhere(model: ModelSettings) -> tuple[ModelSettings, str]:
+    """The model with an attention that works anywhere, if the one that is asked for has a known name."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    known = [backend.value for backend in AttentionBackendName]
+    if model.attention not in known:
+        raise ValueError(f"model.attention: got {model.attention!r}, expected one of {', '.join(known)}")
+    remark = f"model.attention: not checked here is whether the nodes have what {model.attention} needs"
+    return model.model_copy(update={"attention": "native"}), remark
+
+
+def answer(question: Question) -> dict[str, str | list[str]]:
+    """Judge a configuration; returns "remarks", or the reason why it is "refused".
+
+    What is on a hub that cannot be reached is not judged, which is then a remark.
+    """
+    try:
+        return {"remarks": judge(question)}
+    except OSError as error:
+        if Path(question.model.path).is_dir():
+            return {"refused": f"model.path: {question.model.path}: {_line(error)}"}
+        return {"remarks": [f"model.path: {question.model.path} could not be checked: {_line(error)}"]}
+    except ValueError as error:
+        return {"refused": _line(error)}
+    except Exception as error:
+        return {"refused": f"model.path: {question.model.path}: {type(error).__name__}: {_line(error)}"}
+
+
+def _line(error: Exception) -> str:
+    return shorten(str(error), width=1000)
+
+
+def main() -> None:
+    """Answer the question on standard input; libraries that print do so on standard error."""
+    with redirect_stdout(sys.stderr):
+        found = answer(Question.model_validate_json(sys.stdin.read()))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

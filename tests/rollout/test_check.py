@@ -1,0 +1,106 @@
+"""What would be refused by an actor is refused before one starts: every family, made without memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rollout.check import Question, answer
+from rollout.families import load_policy
+from rollout.settings import ModelSettings, RolloutSettings
+from tests.rollout.tiny_families import TINY
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    root = tmp_path_factory.mktemp("families")
+
+    def save(name: str) -> Path:
+        return root / name if (root / name).exists() else TINY[name].save(root / name)
+
+    return save
+
+
+def ask(path: Path | str, rollout: RolloutSettings, *prompts: str, **model: Any) -> Any:
+    elsewhere = model.pop("elsewhere", False)
+    settings = ModelSettings(path=str(path), **model)
+    return answer(Question(model=settings, rollout=rollout, prompts={"p.txt": prompts}, elsewhere=elsewhere))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_configuration_that_runs_is_not_refused(name: str, folder: Folder) -> None:
+    assert ask(folder(name), TINY[name].settings(), "a cat", lora_rank=4) == {"remarks": []}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_no_weight_is_read(name: str, folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(folder(name), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert ask(tmp_path / "bare", TINY[name].settings(), "a cat") == {"remarks": []}
+
+
+def test_prompts_longer_than_clip_are_counted(folder: Folder) -> None:
+    """Two prompts that differ at their end alone encode alike: exactly those are counted."""
+    settings = TINY["sd3"].settings()
+    texts = ["a photo of " + "a red circle " * 8 + end for end in ("and one", "and two")]
+    policy = load_policy(ModelSettings(path=str(folder("sd3"))), settings, device="cpu", seed=0)
+    assert torch.equal(*(policy.embed(text)["hidden"] for text in texts))
+    (said,) = ask(folder("sd3"), settings, "a photo of a circle", *texts)["remarks"]
+    assert said.startswith("p.txt: 2 of 3 prompts are cut at 14 tokens (CLIP), the longest has ")
+    assert said.endswith("; the first: 2, 3")
+
+
+def test_many_cut_prompts_are_named_by_the_first(folder: Folder) -> None:
+    (said,) = ask(folder("wan"), TINY["wan"].settings(text_tokens=5), *["a long prompt"] * 30)["remarks"]
+    assert said.startswith("p.txt: 30 of 30 prompts are cut at 5 tokens")
+    assert "the first: 1, 2, 3, 4, 5;" in said
+
+
+def test_sd3_needs_no_text(folder: Folder) -> None:
+    assert ask(folder("sd3"), TINY["sd3"].settings(text_tokens=0), "a") == {"remarks": []}
+
+
+def test_a_backend_of_other_machines_is_judged_by_its_name(folder: Folder) -> None:
+    settings = TINY["flux"].settings()
+    assert "flash-attn" in ask(folder("flux"), settings, attention="flash")["refused"]
+    (said,) = ask(folder("flux"), settings, "a", attention="flash", elsewhere=True)["remarks"]
+    assert said == "model.attention: not checked here is whether the nodes have what flash needs"
+    refused = ask(folder("flux"), settings, attention="flesh", elsewhere=True)["refused"]
+    assert refused.startswith("model.attention: got 'flesh', expected one of flash, ")
+
+
+@pytest.mark.parametrize("lost", ["transformer/config.json", "scheduler", "vae"])
+def test_a_folder_that_lacks_a_part_is_refused(lost: str, folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(folder("flux"), tmp_path / "part")
+    path = tmp_path / "part" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    said = ask(tmp_path / "part", TINY["flux"].settings(), "a")["refused"]
+    assert said.startswith(f"model.path: {tmp_path / 'part'}: ")
+    assert "\n" not in said
+
+
+def test_a_model_of_a_hub_out_of_reach_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.families.family_of", lambda path: "rollout.sd3:SD3")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (said,) = ask("nobody/has-this-model", TINY["sd3"].settings(), "a")["remarks"]
+    assert said.startswith("model.path: nobody/has-this-model could not be checked: ")
+
+
+def test_the_answer_is_all_that_is_printed(folder: Folder) -> None:
+    question = {
+        "model": {"path": str(folder("sd3"))}, "rollout": {"width": 33}, "prompts": {}, "elsewhere": False,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "rollout.check"],
+        input=json.dumps(question), capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert "expected multiples of 8" in json.loads(done.stdout)["refused"]
