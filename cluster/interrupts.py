@@ -141,10 +141,21 @@ class Interrupts:
         note("ended at once")
         self._say(self._phase.second)
         self.console.show_cursor()
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):  # it has gone already
-                process.kill()
+        _kill_descendants()
         os._exit(INTERRUPTED)
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _kill_descendants() -> None:
+    """Kill what this process has started; all of it is halted first, so that nothing new can come."""
+    halted: set[psutil.Process] = set()
+    while new := set(psutil.Process().children(recursive=True)) - halted:
+        halted |= new
+        for process in new:
+            with suppress(psutil.Error):  # it has gone already
+                process.suspend()
+    for process in halted:
+        with suppress(psutil.Error):
+            process.kill()
