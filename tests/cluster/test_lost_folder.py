@@ -41,6 +41,11 @@ class Stand(SavingLearner):
 
     def forget(self) -> None: ...
 
+    def try_again(self) -> None: ...
+
+    def alarms(self) -> dict[str, str]:
+        return {}
+
     async def publish(self, version: int, *, averaged: bool = False) -> int:
         return version
 
@@ -50,9 +55,9 @@ class Stand(SavingLearner):
         async def images() -> Any:
             return np.zeros((len(prompts), 4, 4, 3), dtype=np.uint8)
 
-        return images()
+        return [True] * len(prompts), images()
 
-    async def judge(self, images: Any, prompts: list[Prompt]) -> Scores:
+    async def judge(self, images: Any, prompts: list[Prompt], finite: list[bool]) -> Scores:
         chosen = [prompt.index for prompt in prompts]
         found = (START + self.version * np.array([0.02, -0.01, 0.03, 0.0, 0.1]))[chosen]
         watched = (1 - START * self.version / STEPS)[chosen]
