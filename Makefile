@@ -50,7 +50,8 @@ $(READY): pyproject.toml constraints.txt
 	echo "==> setting up $(VENV) with $$($$python --version) (once; about 7 GB)"; \
 	$$python -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra dev \
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt \
+	    -r pyproject.toml --extra dev \
 	    || { echo "==> uv could not install; trying pip" >&2; \
 	         $(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt; }
 # paddleocr asks for the OpenCV that draws windows, which shares its folder; the headless one, put there last, wins.
