@@ -76,7 +76,7 @@ def test_what_was_damaged_once_is_sent_again(
         await load(rollouts, weights)
         assert rollouts.pool.slots[0].holds == str(VERSION)
         assert rollouts.pool.restarts == 0
-        assert (await sample(rollouts)).finite == (True,)
+        assert (await sample(rollouts))[0].finite == (True,)
 
     asyncio.run(scenario())
 
