@@ -1,4 +1,4 @@
-"""The names of metrics where they leave the run: Prometheus and Ray take few characters."""
+"""The names of metrics where they leave the run: Ray and Prometheus take few characters, and one case."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _OF_STEP: Final = re.compile(r"(?P<name>.+)\.t(?P<step>\d+)")
 
 
 def exported(metric: str) -> tuple[str, str]:
-    """A metric's name in ASCII letters, digits and underscores, and its denoising step; "" if of none.
+    """A metric's name in small ASCII letters, digits and underscores, and its denoising step; "" if of none.
 
     A reward may be called anything, and its evaluation is of no denoising step.
     """
     found = None if metric.startswith("eval_") else _OF_STEP.fullmatch(metric)
     name, step = found.group("name", "step") if found else (metric, "")
-    return re.sub(r"[^A-Za-z0-9_]", "_", name), step
+    return re.sub(r"[^A-Za-z0-9_]", "_", name).lower(), step
 
 
 def check_rewards(names: Iterable[str]) -> None:

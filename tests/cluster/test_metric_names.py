@@ -23,7 +23,7 @@ from cluster.tensorboard import TensorBoard
     [
         ("reward_mean", "reward_mean", ""),
         ("kl.t13", "kl", "13"),
-        ("eval_my.tools:Reward", "eval_my_tools_Reward", ""),
+        ("eval_my.tools:Reward", "eval_my_tools_reward", ""),
         ("eval_style.t3", "eval_style_t3", ""),
         ("eval_größe 2", "eval_gr__e_2", ""),
     ],
@@ -36,7 +36,7 @@ def test_every_name_becomes_valid(metric: str, name: str, step: str) -> None:
 def test_no_name_of_a_reward_is_one_that_ray_discards(name: str) -> None:
     valid, _ = exported(f"eval_{name}")
     assert not _is_invalid_metric_name(f"noisemargin_{valid}")
-    assert re.fullmatch(r"eval_[A-Za-z0-9_]*", valid)
+    assert re.fullmatch(r"eval_[a-z0-9_]*", valid)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ def test_no_name_of_a_reward_is_one_that_ray_discards(name: str) -> None:
             "reward 'my_tools:Reward' and reward 'my.tools:Reward' would",
         ),
         (["style-2", "style 2"], "both be exported as eval_style_2"),
+        (["Style", "style"], "both be exported as eval_style"),
         (["strict"], "reward 'strict' and the evaluation's own figure strict"),
         (["shapes", "win-rate"], "reward 'win-rate' and the evaluation's own figure win_rate"),
     ],
@@ -73,5 +74,5 @@ def test_tensorboard_has_the_same_names(tmp_path: Path) -> None:
     board.close()
     found = EventAccumulator(str(tmp_path)).Reload()
     assert set(found.Tags()["scalars"]) == {
-        "eval/my_tools_Reward", "training/kl.t3", "training/loss", "reward/mean",
+        "eval/my_tools_reward", "training/kl.t3", "training/loss", "reward/mean",
     }  # fmt: skip

@@ -37,7 +37,7 @@ STAGES: Any = SimpleNamespace(
 )
 EXPECTED = {
     "step": 4, "reward_mean": 0.5, "margin_mean": 0.25, "staleness": 1, "restarts": 2, "candidates": 16,
-    "valid": 13, "missing_rewards": 3, "eval_reward": 0.75, "eval_my_tools_Reward": 0.375,
+    "valid": 13, "missing_rewards": 3, "eval_reward": 0.75, "eval_my_tools_reward": 0.375,
     "eval_style_2": 0.25,
     "seconds{sample}": 1.5, "seconds{learn}": 3,
     "step_kl{3}": 0.125, "queue{sample}": 3, "queue{shapes}": 3, "queue{select}": 0,
