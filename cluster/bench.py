@@ -25,6 +25,7 @@ BENCHMARKS: Final = {
     "weights": ("cluster.bench_weights", "full weights to two samplers (Ray)"),
     "rewards": ("cluster.bench_rewards", "OCR, in one process and over shards (Ray)"),
     "scale": ("cluster.bench_scale", "one driver over 1 to 64 simulated samplers (Ray)"),
+    "busy": ("cluster.bench_busy", "a run beside processes that keep cores busy (Ray)"),
     "overhead": ("cluster.bench_overhead", "a step of the whole service against a bare loop (Ray)"),
 }
 """A module per benchmark, loaded when asked for: those without Ray run on machines that lack it.

@@ -28,6 +28,12 @@ ROLE_VARIABLE: Final = "NOISEMARGIN_ROLE"
 """Tells the processes of the actors apart."""
 NODE_LABEL: Final = "noisemargin.io/role"
 """The label of Ray nodes by which `cluster.nodes` places actors."""
+SHARING: Final = {"RAY_worker_niceness": "0", "GOMP_SPINCOUNT": "1000"}
+"""How the workers of a node of our own share its cores, unless the environment says otherwise.
+
+Ray's niceness of 15 lets any busy neighbour starve them, and OpenMP's threads wait for each other by spinning
+for so long that they use up the turns in which the others could catch up (``python -m cluster.bench busy``).
+"""
 CPU_SHARE: Final = 0.01
 """What an actor without a GPU takes, so that none goes to a node without CPUs, such as a head."""
 
@@ -146,6 +152,8 @@ def _join(address: str, source: str) -> None:
 
 
 def _start_local(settings: ClusterSettings) -> None:
+    for name, value in SHARING.items():
+        os.environ.setdefault(name, value)
     check_object_store(settings.object_store_gb)
     try:
         ray.init(

@@ -131,6 +131,11 @@ class RunSettings(Settings):
         check_rewards(self.distinct_rewards)
         if all(reward.weight == 0 for reward in self.rewards):
             raise ValueError("at least one training reward needs a weight other than 0")
+        if self.eval_rewards and all(reward.weight == 0 for reward in self.eval_rewards):
+            raise ValueError(
+                "at least one of eval_rewards needs a weight other than 0, since they replace the training "
+                "rewards in evaluations; list these as well"
+            )
         self._check_noise()
         named = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
         roles = ["rollout", "learner", "selector", "observer", *named]

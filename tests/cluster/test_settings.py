@@ -177,7 +177,7 @@ def test_a_file_that_is_not_utf8_says_what_it_is(tmp_path: Path, content: bytes,
     ("reward", "refused"),
     [
         ({"name": "shapes"}, False),
-        ({"name": "quality", "scorer": "jpeg", "weight": 0}, False),
+        ({"name": "quality", "scorer": "jpeg"}, False),
         ({"name": "shapes", "scorer": "jpeg"}, True),
         ({"name": "shapes", "options": {"strict": True}}, True),
     ],
@@ -191,6 +191,11 @@ def test_an_evaluation_reward_is_the_training_one_or_has_a_name_of_its_own(
         return
     (judge,) = configure(eval_rewards=[reward]).judges
     assert judge.target == reward.get("scorer", reward["name"])
+
+
+def test_an_evaluation_has_a_reward_that_counts(configure: Any) -> None:
+    with pytest.raises(UserError, match="at least one of eval_rewards needs a weight other than 0"):
+        configure(eval_rewards=[{"name": "jpeg", "weight": 0}])
 
 
 def test_actors_can_be_placed_by_the_names_of_their_roles(configure: Any) -> None:
