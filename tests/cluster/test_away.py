@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -216,7 +217,7 @@ def test_a_watching_reward_whose_server_dies_is_missing_until_an_evaluation_find
         assert time.monotonic() - began < 10  # of default deadlines of 120 s
         ((metric, story),) = rewards.alarms().items()
         assert metric == "eval_style"
-        assert story.startswith("is missing: reward 'style': 1 call in 0 s and none succeeded: Unavailable")
+        assert re.match(r"is missing: reward 'style': 1 call in \d s and none succeeded: Unavailable", story)
         assert rewards.alarms() == {}
         assert not rewards.failures
         scores = await rewards.score(PROMPT, [chunk_of([5, 6])])
