@@ -43,12 +43,12 @@ class Own:
     def __call__(self, images, prompts):
         values = images.mean(axis=(1, 2, 3)) / 255 * (3 if self.does == "leave" else 1)
         valid = np.full(len(images), self.does != "miss")
-        valid[0] = False
+        valid[0] = len(images) != 3  # blank, noise and real
         return Judgement(values=values, valid=valid)
 
     @classmethod
     def check(cls, prompt):
-        if "circle" not in prompt.text and "photo" not in prompt.text:
+        if prompt.text in ("a cat", "a dog"):
             raise ValueError("expected a circle")
 """
 
