@@ -197,7 +197,8 @@ def test_a_watching_reward_whose_server_dies_is_missing_until_an_evaluation_find
     async def evaluated(rewards: Rewards, values: list[int]) -> list[float]:
         """One evaluation; the trained reward is there whatever becomes of the other."""
         rewards.try_again()
-        scores = await rewards.judge(ray.put(images_of(values)), (PROMPT,) * len(values))
+        finite = (True,) * len(values)
+        scores = await rewards.judge(ray.put(images_of(values)), (PROMPT,) * len(values), finite)
         assert scores.rewards["trained"].tolist() == scores.total.tolist() == values
         return list(scores.rewards["style"])
 
@@ -233,4 +234,7 @@ def test_a_watching_reward_whose_server_dies_is_missing_until_an_evaluation_find
 
 async def chunk_of(values: list[int]) -> Chunk:
     handles = (None,) * len(values)
-    return Chunk(images=ray.put(images_of(values)), conditioning=None, trajectories=handles, seconds=0.0)
+    return Chunk(
+        images=ray.put(images_of(values)), conditioning=None, trajectories=handles, seconds=0.0,
+        finite=(True,) * len(values),
+    )  # fmt: skip
