@@ -204,8 +204,8 @@ async def _train(
     learners: PlacementGroup,
     interrupts: Interrupts,
     heard: LibraryWarnings,
-) -> tuple[int, int]:
-    """The steps that are done in the end, and how many optimizer steps were applied in all of them."""
+) -> tuple[int, str]:
+    """The steps that are done in the end, and if these are all and taught nothing, why."""
     start = commit.step if commit else 0
     job = Job(str(folder.path), settings.steps)
     with Waiting(console).shown("starting the actors") as waiting:
@@ -231,15 +231,17 @@ async def _train(
         finally:
             board.close()
         job.tell(checkpoint=str(done))  # the last step and a stop commit one
-        if done == settings.steps and not run.updates:
-            warn("nothing learned", reason=nothing_learned(folder.history(), settings.groups_per_step))
-        return done, run.updates
+        if done < settings.steps or run.updates:
+            return done, ""
+        why = nothing_learned(folder.history(), settings.groups_per_step)
+        warn("nothing learned", reason=why)
+        return done, why
 
 
 def _farewell(
-    settings: RunSettings, folder: RunFolder, ended: tuple[int, int], seconds: float, console: Console
+    settings: RunSettings, folder: RunFolder, ended: tuple[int, str], seconds: float, console: Console
 ) -> int:
-    done, updates = ended
+    done, why = ended
     report: Any = write_report(folder.path)
     console.print(summary_table(folder.path))
     console.print(f"{done} of {settings.steps} steps, {seconds / 60:.1f} minutes", highlight=False)
@@ -248,8 +250,7 @@ def _farewell(
         resume = f"{PROG} --resume {folder.path}"
         console.print(f"stopped; continue with: {resume}", highlight=False, soft_wrap=True)
         return INTERRUPTED
-    if not updates:
-        why = nothing_learned(folder.history(), settings.groups_per_step)
+    if why:
         console.print(f"nothing was learned, no update was applied: {why}", highlight=False, soft_wrap=True)
         return LEARNED_NOTHING
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_variants_and_neighbours_take_turns(monkeypatch: pytest.MonkeyPatch, tmp
     command = ["busy", "--repeats", "2", "--neighbours", "0", "1", "--variant", "A=1,B=2"]
     assert main([*command, "--json", str(tmp_path / "busy.json")]) == 0
     assert turns == [(0, {}), (0, {"A": "1", "B": "2"}), (1, {}), (1, {"A": "1", "B": "2"})] * 2
-    found = bench_busy.json.loads((tmp_path / "busy.json").read_text())["rows"]
+    found = json.loads((tmp_path / "busy.json").read_text())["rows"]
     assert found["plain, 0 beside: step (s)"] == [1.0, 1.0]
     assert found["A=1,B=2, 1 beside: step (s)"] == [2.0, 2.0]
 

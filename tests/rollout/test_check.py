@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,8 @@ import torch
 from rollout.check import Question, answer
 from rollout.families import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
+from tests.rollout.conftest import Folder
 from tests.rollout.tiny_families import TINY
-
-Folder = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    root = tmp_path_factory.mktemp("families")
-
-    def save(name: str) -> Path:
-        return root / name if (root / name).exists() else TINY[name].save(root / name)
-
-    return save
 
 
 def ask(path: Path | str, rollout: RolloutSettings, *prompts: str, **model: Any) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,21 +10,11 @@ import torch
 from rollout.families import load_policy
 from rollout.prompt_lengths import cut_prompts
 from rollout.settings import ModelSettings
+from tests.rollout.conftest import Folder
 from tests.rollout.tiny_families import TINY
 
-Folder = Callable[[str], Path]
 SEEN = {"flux": "T5", "qwen_image": "Qwen2.5-VL", "sana": "Gemma", "z_image": "Qwen3", "flux2_dev": "Mistral",
         "flux2_klein": "Qwen3", "wan": "UMT5", "wan_5b": "UMT5"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    root = tmp_path_factory.mktemp("families")
-
-    def save(name: str) -> Path:
-        return root / name if (root / name).exists() else TINY[name].save(root / name)
-
-    return save
 
 
 @pytest.mark.parametrize("name", SEEN)
