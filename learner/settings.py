@@ -59,8 +59,8 @@ class LearnerSettings(Settings):
     def pairs(self, tokens: int) -> int:
         """How many (trajectory, step) pairs a forward pass holds, of candidates with that many image tokens.
 
-        8192 tokens are 8 pairs of a model with 1024 tokens at 512 px, and keep any device busy. It is a rule,
-        not a measurement, so that a run can be repeated bit for bit.
+        8192 tokens are 8 pairs of a model with 1024 tokens at 512 px, which a GPU of 24 GB may hold; they do
+        not keep a larger one busy. It is a rule, not a measurement: a run can be repeated bit for bit.
         """
         return self.micro_batch or max(1, FORWARD_TOKENS // tokens)
 

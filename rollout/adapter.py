@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from peft import LoraConfig
 
 from rollout.adapter_files import AdapterError, check_keys, read_adapter
 from rollout.settings import ModelSettings
+
+VARIANTS: Final = 64
+"""Compiled forms of one kind of block: torch stops at 8 by default and runs the others uncompiled. Those of
+SD3.5 differ by attention, place, adapter on or off, gradients and shape of the batch.
+"""
 
 
 def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed: int, pipeline: str) -> str:
@@ -105,6 +110,8 @@ def compile_blocks(transformer: Any) -> None:
 
     Names of parameters stay as they are, so weights travel and are saved as ever.
     """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
     # Families that do not list their repeated blocks name them as what must not be split across devices.
     transformer._repeated_blocks = transformer._repeated_blocks or transformer._no_split_modules
     transformer.compile_repeated_blocks()

@@ -33,7 +33,8 @@ class ModelSettings(Settings):
     )
     compile: bool = Field(
         False,
-        description="compile the transformer's blocks: slow first calls, then faster ones",
+        description="compile the transformer's blocks: slow first calls, then faster ones; "
+        "in bfloat16 sampler and learner then round differently",
     )
 
     @property

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from rollout.adapter import compile_blocks
 from rollout.families import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from tests.rollout.tiny_families import TINY
@@ -162,3 +163,35 @@ def test_every_family_has_blocks_that_can_be_compiled(name: str, tmp_path: Path)
     }
     assert compiled
     assert not [key for key in transformer.state_dict() if "_orig_mod" in key]
+
+
+class _Block(nn.Module):
+    """One kind of block in a form of its own, told by a name that it computes with."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * len(self.form)
+
+
+class _Transformer(nn.Module):
+    """Twice as many forms of a block as torch compiles unless told otherwise."""
+
+    _repeated_blocks = ("_Block",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Block("x" * (i + 1)) for i in range(16))
+
+    def compile_repeated_blocks(self) -> None:
+        for block in self.blocks:
+            block.compile(backend="eager")
+
+
+def test_no_form_of_a_block_stays_uncompiled() -> None:
+    transformer = _Transformer()
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        compile_blocks(transformer)
+        assert [float(block(torch.ones(1))) for block in transformer.blocks] == [*range(1, 17)]
