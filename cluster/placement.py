@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -122,9 +123,9 @@ def connect(settings: ClusterSettings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A failed call fails all of its results; the pool looks at the first and that is enough.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    address = joined(settings)
-    if address:
-        _join(address, _named_by(settings))
+    check_address(settings)
+    if address := joined(settings):
+        _reach(address, _named_by(settings), lambda there: ray.init(address=there, log_to_driver=False))
     else:
         _start_local(settings)
 
@@ -136,6 +137,16 @@ def joined(settings: ClusterSettings) -> str | None:
     return None if address == LOCAL else address
 
 
+def check_address(settings: ClusterSettings) -> None:
+    """Refuse an address at which no cluster answers.
+
+    Raises:
+        UserError: naming where the address is from, and what there is instead.
+    """
+    if address := joined(settings):
+        _reach(address, _named_by(settings), check_answers)
+
+
 def _named_by(settings: ClusterSettings) -> str:
     """Where the address of the cluster comes from."""
     if settings.address:
@@ -143,10 +154,9 @@ def _named_by(settings: ClusterSettings) -> str:
     return "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "the job's cluster"
 
 
-def _join(address: str, source: str) -> None:
+def _reach(address: str, source: str, way: Callable[[str], Any]) -> None:
     try:
-        check_answers(address)
-        ray.init(address=address, log_to_driver=False)
+        way(address)
     except Exception as error:  # Ray raises many kinds
         raise UserError(f"{source}: cannot reach Ray at {address}: {_line(error)}") from None
 

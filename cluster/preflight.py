@@ -14,7 +14,7 @@ from rich.table import Table
 from cluster.errors import UserError
 from cluster.model_check import check_embeddings, check_model
 from cluster.object_store import check_object_store
-from cluster.placement import check_port, joined
+from cluster.placement import check_address, check_port, joined
 from cluster.settings import RunSettings
 from learner.config import deepspeed_config
 from rewards.options import check_options
@@ -45,8 +45,10 @@ class Inputs:
     remarks: tuple[str, ...] = ()
 
 
-def check(settings: RunSettings) -> Inputs:
+def check(settings: RunSettings, *, reach: bool = False) -> Inputs:
     """Read and check everything that can be wrong before resources are held.
+
+    With ``reach`` the cluster that a run is to join must answer: a run starts next.
 
     Raises:
         UserError: naming file, line or key, the value and what was expected.
@@ -72,6 +74,8 @@ def check(settings: RunSettings) -> Inputs:
         check_port(settings.cluster.dashboard_port)
         check_object_store(settings.cluster.object_store_gb)
         _check_memory(settings)
+    elif reach:
+        check_address(settings.cluster)  # before the model, which takes longer
     return replace(inputs, remarks=tuple(check_model(settings, inputs.train, inputs.held_out)))
 
 

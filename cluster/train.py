@@ -90,7 +90,7 @@ def _complain(what: str, error: Exception) -> None:
 
 def _main(arguments: list[str], console: Console) -> int:
     options, settings = configure(arguments)
-    inputs = check(settings)
+    inputs = check(settings, reach=not options.dry_run)
     for remark in inputs.remarks:
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
@@ -174,10 +174,10 @@ def _run(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, con
 
 @contextmanager
 def _given_back(folder: RunFolder, fresh: bool) -> Iterator[None]:
-    """Free a fresh folder's name again if the run is refused before it did anything."""
+    """Free a fresh folder's name again if the run is refused or stopped before it did anything."""
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         if fresh:
             folder.abandon()
         raise

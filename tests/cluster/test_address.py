@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster import model_check
 from cluster.address import check_answers
 from cluster.errors import UserError
 from cluster.placement import JOB_VARIABLE, connect
@@ -85,6 +86,25 @@ def test_the_command_line_says_it_in_one_line_and_leaves_no_folder(
     assert f"cluster.address: cannot reach Ray at {NOBODY}: " in said.err
     assert "checkpoint" not in said.out
     assert not folder.exists()
+
+
+def test_the_address_is_asked_before_the_model_and_by_no_dry_run(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    asked: list[str] = []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return '{"refused": "no such model"}'
+
+    monkeypatch.setattr(model_check, "_ask", ask)
+    flags = ["shapes", "--model.path", str(model_folder), "--cluster.address", NOBODY]
+    assert main(flags) == 2
+    assert f"cluster.address: cannot reach Ray at {NOBODY}: " in capfd.readouterr().err
+    assert not asked
+    assert main([*flags, "--dry-run"]) == 2
+    assert capfd.readouterr().err == "error: no such model\n"
+    assert asked
 
 
 def test_an_address_of_the_environment_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
