@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import pytest
 import ray
 
+from cluster import model_check
 from cluster.placement import connect
 from cluster.settings import ClusterSettings, RunSettings, resolve
+from rollout.check import Question, answer
 
 Configure = Callable[..., RunSettings]
+
+
+OWN_PROCESS: Final = model_check._ask
+
+
+@pytest.fixture(autouse=True)
+def judged_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run's model be judged in this process, which has had its libraries for long."""
+
+    def ask(question: str) -> str:
+        return json.dumps(answer(Question.model_validate_json(question)))
+
+    monkeypatch.setattr(model_check, "_ask", lru_cache(maxsize=1)(ask))
+
+
+@pytest.fixture
+def judged_apart(judged_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model be judged in a process of its own, as in a run."""
+    OWN_PROCESS.cache_clear()
+    monkeypatch.setattr(model_check, "_ask", OWN_PROCESS)
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ import ray
 import torch
 from safetensors.torch import save_file
 
-from cluster import model_check, train
+from cluster import train
 from cluster.pools import PoolError
 from cluster.train import main
-from rollout.check import Question, answer
 from tests.cluster.service import ROOT
 from tests.rollout.tiny_families import TINY
 
@@ -38,14 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, set_free_memory: Any) -> None:
-    """Check in this process, which has long had its libraries, and with enough memory."""
+def enough_memory(set_free_memory: Any) -> None:
+    """Enough for any of the runs."""
     set_free_memory(64)
-
-    def ask(question: str) -> str:
-        return json.dumps(answer(Question.model_validate_json(question)))
-
-    monkeypatch.setattr(model_check, "_ask", ask)
 
 
 def command(name: str, path: Path, *flags: str) -> list[str]:
@@ -58,7 +52,7 @@ def command(name: str, path: Path, *flags: str) -> list[str]:
     return [*DRY, "--model.path", str(path), *given, *flags]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("enough_memory")
 @pytest.mark.parametrize("name", TINY)
 def test_settings_that_fit_a_family_pass(name: str, folder: Callable[[str], Path], capsys: Capture) -> None:
     path = folder(name)
@@ -151,7 +145,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("enough_memory")
 @pytest.mark.parametrize(
     ("name", "flags", "said"), IMPOSSIBLE, ids=[f"{n} {flags}" for n, flags, _ in IMPOSSIBLE]
 )
@@ -200,16 +194,14 @@ def test_a_refusal_is_one_line_of_a_process_that_ends_soon(flags: list[str], sai
     assert seconds < (20 if compiled else 60)  # of the processor, twice what they take on a free machine
 
 
-def test_a_check_that_dies_is_no_consent(
-    monkeypatch: pytest.MonkeyPatch, set_free_memory: Any, capsys: Capture
-) -> None:
-    set_free_memory(64)
+@pytest.mark.usefixtures("enough_memory", "judged_apart")
+def test_a_check_that_dies_is_no_consent(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert main([*DRY, "--seed", "7"]) == 2
     assert "error: model: its check ended with status 1 and no answer: no message" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("enough_memory")
 def test_cut_prompts_are_told_once_and_do_not_stop_a_run(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "prompts.jsonl"
     lines = Path("rollout/tiny/prompts/shapes-train.jsonl").read_text().splitlines()[:3]
@@ -222,7 +214,7 @@ def test_cut_prompts_are_told_once_and_do_not_stop_a_run(tmp_path: Path, capsys:
     assert "; the first: 2\n" in shown
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("enough_memory")
 def test_what_a_start_says_is_an_event_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -245,3 +237,17 @@ def test_what_a_start_says_is_an_event_too(
     assert said in capsys.readouterr().out.splitlines()
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [event["remark"] for event in events if event["event"] == "preflight"] == [said]
+
+
+@pytest.mark.usefixtures("enough_memory")
+def test_a_run_that_is_stopped_before_it_did_anything_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "connect", stop)
+    folder = tmp_path / "run"
+    assert main([*DRY[:1], *DRY[2:], "--folder", str(folder)]) == 130
+    assert "stopped" in capsys.readouterr().out
+    assert not folder.exists()
