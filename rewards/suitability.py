@@ -11,10 +11,13 @@ from rollout.records import Prompt
 
 def objection(scorer: type[Any], prompt: Prompt) -> str:
     """Say where a prompt stands and what a scorer's class has against it; empty if it suits."""
+    where = prompt.origin or f"prompt {prompt.index}"
     try:
         scorer.check(prompt)
     except ValueError as error:
-        return f"{prompt.origin or f'prompt {prompt.index}'}: {error}"
+        return f"{where}: {error}"
+    except Exception as error:  # a check of the user's own, which may stumble over what it did not expect
+        return f"{where}: {type(error).__name__}: {error}"
     return ""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +65,9 @@ def judgeable(line: dict[str, Any]) -> None:
     """Hold that every reward accepts a line or refuses it in one line, and can judge by what it accepts."""
     metadata = {key: value for key, value in line.items() if key != "prompt"}
     prompt = Prompt(index=0, text=str(line["prompt"]), metadata=metadata, origin="p.jsonl:1")
+    for name in REWARDS:
+        with suppress(ValueError):  # and nothing else, which `objection` would tell as a user's own mistake
+            resolve(name).check(prompt)
     said = {name: objection(resolve(name), prompt) for name in REWARDS}
     assert all(
         fault.startswith("p.jsonl:1: ") and len(fault.splitlines()) == 1 for fault in said.values() if fault
@@ -92,6 +97,17 @@ def test_the_line_itself_suits() -> None:
     prompt = Prompt(index=0, text=str(LINE["prompt"]), metadata=json.loads(json.dumps(LINE)))
     assert not objection(GenEvalScorer, prompt)
     assert not objection(OcrScorer, prompt)
+
+
+def test_a_check_that_stumbles_is_told_with_the_line() -> None:
+    class Own:
+        @classmethod
+        def check(cls, prompt: Prompt) -> None:
+            raise KeyError(prompt.metadata["tag"])
+
+    prompt = Prompt(index=4, text="x", metadata={"tag": "cat"}, origin="p.jsonl:5")
+    assert objection(Own, prompt) == "p.jsonl:5: KeyError: 'cat'"
+    assert objection(Own, replace(prompt, metadata={}, origin="")) == "prompt 4: KeyError: 'tag'"
 
 
 def test_long_values_and_many_choices_are_shortened() -> None:
