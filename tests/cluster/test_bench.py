@@ -98,7 +98,10 @@ def test_a_table_shows_median_and_spread(capsys: pytest.CaptureFixture[str]) -> 
         (["step", "--lora-rank", "0"], "--lora-rank: got 0, expected an adapter"),
     ],
 )
-def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # who has no network waits for it
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 

@@ -52,7 +52,7 @@ class Case:
         """A range of ratios so wide that the loss moves all the time."""
         return learner_settings(
             ranks=world, zero_stage=self.stage, offload=self.offload, clip=0.5, learning_rate=1e-3,
-            micro_batch=5, bucket_mb=1, ema_every=2, beta=self.beta,
+            micro_batch=8, bucket_mb=1, ema_every=2, beta=self.beta,
         )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ def test_counts_are_those_of_the_real_model(pipeline_folder: Path) -> None:
     assert found.decoding.flops == decoding.get_total_flops()
 
 
+@pytest.mark.slow
 def test_memory_grows_with_what_is_held(pipeline_folder: Path) -> None:
     one, two = count(pipeline_folder, pairs=6), count(pipeline_folder, pairs=12)
     assert two.training.live == pytest.approx(2 * one.training.live, rel=0.1)
