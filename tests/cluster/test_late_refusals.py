@@ -191,7 +191,7 @@ def test_a_refusal_is_one_line_of_a_process_that_ends_soon(flags: list[str], sai
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     compiled = Path(cache_from_source(torch.__file__)).exists()  # else Python compiles GBs of libraries anew
-    assert seconds < (20 if compiled else 60)  # of the processor, twice what they take on a free machine
+    assert seconds < (10 if compiled else 40)  # of the processor, since the machine may have other work
 
 
 @pytest.mark.usefixtures("enough_memory", "judged_apart")

@@ -257,7 +257,8 @@ def test_dry_run_prints_a_configuration_that_loads_again_and_starts_nothing(
 def test_a_run_without_room_leaves_no_folder(model_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "run"
     asked = ["shapes", "--model.path", str(model_folder), "--rollout.gpus", "512", "--folder", str(folder)]
-    assert main(asked) == 2
-    said = capsys.readouterr().err
-    assert "the cluster has no room for the run after 5 s: GPUs: 1024 needed (rollout 2 x 512)" in said
-    assert not folder.exists()
+    for _ in range(2):
+        assert main(asked) == 2
+        said = capsys.readouterr().err
+        assert "the cluster has no room for the run after 5 s: GPUs: 1024 needed (rollout 2 x 512)" in said
+        assert not folder.exists()
