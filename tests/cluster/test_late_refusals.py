@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -178,22 +179,21 @@ def loading() -> float:
 def processor_seconds(arguments: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
     """Run Python from the checkout; the processor's seconds are those of its own children as well."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "said", "share"),
     [
-        (["--rollout.width", "33"], "expected multiples of 8"),
-        (["--rollout.guidance", "inf"], "finite number"),
+        (["--rollout.width", "33"], "expected multiples of 8", 1.5),
+        (["--model.lora_rank", "4", "--model.lora_targets", "nonesuch"], "has no module 'nonesuch'", 1.5),
+        (["--rollout.guidance", "inf"], "finite number", 0.5),
     ],
 )
 def test_a_refusal_is_one_line_and_little_more_work_than_loading_libraries(
-    flags: list[str], said: str, loading: float
+    flags: list[str], said: str, share: float, loading: float
 ) -> None:
     done, seconds = processor_seconds(["-m", "cluster.train", *DRY, *flags])
     assert done.returncode == 2
@@ -201,7 +201,9 @@ def test_a_refusal_is_one_line_and_little_more_work_than_loading_libraries(
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
     assert not done.stdout
-    assert seconds < 1.5 * loading
+    assert seconds < share * loading  # a value that needs no model is refused without its libraries
+    compiled = Path(cache_from_source(torch.__file__)).exists()  # else Python compiles GBs of libraries anew
+    assert seconds < (20 if compiled else 60)  # of the processor, twice what they take on a free machine
 
 
 @pytest.mark.usefixtures("enough_memory", "judged_apart")
