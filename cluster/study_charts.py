@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from cluster.arms import BASELINE
-from cluster.report_charts import AXIS, LAYOUT, LIGHT, Chart
+from cluster.report.charts import AXIS, LAYOUT, LIGHT, Chart
 from cluster.study_data import ArmRun, Compared, Gradients, Runs, Variance
 from selection.variance import COMPONENTS
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from cluster.errors import UserError
 from cluster.files import write_text
-from cluster.page import assets, environment, script_json
-from cluster.report_charts import DARK, LIGHT, Chart
+from cluster.report.charts import DARK, LIGHT, Chart
+from cluster.report.html import assets, environment, script_json
 from cluster.study_charts import learning_charts, rank_chart, ratio_chart, variance_chart
 from cluster.study_data import (
     Compared,

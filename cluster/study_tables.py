@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from cluster.arms import ARMS
-from cluster.report_format import MISSING, change, show
+from cluster.report.numbers import MISSING, change, show
 from cluster.study_data import ArmRun, Compared, Gradients, PreviewKey, Runs, Variance
 from selection.compare import Interval, Speedup
 from selection.gradients import Estimate

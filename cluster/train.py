@@ -46,7 +46,8 @@ from cluster.preflight import Inputs, check, plan
 from cluster.process import leave
 from cluster.prometheus import Prometheus
 from cluster.recovery import GaveUp, train_through_losses
-from cluster.report import summary_table, write_report
+from cluster.report.report import write_report
+from cluster.report.summary import summary_table
 from cluster.resume import announce, changed_packages, resumable, started_before
 from cluster.run_folder import FolderError, RunFolder
 from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml

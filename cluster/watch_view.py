@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.display import STAGES
-from cluster.report_format import MISSING, duration, show
+from cluster.report.numbers import MISSING, duration, show
 from cluster.watch_data import Row, Watched
 
 BARS: Final = "▁▂▃▄▅▆▇█"

@@ -15,14 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from cluster.report import main, summary_table, write_report
-from cluster.report_charts import DARK, LIGHT, guard_chart, moving_average
+from cluster.report.__main__ import main
+from cluster.report.charts import DARK, LIGHT, guard_chart, moving_average
+from cluster.report.held_out import evenly, held_out_story, verdict
+from cluster.report.numbers import MISSING, change, duration, show
+from cluster.report.pairs import noise_story, spread, within_share
+from cluster.report.report import write_report
+from cluster.report.summary import changes, stage_costs, summary_table
+from cluster.report.thumbnails import THUMBNAIL, THUMBNAIL_BYTES, picture
 from cluster.report_data import NotARunError, load_run
-from cluster.report_format import MISSING, change, duration, show
-from cluster.report_heldout import evenly, held_out_story, verdict
-from cluster.report_images import THUMBNAIL, THUMBNAIL_BYTES, picture
-from cluster.report_noise import noise_story, spread, within_share
-from cluster.report_summary import changes, stage_costs
 from tests.cluster.report_run import CANDIDATES, GROUPS, KEEP, PICTURED, make_run, save, table
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean, pvariance
 from typing import Final
 
+from cluster.report.thumbnails import Picture, picture
 from cluster.report_data import Row, Run, number, read_table, stepped
-from cluster.report_images import Picture, picture
 
 PAIRS_PER_STEP: Final = 4
 _BINS: Final = 28

@@ -1,4 +1,4 @@
-"""What every page of ours shares: one file that opens offline, with styles, script and Plotly inside."""
+"""Build pages that open offline as one file, with styles, script and Plotly inside."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from cluster.report_format import duration, show
+from cluster.report.numbers import duration, show
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
-def environment() -> Environment:
-    """Templates with our filters; an undefined name in them is an error."""
+def environment(folder: Path = _TEMPLATES) -> Environment:
+    """Templates of a folder with our filters; an undefined name in them is an error."""
     found = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,4 +1,4 @@
-"""The report of a run: `python -m cluster.report RUN_FOLDER` remakes `report.html` from the files alone.
+"""Render the report of a run, ``report.html``, from the files of its folder alone.
 
 The page is one file that opens offline: Plotly, styles and images are all inside. Its weight is bounded:
 Plotly's 5 MB, at most 56 images of at most 48 KB each, and the numbers.
@@ -6,47 +6,25 @@ Plotly's 5 MB, at most 56 images of at most 48 KB each, and the numbers.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.files import write_text
-from cluster.page import assets, environment, script_json
-from cluster.report_charts import DARK, LIGHT, diagnostic_charts, guard_chart, learning_charts, time_chart
-from cluster.report_data import NotARunError, Row, Run, load_run, number
-from cluster.report_format import MISSING, duration, show
-from cluster.report_heldout import held_out_story
-from cluster.report_images import THUMBNAIL
-from cluster.report_noise import noise_story
-from cluster.report_summary import changes, headline, stage_costs, summary_table
-
-__all__ = ["main", "summary_table", "write_report"]
+from cluster.report.charts import DARK, LIGHT, diagnostic_charts, guard_chart, learning_charts, time_chart
+from cluster.report.held_out import held_out_story
+from cluster.report.html import assets, environment, script_json
+from cluster.report.numbers import MISSING, duration, show
+from cluster.report.pairs import noise_story
+from cluster.report.summary import changes, headline, stage_costs
+from cluster.report.thumbnails import THUMBNAIL
+from cluster.report_data import Row, Run, load_run, number
 
 
 def write_report(folder: Path) -> Path:
     """Write the report of a run folder and return its path; raises NotARunError if the folder is none."""
     page = _render(load_run(folder))
     return write_text(folder / "report.html", page)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Remake a report from the command line; the exit status is 2 if the folder is no run."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.report", description="Remake report.html.")
-    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="the folder of a run")
-    folder = parser.parse_args(arguments).folder
-    try:
-        path = write_report(folder)
-    except NotARunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {folder}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    print(path)
-    return 0
 
 
 def _render(run: Run) -> str:
@@ -130,7 +108,3 @@ def _metric(row: Row, key: str) -> str:
     if value is None:
         return MISSING
     return show(int(value)) if isinstance(row[key], int) else show(value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
