@@ -99,7 +99,7 @@ def test_selection_is_pure() -> None:
     assert not {name(path) for path in (ROOT / "selection").rglob("*.py") if imports(path) & heavy}
 
 
-@pytest.mark.parametrize("driver", ["cluster.train", "cluster.bench_scale"])
+@pytest.mark.parametrize("driver", ["cluster.train", "cluster.bench.scale"])
 def test_the_driver_stays_light(driver: str) -> None:
     probe = f"import sys, {driver}; sys.exit(', '.join({{'torch', 'diffusers'}} & set(sys.modules)) or 0)"
     done = subprocess.run(

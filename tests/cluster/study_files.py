@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.study_compare import arm_path
-from cluster.study_store import write_rows
+from cluster.study.compare import arm_path
+from cluster.study.store import write_rows
 
 RATES = {"flowgrpo": 3.0, "noise_margin_2x": 6.0, "random_2x": 3.0}
 """How fast each arm's held-out score rises towards 1; the margin arm needs half the steps."""

@@ -17,7 +17,7 @@ from cluster.address import check_answers
 from cluster.errors import UserError
 from cluster.placement import JOB_VARIABLE, connect
 from cluster.settings import ClusterSettings
-from cluster.submission import reach
+from cluster.submit.upload import reach
 from cluster.train import main
 
 Capture = pytest.CaptureFixture[str]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.arms import ARMS, BASELINE, arm_settings, group_ids
 from cluster.errors import UserError
 from cluster.settings import RunSettings, resolve
+from cluster.study.arms import ARMS, BASELINE, arm_settings, group_ids
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from cluster.bench import BENCHMARKS, main
-from cluster.bench_measure import in_turns
-from cluster.bench_report import Report, Row
+from cluster.bench.__main__ import BENCHMARKS, main
+from cluster.bench.table import Report, Row
+from cluster.bench.timing import in_turns
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALONE = """
 import sys
 for name in ("ray", "deepspeed", "pydantic_settings"):
     sys.modules[name] = None  # importing it fails
-from cluster.bench import main
+from cluster.bench.__main__ import main
 for arguments in {calls}:
     status = main(arguments)
     if status:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import bench_scale
-from cluster.bench import main
+from cluster.bench import scale as bench_scale
+from cluster.bench.__main__ import main
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -11,9 +11,10 @@ import psutil
 import pytest
 import ray
 
-from cluster import bench_busy, placement
-from cluster.bench import main
-from cluster.bench_busy import busy
+from cluster import placement
+from cluster.bench import busy as bench_busy
+from cluster.bench.__main__ import main
+from cluster.bench.busy import busy
 from cluster.placement import SHARING, Role, connect, spawn
 from cluster.settings import ClusterSettings
 

@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
-from cluster import export
 from cluster.checkpoints import Checkpoints
-from cluster.model_card import Export, model_card
+from cluster.export import __main__ as export
+from cluster.export.model_card import Export, model_card
 from cluster.run_folder import RunFolder
 from cluster.settings import resolve
 from tests.cluster.export_run import TEXT, Hub, MadeRun, make_run, running_hub

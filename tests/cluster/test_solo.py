@@ -38,7 +38,7 @@ def solo(inputs: tuple[RunSettings, Inputs]) -> Solo:
 
 def test_a_run_is_that_of_a_bare_loop(inputs: tuple[RunSettings, Inputs]) -> None:
     """Without DeepSpeed and with an optimizer of its own, the same rewards come out after two updates."""
-    from cluster.bench_overhead import BareLoop
+    from cluster.bench.overhead import BareLoop
 
     settings, found = inputs
     ours, bare = solo(inputs), BareLoop(settings, found.train)

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from cluster.study import main
-from cluster.study_compare import highest
-from cluster.study_data import compare_arms, load_previews, load_runs, load_tuning, load_variance
-from cluster.study_report import write_study
-from cluster.study_store import finished, read_rows, write_rows
-from cluster.study_verdict import verdicts
+from cluster.study.__main__ import main
+from cluster.study.compare import highest
+from cluster.study.findings import verdicts
+from cluster.study.report import write_study
+from cluster.study.results import compare_arms, load_previews, load_runs, load_tuning, load_variance
+from cluster.study.store import finished, read_rows, write_rows
 from tests.cluster.study_files import write_study_files, write_variance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +157,9 @@ def test_mistakes_are_one_line(
 
 
 def test_the_command_line_stays_light() -> None:
-    probe = "import sys, cluster.study; sys.exit({'torch', 'diffusers', 'ray'} & set(sys.modules) or 0)"
+    probe = (
+        "import sys, cluster.study.__main__; sys.exit({'torch', 'diffusers', 'ray'} & set(sys.modules) or 0)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import submission
 from cluster.errors import UserError
-from cluster.submission import check_travels, pack, reach, read_token
+from cluster.submit import upload as submission
+from cluster.submit.upload import check_travels, pack, reach, read_token
 
 TOKEN = "a-token-of-the-test"
 Serve = Callable[..., str]

@@ -15,11 +15,11 @@ import fsspec
 import pytest
 from rich.console import Console
 
-from cluster import watch as command
 from cluster.events import note, recording, warn
-from cluster.watch import main, show
-from cluster.watch_data import Follower, Lines
-from cluster.watch_view import sparkline, view
+from cluster.watch import __main__ as command
+from cluster.watch.__main__ import main, show
+from cluster.watch.follower import Follower, Lines
+from cluster.watch.view import sparkline, view
 
 Capture = pytest.CaptureFixture[str]
 

@@ -1,0 +1,63 @@
+"""Updates of the learner, with KL: pairs of trajectory and step per second, FLOPs, share of the peak, memory.
+
+DeepSpeed without ZeRO drives it where it is installed, else plain autograd does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from cluster.bench.subject import add_options, learner_of, plan, requests, sample, sampler_of, subject
+from cluster.bench.table import Report, Row, no_more
+from cluster.bench.timing import flops_of, in_turns, matmul_peak, peak_gb, seconds
+from learner.settings import LearnerSettings
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be said about it."""
+    add_options(parser)
+    parser.add_argument("--micro-batch", type=int, help="default: the learner's own choice")
+    parser.add_argument("--checkpointing", action="store_true", help="keep no activations")
+    parser.add_argument(
+        "--beta", type=float, default=0.04, help="weight of the KL; 0 leaves the reference out"
+    )
+
+
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+    """Sample once, then update with that again and again."""
+    no_more(rest)
+    with subject(options) as one:
+        asked = requests(one, options.groups)
+        groups, arrays = sample(sampler_of(one), asked)
+        torch.cuda.empty_cache()
+        settings = LearnerSettings(
+            gpus=one.rollout.gpus, threads=options.threads, beta=options.beta, zero_stage=0,
+            micro_batch=options.micro_batch, gradient_checkpointing=options.checkpointing,
+        )  # fmt: skip
+        learner, shares = learner_of(one, settings), plan(asked, settings.updates)
+
+        def work() -> None:
+            learner.update(shares, groups, *arrays)
+
+        first = seconds(work, one.device)
+        times = in_turns({"update": work}, one.device, repeats=options.repeats)["update"]
+        flops = flops_of(work)
+        peak, memory = matmul_peak(one.device, one.model.dtype), peak_gb(work, one.device)
+    images = options.groups * options.batch
+    pairs = images * one.rollout.trained_steps
+    return Report(
+        f"updates with {images} trajectories, {pairs} pairs in forwards of {learner.micro_batch}",
+        [
+            Row("first update (s)", [first], 1),
+            Row("update (s)", times, 3),
+            Row("pairs per second", [pairs / taken for taken in times], 1),
+            Row("trajectories per second", [images / taken for taken in times]),
+            Row("transformer GFLOPs per pair", [flops / pairs / 1e9]),
+            Row("matrix peak (TFLOP/s)", [peak / 1e12], 3),
+            Row("share of the peak (%)", [100 * flops / taken / peak for taken in times], 1),
+            Row("peak memory (GB)", [memory], 3),
+        ],
+    )

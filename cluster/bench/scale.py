@@ -1,0 +1,124 @@
+"""How far one driver goes: the real loop over simulated samplers that sleep and return 1 MB per candidate."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import ray
+
+from cluster.bench.sleeping_actors import CANDIDATES, SECONDS
+from cluster.bench.table import Report, Row, no_more
+from cluster.checkpoints import Checkpoints
+from cluster.evaluation import held_out
+from cluster.guard import Guard
+from cluster.learners import Learner
+from cluster.loop import Run, train
+from cluster.placement import connect
+from cluster.run_folder import RunFolder
+from cluster.scoring import Rewards
+from cluster.settings import ClusterSettings, RunSettings, resolve
+from cluster.stages import Rollouts, Selector, Stages
+from rollout.prompts import load_prompts
+
+SLEEPERS: Final = "cluster.bench.sleeping_actors"
+SAMPLERS: Final = (1, 4, 16, 64)
+STEPS: Final = 8
+"""Steps per measurement."""
+WARMUP: Final = 4
+STORE_GB: Final = 6.0
+
+
+class _Rollouts(Rollouts):
+    target = f"{SLEEPERS}:SleepingSampler"
+
+
+class _Learner(Learner):
+    target = f"{SLEEPERS}:SleepingRank"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The driver at the end of a step: wall clock, its processor time, its memory in MB."""
+
+    wall: float
+    cpu: float
+    memory: float
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be said about it."""
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--samplers", type=int, nargs="+", default=SAMPLERS, help="how many, one measurement each"
+    )
+
+
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+    """Candidates per second by the number of samplers; wants nothing else on the machine."""
+    no_more(rest)
+    rows: list[Row] = []
+    connect(ClusterSettings(object_store_gb=STORE_GB))
+    try:
+        for count in options.samplers:
+            rows += _rows(count, asyncio.run(_go(count, options.repeats)))
+    finally:
+        ray.shutdown()
+    each = 1e3 * SECONDS / CANDIDATES
+    return Report(f"{STEPS} steps at staleness 1; 1 MB and {each:.0f} ms per candidate", rows)
+
+
+def _settings(samplers: int, steps: int) -> RunSettings:
+    return resolve("shapes", {
+        "steps": steps, "groups_per_step": samplers, "max_staleness": 1, "eval_every": steps,
+        "image_every": steps, "checkpoint_every": steps, "guard": {"action": "off"},
+        "rollout": {"workers": samplers, "batch": CANDIDATES},
+        "selection": {"candidates": CANDIDATES, "keep": 8},
+        "rewards": [{"name": f"{SLEEPERS}:FirstValue", "batch": CANDIDATES}],
+    })  # fmt: skip
+
+
+async def _go(samplers: int, repeats: int) -> list[Mark]:
+    """Marks at the beginning and after every measurement of a run."""
+    settings = _settings(samplers, WARMUP + STEPS * repeats + 1)  # the last step also evaluates
+    stages = Stages(_Rollouts(settings), Rewards(settings), Selector(settings), _Learner(settings), None)
+    await stages.ready()
+    marks: list[Mark] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder(Path(name))
+        prompts, drawn = (
+            load_prompts(settings.prompts.train),
+            held_out(load_prompts(settings.prompts.eval)[:1], settings),
+        )
+
+        def mark(metrics: dict[str, Any]) -> None:
+            memory = psutil.Process().memory_info().rss / 1e6
+            marks.append(Mark(time.perf_counter(), time.process_time(), memory))
+
+        checkpoints = Checkpoints(str(folder.checkpoints), 1)
+        await train(
+            Run(settings, folder, prompts, drawn, stages, checkpoints, [mark], Guard(settings.guard, [])), 0
+        )
+    for actor in [*stages.learner.actors, *(slot.actor for pool in stages.pools for slot in pool.slots)]:
+        ray.kill(actor)
+    return marks[WARMUP:-1:STEPS]
+
+
+def _rows(samplers: int, marks: Sequence[Mark]) -> list[Row]:
+    made = samplers * CANDIDATES * STEPS
+    pairs = list(pairwise(marks))
+    rates = [made / (b.wall - a.wall) for a, b in pairs]
+    return [
+        Row(f"{samplers} samplers: candidates per second", rates, 0),
+        Row("  busy, %", [100 * rate * SECONDS / (samplers * CANDIDATES) for rate in rates], 1),
+        Row("  driver, ms per candidate", [1e3 * (b.cpu - a.cpu) / made for a, b in pairs]),
+        Row("  driver's memory, MB", [mark.memory for mark in marks], 0),
+    ]

@@ -1,0 +1,120 @@
+"""One training step of our sampler and learner against a straightforward loop of the same maths.
+
+Both sample the same images from the same seeds and train the same trajectories with KL; they take turns,
+and the plain loop starts every step from our weights, so that both losses must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.bench.plain_loop import NaiveLoop, start_from
+from cluster.bench.subject import (
+    Subject,
+    add_options,
+    learner_of,
+    plan,
+    requests,
+    sample,
+    sampler_of,
+    subject,
+)
+from cluster.bench.table import Report, Row, no_more
+from cluster.bench.timing import seconds
+from cluster.errors import UserError
+from learner.settings import LearnerSettings
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be said about it."""
+    add_options(parser)
+    parser.add_argument(
+        "--naive-batch", type=int, default=8, help="images per forward pass of the plain loop"
+    )
+    parser.add_argument("--micro-batch", type=int, help="default: the learner's own choice")
+    parser.add_argument("--warmup", type=int, default=1)
+
+
+class Ours:
+    """The service's sampler and learner in one process, and the weights' way between them."""
+
+    def __init__(self, one: Subject, settings: LearnerSettings, groups: int) -> None:
+        self.sampler, self.learner = sampler_of(one), learner_of(one, settings)
+        self.one, self.groups = one, groups
+
+    def step(self, step: int) -> float:
+        """The loss of a step."""
+        asked = requests(self.one, self.groups, step)
+        groups, arrays = sample(self.sampler, asked)
+        shares = plan(asked, self.learner.settings.updates)
+        loss = self.learner.update(shares, groups, *arrays).metrics["loss"]
+        for number, (digest, flat) in enumerate(self.learner.publish()):
+            assert flat is not None
+            self.sampler.load(0, number, self.learner.parts(), digest, flat)
+        return loss
+
+
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+    """Run both, in turns.
+
+    Raises:
+        UserError: if no adapter is trained, or the model is not one that the plain loop knows.
+    """
+    no_more(rest)
+    if not options.lora_rank:
+        raise UserError(
+            "--lora-rank: got 0, expected an adapter, without which the reference is a second model"
+        )
+    with subject(options) as one:
+        settings = LearnerSettings(
+            gpus=one.rollout.gpus, threads=options.threads, beta=0.04, zero_stage=0,
+            micro_batch=options.micro_batch,
+        )  # fmt: skip
+        ours, naive = Ours(one, settings, options.groups), NaiveLoop(one, settings, options.naive_batch)
+        return _report(options, one, ours, naive)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Seconds of both by the clock and of the processor, and how far their losses are apart."""
+
+    ours: float
+    plain: float
+    ours_busy: float
+    plain_busy: float
+    difference: float
+
+
+def _turn(one: Subject, ours: Ours, naive: NaiveLoop, groups: int, step: int) -> _Turn:
+    start_from(naive, [p for _, p in ours.learner.parameters])
+    asked = requests(one, groups, step)
+    shares = plan(asked, ours.learner.settings.updates)
+    losses: list[float] = []
+    busy = [time.process_time()]
+    first = seconds(lambda: losses.append(ours.step(step)), one.device)
+    busy.append(time.process_time())
+    second = seconds(lambda: losses.append(naive.step(asked, shares)), one.device)
+    busy.append(time.process_time())
+    return _Turn(first, second, busy[1] - busy[0], busy[2] - busy[1], abs(losses[0] - losses[1]))
+
+
+def _report(options: argparse.Namespace, one: Subject, ours: Ours, naive: NaiveLoop) -> Report:
+    steps = range(options.warmup + options.repeats)
+    turns = [_turn(one, ours, naive, options.groups, step) for step in steps]
+    timed = turns[options.warmup :]
+    images = options.groups * options.batch
+    return Report(
+        f"{images} images of {one.rollout.steps} steps, {one.rollout.trained_steps} trained",
+        [
+            Row("ours (s)", [turn.ours for turn in timed], 3),
+            Row("plain loop (s)", [turn.plain for turn in timed], 3),
+            Row("plain loop / ours", [turn.plain / turn.ours for turn in timed]),
+            # Other work on the machine stretches the clock's seconds, and hardly the processor's.
+            Row("the same in processor time", [turn.plain_busy / turn.ours_busy for turn in timed]),
+            Row("images per second, ours", [images / turn.ours for turn in timed], 1),
+            Row("losses differ by, at most", [max(turn.difference for turn in turns)], 8),
+        ],
+    )

@@ -1,0 +1,140 @@
+"""How long full weights take from the learner to the samplers, and what memory it costs each process.
+
+A random 50 M-parameter model (218 MB in float32), two
+samplers, in parts; against plain copies of an array of the same size to two processes, by an object each, one
+after the other, and by one object, at once. They take turns. Memory is what a process has for itself
+(RssAnon), its peak over what it held before anything was sent; the store's shared pages are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from cluster.bench.table import Report, Row, no_more
+from cluster.learners import Learner
+from cluster.placement import Role, connect, spawn
+from cluster.process_memory import private_bytes
+from cluster.settings import ClusterSettings, RunSettings, resolve
+from cluster.stages import Rollouts
+from rollout.tiny.build import World, build_world
+
+SAMPLERS: Final = 2
+PART_MB: Final = 128
+WARMUP: Final = 5
+"""Transfers that touch pages of the store for the first time, which takes far longer than copying."""
+MODEL: Final = World(size=(32, 32), tokens=14, layers=6, width=512)
+
+
+class Plain:
+    """Sends or receives one array through the object store, and does nothing else."""
+
+    def __init__(self, count: int) -> None:
+        """``count`` float32 values."""
+        self.held = np.ones(count, dtype=np.float32)
+
+    def send(self) -> NDArray[np.float32]:
+        """The array; Ray copies it into its store."""
+        return self.held
+
+    def receive(self, array: NDArray[np.float32]) -> int:
+        """Copy the array out of the store."""
+        np.copyto(self.held, array)
+        return len(array)
+
+
+async def peaks(pids: Sequence[int], work: Callable[[], Awaitable[Any]]) -> tuple[float, list[float]]:
+    """Seconds that some work takes, and the most MB that each process held while it lasted."""
+    highest = [private_bytes(pid) / 1e6 for pid in pids]
+    began = time.perf_counter()
+    task = asyncio.ensure_future(work())
+    while not task.done():
+        highest = [max(high, private_bytes(pid) / 1e6) for high, pid in zip(highest, pids, strict=True)]
+        await asyncio.wait([task], timeout=0.005)
+    await task
+    return time.perf_counter() - began, highest
+
+
+def _settings(folder: Path) -> RunSettings:
+    build_world(MODEL, seed=0).save_pretrained(folder)
+    overrides = {
+        "model": {"path": str(folder)},
+        "rollout": {"workers": SAMPLERS},
+        "learner": {"bucket_mb": PART_MB, "threads": 1},
+    }
+    return resolve("shapes", overrides)
+
+
+async def _measure(settings: RunSettings, repeats: int) -> Report:
+    rollouts, learner = Rollouts(settings), Learner(settings)
+    await asyncio.gather(rollouts.pool.ready(), learner.join())
+    ours: list[Any] = [learner.actors[0], *(slot.actor for slot in rollouts.pool.slots)]
+    pids = [int(pid) for pid in await asyncio.gather(*(actor.pid.remote() for actor in ours))]
+    before = [private_bytes(pid) / 1e6 for pid in pids]
+    size = sum([len(await part) for part in (await learner.publish(0)).parts])
+    plain: list[Any] = [
+        spawn(Role(name="plain", target="cluster.bench.weights:Plain", arguments={"count": size}), number)
+        for number in range(1 + SAMPLERS)
+    ]
+
+    async def copy_plainly() -> None:
+        sent = plain[0].call.remote("send")
+        await asyncio.gather(*(one.call.remote("receive", sent) for one in plain[1:]))
+
+    async def copy_one_by_one() -> None:
+        for one in plain[1:]:
+            await one.call.remote("receive", plain[0].call.remote("send"))
+
+    async def transfer(version: int) -> None:
+        await rollouts.load(await learner.publish(version))
+
+    seconds: list[tuple[float, ...]] = []
+    memory: list[list[float]] = []
+    for repeat in range(repeats + WARMUP):
+        shared, _ = await peaks([], copy_plainly)
+        apart, _ = await peaks([], copy_one_by_one)
+        whole, highest = await peaks(pids, partial(transfer, repeat))
+        if repeat >= WARMUP:
+            seconds.append((whole, apart, shared))
+            memory.append([high - low for high, low in zip(highest, before, strict=True)])
+    return _report(size, seconds, memory)
+
+
+def _report(size: int, seconds: Sequence[tuple[float, ...]], memory: Sequence[Sequence[float]]) -> Report:
+    rows = {
+        "weights (s)": [whole for whole, _, _ in seconds],
+        "two plain copies, one after the other (s)": [apart for _, apart, _ in seconds],
+        "ratio": [whole / apart for whole, apart, _ in seconds],
+        "two plain copies of one object, at once (s)": [shared for _, _, shared in seconds],
+        "ratio to these": [whole / shared for whole, _, shared in seconds],
+        "learner's peak over its start (MB)": [grown[0] for grown in memory],
+        "samplers' peak over their start (MB)": [max(grown[1:]) for grown in memory],
+    }
+    title = f"{size * 4 / 1e6:.0f} MB to {SAMPLERS} samplers"
+    return Report(title, [Row(name, values) for name, values in rows.items()])
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be said about it."""
+    parser.add_argument("--repeats", type=int, default=3)
+
+
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+    """Measure on a node of this machine."""
+    no_more(rest)
+    connect(ClusterSettings())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return asyncio.run(_measure(_settings(Path(folder)), options.repeats))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,78 @@
+"""What a run on this machine's CPUs takes: the work of every role is measured, one role after the other."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psutil
+
+from cluster.plan import measure
+from cluster.plan.estimate import Estimate, Need
+from cluster.plan.measure import Measured, alone
+from cluster.preflight import check, processes, sampling_passes
+from cluster.settings import RunSettings
+
+SERVICE: Final = 0.05
+"""Seconds that Ray, the selector, the weights' way and the record of a step take on the bundled presets."""
+OTHERS: Final = 0.62e9
+"""Bytes of Ray's own processes and of the driver, as measured on the bundled presets."""
+LIGHT: Final = 0.13e9
+"""Bytes of the selector and of the observer of images, each."""
+LIBRARIES: Final = 0.4e9
+"""Bytes of shared libraries, which all processes together hold once."""
+
+
+def estimate(settings: RunSettings) -> Estimate:
+    """Memory of all processes and seconds per step.
+
+    Raises:
+        UserError: if the configuration cannot be run.
+    """
+    prompt = check(settings).train[0]
+    sampler = alone(measure.sampler, settings, prompt)
+    images, conditioning, *trajectories = sampler.made
+    scorers = {
+        name: alone(measure.reward, reward, images, prompt)
+        for name, reward in settings.distinct_rewards.items()
+    }
+    learner = alone(measure.learner, settings, conditioning, trajectories)
+    cores = psutil.cpu_count() or 1
+    basis = f"{measure.REPEATS - 1} measurements of each role's work on {cores} cores"
+    sampled = settings.groups_per_step * settings.selection.candidates * settings.rollout.steps
+    batches = len(measure.step_batches(settings, prompt)) * sampling_passes(settings) / sampled
+    stages = _stages(settings, batches, sampler, scorers, learner, cores)
+    return Estimate(stages, (_need(settings, sampler, scorers, learner),), settings.max_staleness > 0, basis)
+
+
+def _stages(
+    settings: RunSettings,
+    batches: float,
+    sampler: Measured,
+    scorers: dict[str, Measured],
+    learner: Measured,
+    cores: int,
+) -> dict[str, float]:
+    rollout = settings.rollout
+    score = sum(scorers[reward.name].seconds for reward in settings.rewards)
+    slowest = max(scorers[reward.name].seconds / reward.workers for reward in settings.rewards)
+    # Samplers and shards work at the same time: as long as the slowest of them, or as the cores need for all.
+    sampling = -(-batches // rollout.workers) * sampler.seconds + slowest
+    busy = batches * (sampler.seconds * rollout.threads + score) / cores
+    crowd = max(1.0, settings.learner.ranks * settings.learner.threads / cores)
+    return {
+        "sample and score": max(sampling, batches * slowest, busy),
+        "learn": learner.seconds * crowd,
+        "all else": SERVICE,
+    }
+
+
+def _need(settings: RunSettings, sampler: Measured, scorers: dict[str, Measured], learner: Measured) -> Need:
+    counts = processes(settings)
+    rewards = settings.distinct_rewards.values()
+    parts = {
+        "rollout": counts["rollout"] * sampler.held,
+        "learner": counts["learner"] * learner.held,
+        "rewards": sum(reward.workers * scorers[reward.name].held for reward in rewards),
+        "others": OTHERS + LIBRARIES + LIGHT * (counts["selector"] + counts["observer"]),
+    }
+    return Need("all processes", sum(counts.values()), 0, parts, float(psutil.virtual_memory().available))

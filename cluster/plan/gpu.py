@@ -1,0 +1,148 @@
+"""What a run on GPUs takes, from counted operations and bytes: nothing is loaded and no GPU is held."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cluster.errors import UserError
+from cluster.plan.estimate import Estimate, Hardware, Need
+from cluster.preflight import sampling_passes
+from cluster.settings import RunSettings
+from learner.settings import LearnerSettings
+from rollout.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs
+from rollout.sizes import Sizes, sizes_of
+
+OVERHEAD_GB: Final = 1.5
+"""Of a process on a GPU: its context, the libraries' workspaces, and what the allocator rounds up."""
+FLOAT32: Final = 1 / 15
+"""Speed in float32, in which images are decoded, as a share of the bfloat16 peak: 67 of 989 on an H100."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is known of a model before it is loaded."""
+
+    sizes: Sizes
+    encoders: float
+
+
+def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
+    """Memory per role and seconds per step.
+
+    Raises:
+        UserError: if the model's configuration is not at hand or not one that can be counted.
+    """
+    model = _count(settings)
+    rollout, learner = settings.rollout, settings.learner
+    needs = (
+        _need("rollout", rollout.workers, rollout.gpus, hardware, _sampler(settings, model)),
+        _need("learner", learner.ranks, learner.gpus, hardware, _learner(settings, model.sizes)),
+        *(
+            Need(reward.name, reward.workers, reward.gpus, {}, reward.gpus * hardware.memory)
+            for reward in settings.distinct_rewards.values()
+            if reward.gpus
+        ),
+    )
+    flops = hardware.flops * hardware.share
+    images = settings.groups_per_step * (settings.selection.candidates + settings.selection.previews)
+    passes = sampling_passes(settings) * model.sizes.sampling.flops
+    sampling = (passes + images * model.sizes.decoding.flops / FLOAT32) / rollout.batch
+    pairs = settings.groups_per_step * settings.selection.keep * rollout.trained_steps
+    training = model.sizes.training.flops + (learner.beta > 0) * model.sizes.reference.flops
+    share_of_gpu = min(rollout.gpus, 1) or 1
+    stages = {
+        "sample": sampling / (flops * rollout.workers * share_of_gpu),
+        "learn": pairs / model.sizes.pairs * training / (flops * learner.ranks),
+    }
+    basis = f"{flops / 1e12:.0f} TFLOP/s per GPU; rewards, weights and evaluations are not counted"
+    return Estimate(stages, needs, settings.max_staleness > 0, basis)
+
+
+def _need(name: str, count: int, gpus: float, hardware: Hardware, parts: dict[str, float]) -> Need:
+    overhead = {"overhead": OVERHEAD_GB * 1e9}
+    return Need(name, count, gpus, parts | overhead if gpus else parts, gpus * hardware.memory)
+
+
+def _sampler(settings: RunSettings, model: _Model) -> dict[str, float]:
+    sizes, rollout = model.sizes, settings.rollout
+    return {
+        "weights": sizes.weights,
+        "encoders": 0.0 if rollout.offload_text else model.encoders,
+        "autoencoder": sizes.autoencoder,
+        "activations": max(sizes.sampling.live, sizes.decoding.live),
+    }
+
+
+def _learner(settings: RunSettings, sizes: Sizes) -> dict[str, float]:
+    learner, model = settings.learner, settings.model
+    stage, ranks = learner.zero_stage, learner.ranks
+    half = model.dtype == "bfloat16"
+    sharded = {level: 1 / ranks if stage >= level else 1.0 for level in (1, 2, 3)}
+    moments = 2 if learner.optimizer == "adamw8bit" else 8
+    optimizer = sizes.trained * (moments + 4 * half) * sharded[1]
+    return {
+        "weights": 0.0 if learner.offload == "parameters" else sizes.weights * sharded[3],
+        "gradients": 4 * sizes.trained * sharded[2],
+        "optimizer": 0.0 if learner.offload != "none" else optimizer,
+        "average": 4 * sizes.trained * sharded[3],
+        "reference": sizes.weights * sharded[3] if learner.beta and not model.lora_rank else 0.0,
+        "activations": max(sizes.training.live, (learner.beta > 0) * sizes.reference.live),
+    }
+
+
+def _count(settings: RunSettings) -> _Model:
+    model = settings.model
+    with ExitStack() as stack:
+        if Path(model.path).is_dir():
+            encoders = _on_disk(Path(model.path))
+        elif model.path in PUBLISHED:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            save_configs(PUBLISHED[model.path], folder)
+            model = model.model_copy(update={"path": str(folder)})
+            encoders = 2.0 * ENCODERS
+        else:
+            raise UserError(
+                f"model.path: {model.path} is no folder, and of the hub's models only "
+                f"{', '.join(PUBLISHED)} are known by heart"
+            )
+        try:
+            sizes = _sizes(settings, model.path)
+        except ValueError as error:
+            raise UserError(f"model.path: {error}") from None
+    return _Model(sizes, encoders)
+
+
+def _sizes(settings: RunSettings, path: str) -> Sizes:
+    learner, rollout = settings.learner, settings.rollout
+
+    def pairs(tokens: int) -> int:
+        return min(learner.pairs(tokens), share(settings, learner) * rollout.trained_steps)
+
+    return sizes_of(
+        settings.model.model_copy(update={"path": path, "lora_path": None}), rollout,
+        prompt=_prompt_length(Path(path)), pairs=pairs, checkpointing=learner.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def share(settings: RunSettings, learner: LearnerSettings) -> int:
+    """Trajectories of a rank in an update."""
+    kept = settings.groups_per_step * settings.selection.keep
+    return -(-kept // (learner.updates * learner.ranks))
+
+
+def _prompt_length(folder: Path) -> int:
+    try:
+        config = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return TOKENS
+    return int(config["model_max_length"])
+
+
+def _on_disk(folder: Path) -> float:
+    files = folder.glob("text_encoder*/*.safetensors")
+    return float(sum(file.stat().st_size for file in files))

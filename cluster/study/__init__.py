@@ -1,0 +1,1 @@
+"""Which arm learns fastest at what cost, and what drives reward and gradient."""

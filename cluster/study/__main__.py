@@ -1,0 +1,162 @@
+"""Study what drives learning, on one's own model and reward, in one process and without Ray.
+
+- ``variance PRESET`` samples a crossed design (the same initial noises under every prompt, several SDE paths
+  each) and splits the variance of rewards and of policy gradients.
+- ``compare PRESET --arms a,b --seeds 5`` trains arms under the same seeds, prompts and evaluation noise; runs
+  that are finished are skipped.
+- ``preview PRESET`` measures how well the predicted clean image tells, step by step, how a candidate ends.
+- ``report`` remakes the tables and the page from the Parquet files.
+
+Every key of the configuration can be overridden, for instance ``--steps 40 --learner.threads 1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from cluster.errors import UserError
+from cluster.settings import RunSettings, parse_overrides, resolve
+from cluster.study.arms import ARMS
+
+PROG: Final = "python -m cluster.study"
+FOLDER: Final = Path("runs") / "study"
+EVALUATIONS: Final = 20
+"""Evaluations of a compared run, unless ``eval_every`` is given: curves need more than training does."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    options, rest = _parser().parse_known_args(arguments)
+    try:
+        if options.command == "report":
+            _report(options, rest)
+        else:
+            _run(options, rest, f"{PROG} {' '.join(arguments)}")
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    variance = commands.add_parser("variance", allow_abbrev=False, help="what drives reward and gradient")
+    variance.add_argument("--prompts", type=_two, default=64)
+    variance.add_argument("--initial", type=_two, default=8, help="initial noises, shared by all prompts")
+    variance.add_argument("--paths", type=_two, default=8, help="SDE paths per prompt and initial noise")
+    variance.add_argument("--gradients", type=int, default=64, help="prompts with policy gradients")
+    compare = commands.add_parser(
+        "compare", allow_abbrev=False, help="which arm learns fastest, at what cost"
+    )
+    compare.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas; default: all")
+    compare.add_argument("--seeds", type=int, default=5)
+    compare.add_argument(
+        "--rates", type=_rates, help="learning rates to try on the first seed, separated by commas; each "
+        "arm keeps the one with which it ends highest"
+    )  # fmt: skip
+    preview = commands.add_parser("preview", allow_abbrev=False, help="do previews tell the final rank")
+    preview.add_argument("--prompts", type=_two, default=64)
+    for command in (variance, compare, preview):
+        command.add_argument("preset", help="a preset or a TOML file")
+        command.add_argument("--folder", type=Path, help=f"where results go; default {FOLDER}/PRESET")
+    report = commands.add_parser("report", allow_abbrev=False, help="remake RESULTS.md and the page")
+    report.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="holds one folder per task")
+    report.add_argument("--results", type=Path, default=Path("RESULTS.md"))
+    return parser
+
+
+def _run(options: argparse.Namespace, rest: list[str], command: str) -> None:
+    overrides = parse_overrides(rest, f"{PROG} {options.command} {options.preset}")
+    settings = resolve(options.preset, overrides)
+    folder = options.folder or FOLDER / settings.preset
+    console = Console(highlight=False, soft_wrap=True)
+    _quieten()
+    if options.command != "compare":
+        measure = _variance if options.command == "variance" else _preview
+        measure(options, settings, folder, command, console)
+        return
+    from cluster.study.compare import compare, tune
+
+    if "eval_every" not in overrides:
+        settings = settings.model_copy(update={"eval_every": max(1, settings.steps // EVALUATIONS)})
+    arms = options.arms.split(",")
+    rates = None
+    if options.rates:
+        rates = tune(settings, arms, options.rates, folder, command, console.print)
+        console.print("learning rates: " + ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items()))
+    compare(settings, arms, options.seeds, folder, command, console.print, rates)
+
+
+def _variance(
+    options: argparse.Namespace, settings: RunSettings, folder: Path, command: str, console: Console
+) -> None:
+    from cluster.study.results import load_variance
+    from cluster.study.tables import gradient_sheet, rank_sheet, variance_sheet
+    from cluster.study.variance import variance
+
+    names = ("prompts", "initial", "paths", "gradients")
+    variance(settings, {name: getattr(options, name) for name in names}, folder, command, console.print)
+    found = load_variance(folder)
+    if found is not None:
+        console.print(variance_sheet(found).table())
+    if found is not None and found.gradients is not None:
+        console.print(gradient_sheet(found.gradients).table())
+        console.print(rank_sheet(found.gradients).table())
+
+
+def _preview(
+    options: argparse.Namespace, settings: RunSettings, folder: Path, command: str, console: Console
+) -> None:
+    from cluster.study.previews import preview
+    from cluster.study.results import load_previews
+    from cluster.study.tables import preview_sheet
+
+    preview(settings, options.prompts, folder, command, console.print)
+    console.print(preview_sheet(load_previews(folder)).table())
+
+
+def _report(options: argparse.Namespace, rest: list[str]) -> None:
+    from cluster.study.report import write_study
+
+    if rest:
+        raise UserError(f"report takes a folder and --results, not {' '.join(rest)}")
+    for path in write_study(options.folder, options.results):
+        print(path)
+
+
+def _quieten() -> None:
+    """One line per run says more than the progress bars and warnings of the libraries, once per run each."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _rates(text: str) -> list[float]:
+    rates = [float(part) for part in text.split(",")]
+    if min(rates) <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return rates
+
+
+def _two(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2 to tell variance, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

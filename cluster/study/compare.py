@@ -1,0 +1,155 @@
+"""The arms of a comparison, run one after the other in this process."""
+
+from __future__ import annotations
+
+import gc
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.errors import UserError
+from cluster.evaluation import held_out
+from cluster.preflight import Inputs, check
+from cluster.settings import RunSettings, to_toml
+from cluster.solo import Scorers, Solo, load_scorers
+from cluster.study.arms import arm_settings, group_ids
+from cluster.study.results import load_runs
+from cluster.study.store import finished, write_rows
+
+BACKWARD_COST: Final = {"parameters": 2.0, "adapter": 1.1}
+"""A backward pass in forward passes: gradients of weights and activations, or of activations alone."""
+
+Report = Callable[[str], None]
+
+
+def arm_path(folder: Path, arm: str, seed: int) -> Path:
+    """Where an arm's rows of one seed lie."""
+    return folder / "compare" / arm / f"seed-{seed}.parquet"
+
+
+def tune(
+    base: RunSettings,
+    arms: Sequence[str],
+    rates: Sequence[float],
+    folder: Path,
+    command: str,
+    say: Report,
+) -> dict[str, float]:
+    """Try every arm with every learning rate on the first seed; the rate with which each ends highest.
+
+    Raises:
+        UserError: as `compare` and `highest`.
+    """
+    found: dict[str, dict[float, float]] = {arm: {} for arm in arms}
+    for rate in rates:
+        compare(base, arms, 1, tuning_folder(folder, rate), command, say, dict.fromkeys(arms, rate))
+        tried = load_runs(tuning_folder(folder, rate))
+        for arm in arms:
+            found[arm][rate] = tried[arm][base.seed].final
+    chosen = {arm: highest(scores) for arm, scores in found.items()}
+    for arm, rate in chosen.items():
+        path = arm_path(folder, arm, base.seed)
+        if not path.exists():  # the first seed has been run with it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(arm_path(tuning_folder(folder, rate), arm, base.seed), path)
+    return chosen
+
+
+def highest(scores: Mapping[float, float]) -> float:
+    """The learning rate that ends highest; one that ends without a reward (NaN) does not count.
+
+    Raises:
+        UserError: if none ends with one.
+    """
+    ended = {rate: score for rate, score in scores.items() if math.isfinite(score)}
+    if not ended:
+        raise UserError(f"--rates: none of {', '.join(map(str, scores))} ends with a held-out reward")
+    return max(ended, key=ended.__getitem__)
+
+
+def tuning_folder(folder: Path, rate: float) -> Path:
+    """Where runs with a learning rate that was tried lie, laid out as a comparison."""
+    return folder / "tune" / f"{rate:g}"
+
+
+def compare(
+    base: RunSettings,
+    arms: Sequence[str],
+    seeds: int,
+    folder: Path,
+    command: str,
+    say: Report,
+    rates: Mapping[str, float] | None = None,
+) -> None:
+    """Run every arm on every seed that is not finished yet; all arms of a seed before the next seed.
+
+    ``rates`` gives arms a learning rate other than the configuration's.
+
+    Raises:
+        UserError: if an arm is unknown or does not fit, or the folder holds results of other settings.
+    """
+    rates = rates or {}
+    planned = [
+        (arm, arm_settings(arm, _varied(base, base.seed + number, rates.get(arm))))
+        for number in range(seeds)
+        for arm in arms
+    ]
+    todo = [(arm, settings) for arm, settings in planned if not _done(folder, arm, settings)]
+    say(f"{len(planned)} runs, {len(planned) - len(todo)} of them finished")
+    inputs, scorers = check(base), load_scorers(base)
+    for place, (arm, settings) in enumerate(todo, start=1):
+        rows = run_arm(settings, base.groups_per_step, inputs, scorers)
+        about = {**_about(arm, settings), "command": command}
+        write_rows(arm_path(folder, arm, settings.seed), rows, about)
+        say(f"{place}/{len(todo)}  {arm}, seed {settings.seed}: {_summary(rows)}")
+
+
+def run_arm(
+    settings: RunSettings, base_groups: int, inputs: Inputs, scorers: Scorers
+) -> list[dict[str, Any]]:
+    """One run: a row per step with its counts, and the evaluation where there was one; row 0 is the start."""
+    solo = Solo(settings, inputs.train, scorers)
+    drawn = held_out(inputs.held_out, settings)
+    rows: list[dict[str, Any]] = [{"step": 0, **solo.evaluate(0, drawn)}]
+    for step in range(settings.steps):
+        groups = group_ids(step, base_groups, settings.groups_per_step)
+        row: dict[str, Any] = {"step": step + 1, **solo.step(step, groups)}
+        if (step + 1) % settings.eval_every == 0 or step + 1 == settings.steps:
+            row |= solo.evaluate(step + 1, drawn)
+        rows.append(row)
+    del solo
+    gc.collect()  # an engine and its hooks point at each other
+    return rows
+
+
+def _varied(base: RunSettings, seed: int, rate: float | None) -> RunSettings:
+    learner = base.learner if rate is None else base.learner.model_copy(update={"learning_rate": rate})
+    return base.model_copy(update={"seed": seed, "learner": learner})
+
+
+def _done(folder: Path, arm: str, settings: RunSettings) -> bool:
+    return finished(arm_path(folder, arm, settings.seed), _about(arm, settings))
+
+
+def _about(arm: str, settings: RunSettings) -> dict[str, Any]:
+    trained = "adapter" if settings.model.trains_adapter else "parameters"
+    return {
+        "task": settings.preset,
+        "arm": arm,
+        "seed": settings.seed,
+        "config": to_toml(settings),
+        "backward_cost": BACKWARD_COST[trained],
+    }
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> str:
+    steps = rows[1:]
+    stages = ("sample", "score", "learn")
+    wall, cpu = (
+        sum(row[f"{clock}_{stage}"] for row in steps for stage in stages) / len(steps)
+        for clock in ("seconds", "cpu_seconds")
+    )
+    start, end = rows[0]["eval_reward"], rows[-1]["eval_reward"]
+    return f"held-out {start:.3f} to {end:.3f}, {wall:.2f} s per step ({cpu:.2f} s of CPU)"

@@ -1,0 +1,106 @@
+"""Previews of candidates: of the clean image predicted at each denoising step, and of a few ODE steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.preflight import check
+from cluster.settings import RunSettings, to_toml
+from cluster.solo import Scorers, load_scorers, score
+from cluster.study.store import finished, write_rows
+from rollout.noise import candidate_noises
+from rollout.prompts import prompt_at
+from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
+from rollout.tensors import unpack
+from rollout.worker import RolloutWorker
+
+PREVIEWS: Final = "preview.parquet"
+ODE_STEPS: Final = (2, 3)
+"""Lengths of the ODE previews beside the one-step preview, which is the prediction at the first step."""
+
+
+def preview(
+    settings: RunSettings, prompts: int, folder: Path, command: str, say: Callable[[str], None]
+) -> None:
+    """Score previews of every candidate of some prompts, and the candidate; write one row of each.
+
+    Raises:
+        UserError: if the folder holds results of other settings.
+    """
+    config = f"{to_toml(settings)}\n# prompts: {prompts}"
+    about = {"task": settings.preset, "seed": settings.seed, "config": config, "command": command}
+    if finished(folder / PREVIEWS, about):
+        say("the previews are scored already")
+        return
+    known = check(settings).train
+    worker = RolloutWorker(settings.model, settings.rollout, settings.seed)
+    worker.version = 0
+    scorers = load_scorers(settings)
+    rows: list[dict[str, Any]] = []
+    for group in range(prompts):
+        rows += _rows(settings, worker, scorers, group, prompt_at(known, settings.seed, group))
+        say(f"prompt {group + 1}/{prompts}")
+    write_rows(folder / PREVIEWS, rows, about)
+
+
+def _rows(
+    settings: RunSettings, worker: RolloutWorker, scorers: Scorers, group: int, prompt: Prompt
+) -> list[dict[str, Any]]:
+    noises = candidate_noises(settings.seed, prompt.index, group, settings.selection.candidates)
+    request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
+    made, images, conditioning, *trajectories = worker.sample([request])
+    prompts = [prompt] * len(noises)
+    finals = score(scorers, settings.rewards, images, prompts, finite=made.finite).total
+    previews = [*predictions(worker, conditioning, trajectories), *_ode_previews(worker, request)]
+    return [
+        {"prompt": group, "candidate": i, "kind": kind, "passes": passes, "sigma": sigma,
+         "preview": float(early[i]), "reward": float(finals[i])}
+        for kind, passes, sigma, finite, seen in previews
+        for early in [score(scorers, settings.rewards, seen, prompts, finite=finite).total]
+        for i in range(len(noises))
+    ]  # fmt: skip
+
+
+Preview = tuple[str, int, float, Sequence[bool], NDArray[np.uint8]]
+"""Its kind, how many passes it costs, the noise level that it looks from, which are finite, the images."""
+
+
+def _ode_previews(worker: RolloutWorker, request: SampleRequest) -> list[Preview]:
+    """What the initial noise alone promises: evaluations of a few steps, without the SDE's path."""
+    settings = worker.settings
+    prompts = [request.prompt] * len(request.noises)
+    found: list[Preview] = []
+    for steps in ODE_STEPS:
+        worker.settings = settings.model_copy(update={"eval_steps": steps})
+        found.append(("ode", steps, 1.0, *worker.evaluate(prompts, request.noises)))
+    worker.settings = settings
+    return found
+
+
+@torch.no_grad()
+def predictions(
+    worker: RolloutWorker, conditioning: Conditioning, trajectories: Sequence[Trajectory]
+) -> list[Preview]:
+    """The images of x0 = x - sigma v at every stored step of a group's trajectories.
+
+    The velocity is the one that the step needs anyway, so that a preview costs a decode and a score.
+    """
+    policy, device = worker.policy, worker.device
+    schedule = policy.schedule(worker.settings.steps)
+    latents = torch.stack([unpack(one.latents) for one in trajectories]).float().to(device)
+    texts = {name: unpack(array).to(device) for name, array in conditioning.arrays.items()}
+    repeated = {name: value.expand(len(latents), *value.shape) for name, value in texts.items()}
+    found = []
+    for place, step in enumerate(trajectories[0].steps.tolist()):
+        timestep = schedule.timesteps[step].expand(len(latents)).to(device)
+        x, sigma = latents[:, place], float(schedule.sigmas[step])
+        velocity = policy.velocity(policy.transformer, x, timestep, repeated)
+        images, finite = policy.decode(x - sigma * velocity)
+        found.append(("path", step + 1, sigma, finite.tolist(), images.numpy()))
+    return found

@@ -1,0 +1,154 @@
+"""RESULTS.md and the study's page, from the Parquet files of every task in a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cluster.errors import UserError
+from cluster.files import write_text
+from cluster.report.charts import DARK, LIGHT, Chart
+from cluster.report.html import assets, environment, script_json
+from cluster.study.charts import learning_charts, rank_chart, ratio_chart, variance_chart
+from cluster.study.findings import verdicts
+from cluster.study.results import (
+    Compared,
+    Runs,
+    Variance,
+    compare_arms,
+    load_previews,
+    load_runs,
+    load_tuning,
+    load_variance,
+)
+from cluster.study.store import Row
+from cluster.study.tables import (
+    Sheet,
+    final_sheet,
+    gradient_sheet,
+    ledger_sheet,
+    preview_sheet,
+    published_sheet,
+    rank_sheet,
+    speed_sheet,
+    tuning_sheet,
+    variance_sheet,
+)
+
+_INTRO: Final = (
+    "What drives learning on the bundled tasks, and which selection learns fastest at what cost. Made by "
+    "`python -m cluster.study report` from the Parquet files of the runs; `make study` makes those. "
+    "Arms share seeds, prompts and evaluation noise. Initial noise is state and only the SDE path is the "
+    "policy's own action: of what the noise decides, the gradient can credit only the path's part. A ratio "
+    "marked ≤ is at most that: seeds that never got there count as the whole run."
+)
+
+
+_FOLDER: Final = re.compile(r" --folder[ =]\S+")
+"""Where a machine kept its files is nobody else's concern, and changes no number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is known of one task: its tables, its charts, and where the results come from."""
+
+    name: str
+    sheets: Sequence[Sheet]
+    charts: Sequence[Chart]
+    runs: Runs
+    compared: Sequence[Compared]
+    origins: Sequence[str]
+
+
+def write_study(folder: Path, results: Path) -> list[Path]:
+    """Write ``results`` and ``folder``/report.html; returns both paths.
+
+    Raises:
+        UserError: if the folder holds no results.
+    """
+    found = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
+    tasks = [task for path in found if (task := _task(path)) is not None]
+    if not tasks:
+        raise UserError(f"{folder} holds no results: run `python -m cluster.study variance PRESET` first")
+    compared = {task.name: task.compared for task in tasks if task.compared}
+    published = published_sheet(compared) if compared else None
+    said = verdicts(compared, {task.name: task.runs for task in tasks})
+    return [
+        write_text(results, _markdown(tasks, said, published)),
+        write_text(folder / "report.html", _page(tasks, said, published)),
+    ]
+
+
+def _task(folder: Path) -> Task | None:
+    variance, previews, runs = load_variance(folder), load_previews(folder), load_runs(folder)
+    if variance is None and not previews and not runs:
+        return None
+    compared, tuned = compare_arms(runs), load_tuning(folder)
+    key = folder.name
+    sheets, charts = _variance_parts(key, variance) if variance else ([], [])
+    sheets += [preview_sheet(previews)] if previews else []
+    if compared:
+        sheets += [speed_sheet(compared), final_sheet(compared), ledger_sheet(runs)]
+        sheets += [tuning_sheet(tuned, runs)] if tuned else []
+        charts += [chart for chart in (ratio_chart(key, compared), *learning_charts(key, runs)) if chart]
+    return Task(
+        name=key, sheets=sheets, charts=charts, runs=runs, compared=compared, origins=_origins(variance, runs)
+    )
+
+
+def _variance_parts(key: str, variance: Variance) -> tuple[list[Sheet], list[Chart]]:
+    sheets, charts = [variance_sheet(variance)], [variance_chart(key, variance)]
+    if variance.gradients is not None:
+        sheets += [gradient_sheet(variance.gradients), rank_sheet(variance.gradients)]
+        charts.append(rank_chart(key, variance.gradients))
+    return sheets, charts
+
+
+def _origins(variance: Variance | None, runs: Runs) -> list[str]:
+    """Command, seeds and machine of what was run, each said once."""
+    abouts: list[Row] = [variance.about] if variance else []
+    abouts += [run.about for seeds in runs.values() for run in seeds.values()]
+    said = [
+        f"`{_FOLDER.sub('', about['command'])}` on {about['cores']} cores of {about['processor']}, "
+        f"Python {about['python']}"
+        for about in abouts
+    ]
+    seeds = sorted({seed for found in runs.values() for seed in found})
+    loads = [float(about["load"]) for about in abouts]
+    if not loads:
+        return []
+    counted = f"seeds {', '.join(map(str, seeds))}; " if seeds else ""
+    return [*dict.fromkeys(said), f"{counted}load of the machine from {min(loads)} to {max(loads)}"]
+
+
+def _markdown(tasks: Sequence[Task], said: Sequence[str], published: Sheet | None) -> str:
+    parts = ["# Results", _INTRO]
+    parts += ["\n".join(f"- {sentence}" for sentence in said)] if said else []
+    parts += [published.markdown()] if published else []
+    for task in tasks:
+        parts.append(f"## {task.name}")
+        parts += [sheet.markdown() for sheet in task.sheets]
+        parts.append("Made by:\n\n" + "\n".join(f"- {origin}" for origin in task.origins))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _page(tasks: Sequence[Task], said: Sequence[str], published: Sheet | None) -> str:
+    drawn = [chart for task in tasks for chart in task.charts]
+    return (
+        environment(Path(__file__).parent)
+        .get_template("study.html.j2")
+        .render(
+            intro=_INTRO.replace("`", ""),
+            tasks=tasks,
+            said=said,
+            published=published,
+            palettes={"light": LIGHT, "dark": DARK},
+            figures=script_json({chart.key: json.loads(chart.figure) for chart in drawn}),
+            colors=script_json({LIGHT[name]: DARK[name] for name in LIGHT}),
+            assets=assets(),
+        )
+    )

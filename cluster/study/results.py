@@ -1,0 +1,273 @@
+"""What the study's Parquet files say, in numbers: remade from the files alone, whenever asked."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from cluster.errors import UserError
+from cluster.report_data import evaluated
+from cluster.study.arms import BASELINE
+from cluster.study.store import Row, read_rows
+from selection.compare import Interval, Speedup, final_score, paired_difference, speedup
+from selection.gradients import Ranks, Split, by_margin_rank, split
+from selection.preview import Agreement, agreement
+from selection.strategies import Floats
+from selection.variance import Component, components, estimate, group_normalised
+
+AXES: Final = ("steps", "trained", "sampled", "compute", "seconds", "cpu_seconds")
+"""What a comparison is shown against. ``compute`` is in forward passes of the transformer, a backward pass
+counted as `cluster.study.compare.BACKWARD_COST` says; seconds leave evaluations out."""
+
+_STAGES: Final = ("sample", "score", "learn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
+    """The split of policy gradients; ``shares`` has that of their total variance by component."""
+
+    split: Split
+    shares: Mapping[str, float]
+    ranks: Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variance:
+    """One task's design: components raw and after group-wise normalisation, and the gradients if taken.
+
+    ``dropped`` prompts had a candidate without a valid reward, and a crossed design has no place for holes.
+    """
+
+    task: str
+    about: Row
+    design: tuple[int, int, int]
+    dropped: int
+    mean: float
+    raw: Mapping[str, Component]
+    normalised: Mapping[str, Component]
+    gradients: Gradients | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmRun:
+    """One arm on one seed."""
+
+    rows: Sequence[Row]
+    about: Row
+
+    @property
+    def learning_rate(self) -> float:
+        """What it was trained with."""
+        return float(tomllib.loads(self.about["config"])["learner"]["learning_rate"])
+
+    @property
+    def final(self) -> float:
+        """Its final held-out reward."""
+        return final_score(self.values("eval_reward"))
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Places of the rows with an evaluation."""
+        return [place for place, row in enumerate(self.rows) if row.get("eval_reward") is not None]
+
+    def costs(self, axis: str) -> Floats:
+        """What had been spent by each evaluation, of one of `AXES`."""
+        spent = np.cumsum([self._spent(row, axis) for row in self.rows])
+        return np.asarray(spent[self.evaluations], dtype=np.float64)
+
+    def values(self, name: str) -> Floats:
+        """An eval_* figure at each evaluation."""
+        return np.array([self.rows[place].get(name, np.nan) for place in self.evaluations], dtype=np.float64)
+
+    def _spent(self, row: Row, axis: str) -> float:
+        if row["step"] == 0:
+            return 0.0
+        if axis == "steps":
+            return 1.0
+        if axis == "compute":
+            return float(row["forwards"] + self.about["backward_cost"] * row["backwards"])
+        if axis in ("seconds", "cpu_seconds"):
+            return float(sum(row[f"{axis}_{stage}"] for stage in _STAGES))
+        return float(row[axis])
+
+
+PreviewKey = tuple[str, int, float]
+"""The kind of a preview (on the SDE's path, or an ODE of its own), its passes, and the noise level seen."""
+
+Runs = Mapping[str, Mapping[int, ArmRun]]
+"""Runs by arm and seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """An arm beside the baseline: speed-ups by axis, and final held-out figures with paired differences."""
+
+    arm: str
+    seeds: int
+    speedups: Mapping[str, Speedup]
+    finals: Mapping[str, float]
+    differences: Mapping[str, Interval]
+
+
+def load_variance(folder: Path) -> Variance | None:
+    """The variance design of a task's folder, if it was sampled.
+
+    Raises:
+        UserError: if what lies there is not the study's, or no two prompts are whole.
+    """
+    if not (folder / "variance.parquet").exists():
+        return None
+    rows, about = read_rows(folder / "variance.parquet")
+    rewards = _cube(rows, "reward")
+    whole = np.isfinite(rewards).all((1, 2))
+    if whole.sum() < 2:
+        raise UserError(f"{folder}: only {whole.sum()} prompts have a valid reward for every candidate")
+    kept = rewards[whole]
+    return Variance(
+        task=about["task"],
+        about=about,
+        design=(len(kept), *rewards.shape[1:]),
+        dropped=int((~whole).sum()),
+        mean=float(kept.mean()),
+        raw=components(kept, seed=0),
+        normalised=components(group_normalised(kept), seed=0),
+        gradients=_gradients(folder / "gradients.parquet", rewards, whole),
+    )
+
+
+def load_previews(folder: Path) -> dict[PreviewKey, Agreement]:
+    """How well previews predict the end; empty if none were scored.
+
+    Raises:
+        UserError: if what lies there is not the study's, or no prompt's final rewards differ.
+    """
+    if not (folder / "preview.parquet").exists():
+        return {}
+    rows, _ = read_rows(folder / "preview.parquet")
+    found = {}
+    kinds = [(row["kind"], row["passes"], row["sigma"]) for row in rows]
+    for key in sorted(set(kinds), reverse=True, key=lambda one: (one[0], -one[1])):
+        mine = [row for row, kind in zip(rows, kinds, strict=True) if kind == key]
+        early, late = (_grid(mine, name) for name in ("preview", "reward"))
+        whole = np.isfinite(early + late).all(1)
+        try:
+            found[key] = agreement(early[whole], late[whole])
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from None
+    return found
+
+
+def _grid(rows: Sequence[Row], name: str) -> Floats:
+    """A column as an array by prompt and candidate."""
+    prompts = sorted({row["prompt"] for row in rows})
+    ordered = sorted(rows, key=lambda row: (row["prompt"], row["candidate"]))
+    return np.array([row[name] for row in ordered], dtype=np.float64).reshape(len(prompts), -1)
+
+
+def load_runs(folder: Path) -> Runs:
+    """Every finished run of a task's comparison.
+
+    Raises:
+        UserError: if what lies there is not the study's.
+    """
+    found: dict[str, dict[int, ArmRun]] = {}
+    for path in sorted((folder / "compare").glob("*/seed-*.parquet")):
+        rows, about = read_rows(path)
+        found.setdefault(about["arm"], {})[about["seed"]] = ArmRun(rows=rows, about=about)
+    return found
+
+
+def load_tuning(folder: Path) -> dict[float, Runs]:
+    """Runs with the learning rates that arms were tried with, by rate.
+
+    Raises:
+        UserError: if what lies there is not the study's.
+    """
+    found = {float(path.name): load_runs(path) for path in (folder / "tune").glob("*")}
+    return {rate: found[rate] for rate in sorted(found)}
+
+
+def compare_arms(runs: Runs) -> list[Compared]:
+    """Every arm that shares a seed with the baseline, the baseline first."""
+    base = runs.get(BASELINE, {})
+    pairs = {arm: sorted(set(base) & set(seeds)) for arm, seeds in runs.items()}
+    order = sorted((arm for arm, seeds in pairs.items() if seeds), key=lambda arm: (arm != BASELINE, arm))
+    return [
+        _compared(arm, [base[s] for s in pairs[arm]], [runs[arm][s] for s in pairs[arm]]) for arm in order
+    ]
+
+
+def final_gains(runs: Runs, arm: str, other: str) -> Interval | None:
+    """How much higher one arm ends than another, paired by the seeds they share; none without such."""
+    seeds = sorted(set(runs.get(arm, {})) & set(runs.get(other, {})))
+    if not seeds:
+        return None
+    return paired_difference([runs[other][s].final for s in seeds], [runs[arm][s].final for s in seeds])
+
+
+def eval_names(run: ArmRun) -> list[str]:
+    """The eval_* figures of a run, ``eval_reward`` first; without what repeats it or is not there."""
+    reward = run.values("eval_reward")
+    others = {key: run.values(key) for key in sorted(evaluated(run.rows))}
+    telling = [k for k, v in others.items() if np.isfinite(v).all() and not np.array_equal(v, reward)]
+    return ["eval_reward", *telling]
+
+
+def _compared(arm: str, base: Sequence[ArmRun], ours: Sequence[ArmRun]) -> Compared:
+    names = eval_names(base[0])
+    finals = {name: [final_score(run.values(name)) for run in ours] for name in names}
+    theirs = {name: [final_score(run.values(name)) for run in base] for name in names}
+    return Compared(
+        arm=arm,
+        seeds=len(ours),
+        speedups=_speedups(base, ours),
+        finals={name: float(np.mean(values)) for name, values in finals.items()},
+        differences={name: paired_difference(theirs[name], finals[name]) for name in names},
+    )
+
+
+def _speedups(base: Sequence[ArmRun], ours: Sequence[ArmRun]) -> dict[str, Speedup]:
+    """By axis; none where a baseline learnt nothing, so that there is nothing to reach."""
+    try:
+        return {axis: speedup(_curves(base, axis), _curves(ours, axis)) for axis in AXES}
+    except ValueError:
+        return {}
+
+
+def _curves(runs: Sequence[ArmRun], axis: str) -> list[tuple[Floats, Floats]]:
+    return [(run.costs(axis), run.values("eval_reward")) for run in runs]
+
+
+def _cube(rows: Sequence[Row], name: str) -> Floats:
+    """A column as an array by prompt, initial noise and path; further axes where its values are lists."""
+    places = np.array([(row["prompt"], row["initial"], row["path"]) for row in rows])
+    values = np.array([row[name] for row in rows], dtype=np.float64)
+    cube = np.full((*(places.max(0) + 1), *values.shape[1:]), np.nan)
+    cube[tuple(places.T)] = values
+    return cube
+
+
+def _gradients(path: Path, rewards: Floats, whole: Any) -> Gradients | None:
+    """Advantages times score functions, of the prompts whose rewards are whole and differ."""
+    rows, _ = read_rows(path)
+    if not rows:
+        return None
+    scores = _cube(rows, "score")
+    usable = whole[: len(scores)] & (np.ptp(rewards[: len(scores)].reshape(len(scores), -1), axis=1) > 0)
+    if usable.sum() < 2:
+        return None
+    kept = rewards[: len(scores)][usable]
+    cube = group_normalised(kept)[..., None] * scores[usable]
+    flat = cube.reshape(len(cube), -1, cube.shape[-1])
+    traces = estimate(np.moveaxis(cube, -1, 0)).sum(1).clip(min=0)
+    names = ("prompt", "initial", "interaction", "path")
+    return Gradients(
+        split=split(flat),
+        shares=dict(zip(names, map(float, traces / traces.sum()), strict=True)),
+        ranks=by_margin_rank(flat, kept.reshape(len(kept), -1)),
+    )
