@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.broken import Named
-from cluster.nothing_learned import nothing_learned, some
+from cluster.record.nonfinite import Named
+from cluster.record.nothing_learned import nothing_learned, some
 
 if TYPE_CHECKING:
     from cluster.loop import Run

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from cluster.config.settings import GuardSettings, RunSettings
 from cluster.placement import Role
 from cluster.pools import Pool, PoolError, Slot, call
-from cluster.settings import GuardSettings, RunSettings
 from rollout.records import Chunk
 
 IMAGE: Final = "image_"

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 import psutil
 from rich.console import Console
 
-from cluster.events import note
+from cluster.record.events import note
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 ANSWER: Final = 0.5

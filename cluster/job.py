@@ -16,8 +16,8 @@ from ray._private.ray_constants import KV_NAMESPACE_JOB
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
 from ray.exceptions import RpcError
 
-from cluster.events import warn
 from cluster.placement import JOB_VARIABLE
+from cluster.record.events import warn
 
 SHOWN: Final = {"reward_mean": "reward", "eval_reward": "held-out"}
 """Which metrics the entry holds, and how they are called there."""

@@ -26,7 +26,7 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
-from cluster.events import warn
+from cluster.record.events import warn
 
 NAMESPACE: Final = "noisemargin"
 """Where the texts lie in Ray's key-value store, each under the job's name."""

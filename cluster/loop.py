@@ -14,14 +14,14 @@ import numpy as np
 from ray.exceptions import ObjectLostError
 
 from cluster.batches import Batches
-from cluster.broken import BROKEN, Named, broken_candidates
-from cluster.checkpoints import Checkpoints
 from cluster.checks import RunStopped, check_images, check_margins, check_weights
+from cluster.config.settings import RunSettings
 from cluster.evaluation import Drawn, evaluate
-from cluster.events import GROUP, STEP
 from cluster.guard import Guard, Observer, image_metrics
-from cluster.run_folder import RunFolder
-from cluster.settings import RunSettings
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.events import GROUP, STEP
+from cluster.record.nonfinite import BROKEN, Named, broken_candidates
+from cluster.record.run_folder import RunFolder
 from cluster.stages import Stages
 from learner.records import Update
 from rewards.combine import Scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.events import note, warn
+from cluster.record.events import note, warn
 
 
 class Outage:

@@ -16,10 +16,10 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.address import check_answers
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.object_store import check_object_store
+from cluster.config.settings import ClusterSettings
 from cluster.library_warnings import forward
-from cluster.object_store import check_object_store
-from cluster.settings import ClusterSettings
 
 JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""

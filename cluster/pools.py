@@ -11,8 +11,8 @@ from typing import Any, Final
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
-from cluster.events import warn
 from cluster.placement import Role, spawn
+from cluster.record.events import warn
 
 ATTEMPTS: Final = 3
 START_DEADLINE: Final = 600.0

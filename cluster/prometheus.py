@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ray.util.metrics import Gauge
 
-from cluster.metric_names import exported
+from cluster.config.metric_names import exported
 from cluster.stages import Stages
 
 PREFIX: Final = "noisemargin"

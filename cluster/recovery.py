@@ -9,12 +9,12 @@ from typing import Final
 
 from ray.exceptions import ObjectLostError
 
-from cluster.events import warn
 from cluster.guard import guard_of
 from cluster.learners import LearnerLost
 from cluster.loop import Run, train
-from cluster.marker import Commit
 from cluster.pools import reason
+from cluster.record.events import warn
+from cluster.record.marker import Commit
 
 ATTEMPTS: Final = 3
 """How often a run goes back to one checkpoint: what goes wrong more often is no accident."""

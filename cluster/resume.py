@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from cluster.checkpoints import Checkpoints
-from cluster.errors import UserError
-from cluster.events import warn
-from cluster.marker import Commit, installed
-from cluster.run_folder import RunFolder
-from cluster.settings import RunSettings, resolve
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, resolve
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.events import warn
+from cluster.record.marker import Commit, installed
+from cluster.record.run_folder import RunFolder
 
 SAFE: Final = (
     "folder", "preset", "steps", "eval_every", "image_every", "checkpoint_every", "checkpoints",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 
+from cluster.config.settings import RunSettings
 from cluster.pools import Pool
-from cluster.settings import RunSettings
 from cluster.shards import Shards, Span, spans_of
 from rewards.combine import Scores, combine
 from rewards.scorer import Judgement, join, missing, spread

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from ray.exceptions import RayTaskError
 
-from cluster.events import warn
 from cluster.outage import Outage
 from cluster.placement import Role
 from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
+from cluster.record.events import warn
 from rewards.scorer import Judgement, Unavailable, cut, join, missing
 from rewards.settings import RewardSettings
 from rollout.records import Handle, Prompt

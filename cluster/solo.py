@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.broken import BROKEN, EVAL_BROKEN
+from cluster.config.settings import RunSettings
 from cluster.evaluation import Drawn, eval_means
-from cluster.settings import RunSettings
+from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
 from learner.batch import shares
 from learner.worker import LearnerWorker
 from rewards.combine import Scores, combine

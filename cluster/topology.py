@@ -17,10 +17,10 @@ from typing import Any, Final
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from cluster.errors import UserError
-from cluster.events import warn
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings
 from cluster.placement import CPU_SHARE, NODE_LABEL, joined
-from cluster.settings import RunSettings
+from cluster.record.events import warn
 
 LOCAL_WAIT: Final = 5.0
 """Seconds for a node of our own, which gets no more than it has."""

@@ -26,31 +26,31 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from rich.console import Console
 
-from cluster.checkpoints import CheckpointError, Checkpoints, checkpoints_of
 from cluster.checks import RunStopped
+from cluster.config.errors import UserError
+from cluster.config.preflight import Inputs, check, plan
+from cluster.config.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
 from cluster.display import Display
-from cluster.errors import UserError
 from cluster.evaluation import held_out
-from cluster.events import recording, warn, watch
 from cluster.guard import guard_of
 from cluster.interrupts import INTERRUPTED, Interrupts
 from cluster.job import Job, submission
 from cluster.learners import LearnerError, LearnerLost
 from cluster.library_warnings import LibraryWarnings
 from cluster.loop import Run
-from cluster.marker import Commit
-from cluster.nothing_learned import nothing_learned
 from cluster.placement import connect, joined
 from cluster.pools import PoolError
-from cluster.preflight import Inputs, check, plan
 from cluster.process import leave
 from cluster.prometheus import Prometheus
+from cluster.record.checkpoints import CheckpointError, Checkpoints, checkpoints_of
+from cluster.record.events import recording, warn, watch
+from cluster.record.marker import Commit
+from cluster.record.nothing_learned import nothing_learned
+from cluster.record.run_folder import FolderError, RunFolder
 from cluster.recovery import GaveUp, train_through_losses
 from cluster.report.report import write_report
 from cluster.report.summary import summary_table
 from cluster.resume import announce, changed_packages, resumable, started_before
-from cluster.run_folder import FolderError, RunFolder
-from cluster.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
 from cluster.stages import WeightsError, start_stages
 from cluster.starting import Waiting
 from cluster.tensorboard import TensorBoard

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from cluster.process import leave
 
 PROG: Final = "python -m cluster.bench"

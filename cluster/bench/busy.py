@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from cluster.bench.table import Report, Row
-from cluster.errors import UserError
-from cluster.settings import parse_overrides
+from cluster.config.errors import UserError
+from cluster.config.settings import parse_overrides
 
 PROG: Final = "python -m cluster.bench busy"
 WARMUP: Final = 2

@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.bench.table import Report, Row
-from cluster.checkpoints import Checkpoints
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.preflight import check
+from cluster.config.settings import RunSettings, parse_overrides, resolve
 from cluster.guard import Guard
 from cluster.loop import Produced, Run, admit, train_step
 from cluster.placement import connect
-from cluster.preflight import check
-from cluster.run_folder import RunFolder
-from cluster.settings import RunSettings, parse_overrides, resolve
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.run_folder import RunFolder
 from cluster.solo import load_scorers, score
 from cluster.stages import start_stages
 from learner.batch import shares

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cluster.bench.subject import Subject
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from learner.batch import Item
 from learner.loss import clipped_objective, gaussian_kl
 from learner.settings import LearnerSettings

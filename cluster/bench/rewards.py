@@ -14,8 +14,8 @@ import ray
 from numpy.typing import NDArray
 
 from cluster.bench.table import Report, Row, no_more
+from cluster.config.settings import ClusterSettings
 from cluster.placement import connect
-from cluster.settings import ClusterSettings
 from cluster.shards import Shards, Span
 from rewards.ocr import OcrScorer, text_recognition
 from rewards.settings import RewardSettings

@@ -16,7 +16,7 @@ from typing import Any
 from cluster.bench.subject import Subject, add_options, requests, sampler_of, subject
 from cluster.bench.table import Report, Row, no_more
 from cluster.bench.timing import flops_of, in_turns, matmul_peak, peak_gb, seconds
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from rollout.families import family_class
 from rollout.worker import RolloutWorker
 

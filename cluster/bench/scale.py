@@ -17,15 +17,15 @@ import ray
 
 from cluster.bench.sleeping_actors import CANDIDATES, SECONDS
 from cluster.bench.table import Report, Row, no_more
-from cluster.checkpoints import Checkpoints
+from cluster.config.settings import ClusterSettings, RunSettings, resolve
 from cluster.evaluation import held_out
 from cluster.guard import Guard
 from cluster.learners import Learner
 from cluster.loop import Run, train
 from cluster.placement import connect
-from cluster.run_folder import RunFolder
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.run_folder import RunFolder
 from cluster.scoring import Rewards
-from cluster.settings import ClusterSettings, RunSettings, resolve
 from cluster.stages import Rollouts, Selector, Stages
 from rollout.prompts import load_prompts
 

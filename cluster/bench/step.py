@@ -24,7 +24,7 @@ from cluster.bench.subject import (
 )
 from cluster.bench.table import Report, Row, no_more
 from cluster.bench.timing import seconds
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from learner.settings import LearnerSettings
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from learner.batch import Item, shares
 from learner.ema import Ema
 from learner.engine import Masters

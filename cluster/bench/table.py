@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 from rich.table import Table
 
-from cluster.errors import UserError
-from cluster.files import to_json
+from cluster.config.errors import UserError
+from cluster.record.files import to_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ import ray
 from numpy.typing import NDArray
 
 from cluster.bench.table import Report, Row, no_more
+from cluster.config.settings import ClusterSettings, RunSettings, resolve
 from cluster.learners import Learner
 from cluster.placement import Role, connect, spawn
 from cluster.process_memory import private_bytes
-from cluster.settings import ClusterSettings, RunSettings, resolve
 from cluster.stages import Rollouts
 from rollout.tiny.build import World, build_world
 

@@ -20,11 +20,11 @@ from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from cluster.checkpoints import Checkpoints, DamagedError, checkpoints_of
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, resolve
 from cluster.export.model_card import CARD, Export, model_card
-from cluster.run_folder import RunFolder
-from cluster.settings import RunSettings, resolve
+from cluster.record.checkpoints import Checkpoints, DamagedError, checkpoints_of
+from cluster.record.run_folder import RunFolder
 from rollout.families import ModelFolderError, family_of
 
 PROG: Final = "python -m cluster.export"

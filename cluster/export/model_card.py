@@ -13,9 +13,9 @@ import tomli_w
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from cluster.report_data import evaluated
-from cluster.run_folder import RunFolder
-from cluster.settings import RunSettings
+from cluster.config.settings import RunSettings
+from cluster.record.run_data import evaluated
+from cluster.record.run_folder import RunFolder
 
 CARD: Final = "README.md"
 """The file in which the hub expects a model's card."""

@@ -18,9 +18,9 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, parse_overrides, preset_names, resolve
 from cluster.plan.estimate import Estimate, Hardware, Need
-from cluster.settings import RunSettings, parse_overrides, preset_names, resolve
 
 PROG: Final = "python -m cluster.plan"
 UNITS: Final = {"GB": 1e9, "GIB": 2**30}

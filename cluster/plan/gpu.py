@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.preflight import sampling_passes
+from cluster.config.settings import RunSettings
 from cluster.plan.estimate import Estimate, Hardware, Need
-from cluster.preflight import sampling_passes
-from cluster.settings import RunSettings
 from learner.settings import LearnerSettings
 from rollout.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs
 from rollout.sizes import Sizes, sizes_of

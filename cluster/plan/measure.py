@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.config.settings import RunSettings
 from cluster.process_memory import private_peak
-from cluster.settings import RunSettings
 from rewards.settings import RewardSettings
 from rollout.batches import Batch, batches
 from rollout.noise import candidate_noises

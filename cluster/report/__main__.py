@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.record.run_data import NotARunError
 from cluster.report.report import write_report
-from cluster.report_data import NotARunError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

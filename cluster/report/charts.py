@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from cluster.report_data import STAGES, Row, Run, evaluated, number, series
+from cluster.record.run_data import STAGES, Row, Run, evaluated, number, series
 
 LIGHT: Final = {
     "paper": "#f6f4ef", "card": "#fffdfa", "ink": "#20252b", "muted": "#5d6670", "line": "#e2ddd2",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cluster.record.run_data import Row, Run, number, read_table, stepped
 from cluster.report.thumbnails import Picture, picture
-from cluster.report_data import Row, Run, number, read_table, stepped
 
 CARDS: Final = 16
 _EQUAL: Final = 1e-6  # rewards closer than this count as the same

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean, pvariance
 from typing import Final
 
+from cluster.record.run_data import Row, Run, number, read_table, stepped
 from cluster.report.thumbnails import Picture, picture
-from cluster.report_data import Row, Run, number, read_table, stepped
 
 PAIRS_PER_STEP: Final = 4
 _BINS: Final = 28

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.files import write_text
+from cluster.record.files import write_text
+from cluster.record.run_data import Row, Run, load_run, number
 from cluster.report.charts import DARK, LIGHT, diagnostic_charts, guard_chart, learning_charts, time_chart
 from cluster.report.held_out import held_out_story
 from cluster.report.html import assets, environment, script_json
@@ -18,7 +19,6 @@ from cluster.report.numbers import MISSING, duration, show
 from cluster.report.pairs import noise_story
 from cluster.report.summary import changes, headline, stage_costs
 from cluster.report.thumbnails import THUMBNAIL
-from cluster.report_data import Row, Run, load_run, number
 
 
 def write_report(folder: Path) -> Path:

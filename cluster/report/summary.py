@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from cluster.nothing_learned import nothing_learned
+from cluster.record.nothing_learned import nothing_learned
+from cluster.record.run_data import STAGES, Row, Run, evaluated, load_run, number, series, total
 from cluster.report.numbers import MISSING, change, duration, show
-from cluster.report_data import STAGES, Row, Run, evaluated, load_run, number, series, total
 
 _FEW: Final = 3  # steps over which a noisy training metric is averaged at both ends
 _NAMES: Final = {

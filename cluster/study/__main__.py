@@ -22,8 +22,8 @@ from typing import Final
 
 from rich.console import Console
 
-from cluster.errors import UserError
-from cluster.settings import RunSettings, parse_overrides, resolve
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, parse_overrides, resolve
 from cluster.study.arms import ARMS
 
 PROG: Final = "python -m cluster.study"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cluster.errors import UserError
-from cluster.settings import RunSettings
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings
 from selection.budget import Budget, BudgetMode, plan_budget
 from selection.settings import StrategyName
 

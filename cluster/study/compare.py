@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.preflight import Inputs, check
+from cluster.config.settings import RunSettings, to_toml
 from cluster.evaluation import held_out
-from cluster.preflight import Inputs, check
-from cluster.settings import RunSettings, to_toml
 from cluster.solo import Scorers, Solo, load_scorers
 from cluster.study.arms import arm_settings, group_ids
 from cluster.study.results import load_runs

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.preflight import check
-from cluster.settings import RunSettings, to_toml
+from cluster.config.preflight import check
+from cluster.config.settings import RunSettings, to_toml
 from cluster.solo import Scorers, load_scorers, score
 from cluster.study.store import finished, write_rows
 from rollout.noise import candidate_noises

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cluster.errors import UserError
-from cluster.files import write_text
+from cluster.config.errors import UserError
+from cluster.record.files import write_text
 from cluster.report.charts import DARK, LIGHT, Chart
 from cluster.report.html import assets, environment, script_json
 from cluster.study.charts import learning_charts, rank_chart, ratio_chart, variance_chart

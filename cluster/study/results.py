@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from cluster.errors import UserError
-from cluster.report_data import evaluated
+from cluster.config.errors import UserError
+from cluster.record.run_data import evaluated
 from cluster.study.arms import BASELINE
 from cluster.study.store import Row, read_rows
 from selection.compare import Interval, Speedup, final_score, paired_difference, speedup

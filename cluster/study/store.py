@@ -12,7 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from selection.ledger import write_table
 
 _KEY: Final = b"noisemargin.study"

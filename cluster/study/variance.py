@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.errors import UserError
-from cluster.preflight import check
-from cluster.settings import RunSettings, to_toml
+from cluster.config.errors import UserError
+from cluster.config.preflight import check
+from cluster.config.settings import RunSettings, to_toml
 from cluster.solo import Scorers, load_scorers, score
 from cluster.study.store import finished, write_rows
 from learner.probe import GradientProbe

@@ -29,11 +29,11 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 from rich.table import Table
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.preflight import check
+from cluster.config.settings import RunSettings, preset_names
 from cluster.interrupts import INTERRUPTED
 from cluster.job import TOLD
-from cluster.preflight import check
-from cluster.settings import RunSettings, preset_names
 from cluster.submit.upload import ADDRESS_VARIABLE, LIMIT, Upload, check_travels, mebibytes, pack, reach
 from cluster.train import configure, stamp
 

@@ -18,7 +18,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from rollout.text_files import TextFileError, check_token, read_text
 
 LIMIT: Final = 100 * 2**20

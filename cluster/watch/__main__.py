@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from rich.console import Console
 from rich.live import Live
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from cluster.watch.follower import Follower
 from cluster.watch.view import view
 

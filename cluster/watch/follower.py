@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from fsspec.core import url_to_fs
 
-from cluster.errors import UserError
-from cluster.events import NAME
+from cluster.config.errors import UserError
+from cluster.record.events import NAME
 
 RECENT: Final = 20
 """Steps that averages and the time to go are taken from."""

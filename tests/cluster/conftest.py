@@ -14,9 +14,9 @@ import psutil
 import pytest
 import ray
 
-from cluster import model_check
+from cluster.config import model_check
+from cluster.config.settings import ClusterSettings, RunSettings, resolve
 from cluster.placement import connect
-from cluster.settings import ClusterSettings, RunSettings, resolve
 from rollout.check import Question, answer
 
 Configure = Callable[..., RunSettings]

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from cluster.config.settings import resolve
 from cluster.evaluation import held_out
-from cluster.marker import MARKER, Commit, to_marker
-from cluster.run_folder import RunFolder
-from cluster.settings import resolve
+from cluster.record.marker import MARKER, Commit, to_marker
+from cluster.record.run_folder import RunFolder
 from learner.digests import digests
 from rewards.combine import Scores
 from rollout.records import Prompt

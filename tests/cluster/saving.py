@@ -9,7 +9,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from cluster.checkpoints import Checkpoints
+from cluster.record.checkpoints import Checkpoints
 from learner.digests import crc32
 from learner.records import Digest, Written
 

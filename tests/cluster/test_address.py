@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster import model_check
 from cluster.address import check_answers
-from cluster.errors import UserError
+from cluster.config import model_check
+from cluster.config.errors import UserError
+from cluster.config.settings import ClusterSettings
 from cluster.placement import JOB_VARIABLE, connect
-from cluster.settings import ClusterSettings
 from cluster.submit.upload import reach
 from cluster.train import main
 

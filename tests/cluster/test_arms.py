@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.errors import UserError
-from cluster.settings import RunSettings, resolve
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, resolve
 from cluster.study.arms import ARMS, BASELINE, arm_settings, group_ids
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cluster.checkpoints import Checkpoints
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.run_folder import RunFolder
 from cluster.resume import started_before
-from cluster.run_folder import RunFolder
 from cluster.train import main
 from tests.cluster.saving import SavingLearner
 

@@ -15,8 +15,8 @@ from cluster import placement
 from cluster.bench import busy as bench_busy
 from cluster.bench.__main__ import main
 from cluster.bench.busy import busy
+from cluster.config.settings import ClusterSettings
 from cluster.placement import SHARING, Role, connect, spawn
-from cluster.settings import ClusterSettings
 
 NICENESS = "RAY_worker_niceness"
 

@@ -12,11 +12,11 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from cluster.checkpoints import Checkpoints
-from cluster.errors import UserError
-from cluster.marker import MARKER
+from cluster.config.errors import UserError
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.marker import MARKER
+from cluster.record.run_folder import RunFolder
 from cluster.resume import changed_packages, resumable
-from cluster.run_folder import RunFolder
 from learner.records import Written
 from tests.cluster.saving import written_at
 

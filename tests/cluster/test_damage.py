@@ -12,12 +12,12 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from cluster.checkpoints import Checkpoints, DamagedError
-from cluster.errors import UserError
-from cluster.events import NAME, recording
-from cluster.marker import MARKER
+from cluster.config.errors import UserError
+from cluster.record.checkpoints import Checkpoints, DamagedError
+from cluster.record.events import NAME, recording
+from cluster.record.marker import MARKER
+from cluster.record.run_folder import RunFolder
 from cluster.resume import announce, resumable, started_before
-from cluster.run_folder import RunFolder
 from tests.cluster.saving import FILES, SavingLearner, commit, flip
 
 Resume = Callable[[Any, RunFolder, Checkpoints], Any]

@@ -15,13 +15,13 @@ import pytest
 import ray
 from rich.console import Console
 
+from cluster.config.errors import UserError
+from cluster.config.preflight import Inputs, check, memory_gb, plan, processes
+from cluster.config.settings import ClusterSettings
 from cluster.display import Display, describe
-from cluster.errors import UserError
 from cluster.evaluation import evaluate, held_out
 from cluster.placement import connect
-from cluster.preflight import Inputs, check, memory_gb, plan, processes
-from cluster.run_folder import RunFolder
-from cluster.settings import ClusterSettings
+from cluster.record.run_folder import RunFolder
 from rewards.combine import Scores
 from rollout.records import Prompt, Weights
 

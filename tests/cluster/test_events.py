@@ -13,10 +13,10 @@ import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from cluster import pools
-from cluster.checkpoints import Checkpoints
-from cluster.events import GROUP, NAME, STEP, note, recording, warn, watch
 from cluster.placement import Role
 from cluster.pools import Pool, PoolError, Slot
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.events import GROUP, NAME, STEP, note, recording, warn, watch
 from tests.cluster.saving import SavingLearner
 
 

@@ -13,11 +13,11 @@ import pytest
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
-from cluster.checkpoints import Checkpoints
+from cluster.config.settings import resolve
 from cluster.export import __main__ as export
 from cluster.export.model_card import Export, model_card
-from cluster.run_folder import RunFolder
-from cluster.settings import resolve
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.run_folder import RunFolder
 from tests.cluster.export_run import TEXT, Hub, MadeRun, make_run, running_hub
 from tests.cluster.saving import flip
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.config.settings import GuardSettings
 from cluster.guard import Guard, image_metrics, watching_rewards
 from cluster.loop import Run, _conclude
-from cluster.settings import GuardSettings
 
 HELD_OUT = "eval_clip"
 

@@ -15,10 +15,10 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster import library_warnings
-from cluster.events import NAME, recording
 from cluster.library_warnings import LIMIT, LONGEST, LibraryWarnings, forward
 from cluster.placement import Role
 from cluster.pools import Pool, call
+from cluster.record.events import NAME, recording
 
 
 class Store(dict[str, str]):

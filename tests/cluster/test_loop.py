@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from cluster import loop
-from cluster.broken import broken_candidates
 from cluster.checks import RunStopped
 from cluster.guard import Guard
 from cluster.loop import Run, train
-from cluster.run_folder import RunFolder
+from cluster.record.nonfinite import broken_candidates
+from cluster.record.run_folder import RunFolder
 from learner.records import Update
 from rewards.combine import Scores
 from rollout.batches import batches

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from cluster import recovery
-from cluster.checkpoints import Checkpoints, checkpoints_of
 from cluster.evaluation import held_out
-from cluster.events import NAME, recording
 from cluster.guard import guard_of
 from cluster.learners import LearnerLost
 from cluster.loop import Run, _conclude, _evaluation
-from cluster.marker import MARKER
+from cluster.record.checkpoints import Checkpoints, checkpoints_of
+from cluster.record.events import NAME, recording
+from cluster.record.marker import MARKER
+from cluster.record.run_folder import RunFolder
 from cluster.recovery import train_through_losses
 from cluster.resume import announce, started_before
-from cluster.run_folder import RunFolder
 from rewards.combine import Scores
 from rollout.records import Prompt
 from tests.cluster.saving import SavingLearner

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ray.util.metrics import _is_invalid_metric_name  # what Ray discards in silence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cluster.errors import UserError
-from cluster.metric_names import check_rewards, exported
-from cluster.settings import RunSettings, resolve
+from cluster.config.errors import UserError
+from cluster.config.metric_names import check_rewards, exported
+from cluster.config.settings import RunSettings, resolve
 from cluster.tensorboard import TensorBoard
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from cluster import train
 from cluster.checks import RunStopped, check_margins
-from cluster.nothing_learned import nothing_learned, some
-from cluster.run_folder import RunFolder
+from cluster.record.nothing_learned import nothing_learned, some
+from cluster.record.run_folder import RunFolder
 from tests.cluster.service import FLAGS, metrics_of, prepare
 
 SCORERS = "tests.cluster.scorers"

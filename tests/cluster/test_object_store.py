@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.errors import UserError
-from cluster.events import NAME, recording
-from cluster.object_store import ANYWAY, check_object_store
+from cluster.config.errors import UserError
+from cluster.config.object_store import ANYWAY, check_object_store
+from cluster.config.preflight import check
+from cluster.config.settings import ClusterSettings
 from cluster.placement import connect
-from cluster.preflight import check
-from cluster.settings import ClusterSettings
+from cluster.record.events import NAME, recording
 from cluster.train import main
 from tests.cluster.conftest import set_shared_memory
 

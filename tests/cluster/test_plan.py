@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.config.preflight import check
+from cluster.config.settings import resolve
 from cluster.plan import cpu as plan_cpu
 from cluster.plan import gpu as plan_gpu
 from cluster.plan import measure as plan_roles
 from cluster.plan.__main__ import main, shortages
 from cluster.plan.estimate import Estimate, Hardware, Need
 from cluster.plan.measure import Measured
-from cluster.preflight import check
-from cluster.settings import resolve
 from rewards.settings import RewardSettings
 from rollout.sizes import Cost, Sizes
 

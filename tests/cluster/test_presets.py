@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import UserError
-from cluster.preflight import check
-from cluster.settings import PRESETS, RunSettings, preset_names, read_toml, resolve
+from cluster.config.errors import UserError
+from cluster.config.preflight import check
+from cluster.config.settings import PRESETS, RunSettings, preset_names, read_toml, resolve
 from rewards.table import REWARDS
 from rollout.prompts import load_prompts
 

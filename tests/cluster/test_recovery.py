@@ -11,13 +11,13 @@ import pytest
 from ray.exceptions import ObjectLostError
 
 from cluster import recovery
-from cluster.checkpoints import Checkpoints
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from cluster.guard import Guard
 from cluster.learners import LearnerError, LearnerLost
 from cluster.loop import Run
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.run_folder import RunFolder
 from cluster.recovery import ATTEMPTS, GaveUp, train_through_losses
-from cluster.run_folder import RunFolder
 from learner.records import Written
 from tests.cluster.saving import written_at
 

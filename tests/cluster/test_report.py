@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from cluster.record.run_data import NotARunError, load_run
 from cluster.report.__main__ import main
 from cluster.report.charts import DARK, LIGHT, guard_chart, moving_average
 from cluster.report.held_out import evenly, held_out_story, verdict
@@ -23,7 +24,6 @@ from cluster.report.pairs import noise_story, spread, within_share
 from cluster.report.report import write_report
 from cluster.report.summary import changes, stage_costs, summary_table
 from cluster.report.thumbnails import THUMBNAIL, THUMBNAIL_BYTES, picture
-from cluster.report_data import NotARunError, load_run
 from tests.cluster.report_run import CANDIDATES, GROUPS, KEEP, PICTURED, make_run, save, table
 
 

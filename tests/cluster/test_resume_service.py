@@ -16,7 +16,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from cluster.checkpoints import Checkpoints
+from cluster.record.checkpoints import Checkpoints
 from tests.cluster.saving import flip
 from tests.cluster.service import REWARDS, Service, ledger_of, metrics_of, prepare, services, timeless
 

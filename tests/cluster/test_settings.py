@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import UserError
-from cluster.settings import RunSettings, parse_overrides, read_toml, resolve, to_toml
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, parse_overrides, read_toml, resolve, to_toml
 
 
 def from_flags(*flags: str, source: str = "shapes") -> RunSettings:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
 from cluster import shards as module
-from cluster.events import recording
 from cluster.pools import PoolError
+from cluster.record.events import recording
 from cluster.shards import Shards, Span
 from rewards.scorer import Judgement, Unavailable
 from rewards.settings import RewardSettings

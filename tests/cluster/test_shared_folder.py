@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster import checkpoints as module
-from cluster.checkpoints import CheckpointError, Checkpoints
+from cluster.record import checkpoints as module
+from cluster.record.checkpoints import CheckpointError, Checkpoints
 from learner.records import Written
 from tests.cluster.saving import FILES, SavingLearner, commit, digests_of, written_at
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.config.preflight import Inputs, check
+from cluster.config.settings import RunSettings, resolve
 from cluster.evaluation import held_out
-from cluster.preflight import Inputs, check
-from cluster.settings import RunSettings, resolve
 from cluster.solo import Solo, diversity, load_scorers, score
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from cluster.study.__main__ import main
 from cluster.study.compare import highest
 from cluster.study.findings import verdicts

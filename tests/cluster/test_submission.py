@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
 from cluster.submit import upload as submission
 from cluster.submit.upload import check_travels, pack, reach, read_token
 

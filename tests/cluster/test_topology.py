@@ -11,9 +11,9 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings
 from cluster.placement import NODE_LABEL, Role, spawn
-from cluster.settings import RunSettings
 from cluster.topology import Demand, Node, arithmetic, demands, hold
 
 EIGHT = Node(role=None, resources={"GPU": 8, "CPU": 16})

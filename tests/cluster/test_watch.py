@@ -15,7 +15,7 @@ import fsspec
 import pytest
 from rich.console import Console
 
-from cluster.events import note, recording, warn
+from cluster.record.events import note, recording, warn
 from cluster.watch import __main__ as command
 from cluster.watch.__main__ import main, show
 from cluster.watch.follower import Follower, Lines

@@ -11,10 +11,10 @@ import pytest
 import ray
 
 from cluster import stages
+from cluster.config.settings import RunSettings
 from cluster.learners import LearnerError
 from cluster.placement import Role
 from cluster.pools import PoolError, call
-from cluster.settings import RunSettings
 from cluster.stages import Rollouts, WeightsError
 from rollout.records import Noise, Prompt, SampleRequest, Weights
 from rollout.tensors import buckets, checksum, flatten

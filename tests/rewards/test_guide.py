@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from cluster.settings import resolve as resolve_run
+from cluster.config.settings import resolve as resolve_run
 from rewards.geneval import TAGS
 from rewards.ocr import target_text
 from rewards.protocol import Health, ScoreResponse, parse

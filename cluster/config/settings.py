@@ -11,15 +11,15 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
-from cluster.errors import UserError
-from cluster.metric_names import check_rewards
+from cluster.config.errors import UserError
+from cluster.config.metric_names import check_rewards
 from learner.settings import LearnerSettings
 from rewards.settings import Combination, RewardSettings
 from rollout.settings import ModelSettings, RolloutSettings, Settings, explain
 from rollout.text_files import TextFileError, read_text
 from selection.settings import SelectionSettings
 
-PRESETS: Final = Path(__file__).parent / "presets"
+PRESETS: Final = Path(__file__).parents[1] / "presets"
 
 
 class PromptSettings(Settings):

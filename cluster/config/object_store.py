@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from cluster.errors import UserError
-from cluster.events import warn
+from cluster.config.errors import UserError
+from cluster.record.events import warn
 
 SHARED_MEMORY: Final = Path("/dev/shm")
 """Where Ray keeps objects on Linux."""

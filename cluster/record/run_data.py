@@ -19,8 +19,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.broken import BROKEN, EVAL_BROKEN
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
 from rollout.text_files import read_text
 
 Row = Mapping[str, Any]

@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from cluster.errors import UserError
-from cluster.events import NAME as LOG
-from cluster.files import to_json, write_text
-from cluster.settings import RunSettings, to_toml
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, to_toml
+from cluster.record.events import NAME as LOG
+from cluster.record.files import to_json, write_text
 from rewards.combine import Scores
 from rollout.records import CandidateGroup, Noise, Prompt
 from selection.ledger import ledger_table, write_ledger, write_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from cluster.broken import BROKEN
-from cluster.report_data import Row, series, total
+from cluster.record.nonfinite import BROKEN
+from cluster.record.run_data import Row, series, total
 
 SHOWN: Final = 3
 

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.broken import BROKEN, EVAL_BROKEN
-from cluster.files import to_json
+from cluster.record.files import to_json
+from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
 
 NAME: Final = "log.jsonl"
 """The file in the run folder."""

@@ -9,12 +9,12 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from cluster.errors import UserError
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings
 from cluster.placement import joined
-from cluster.settings import RunSettings
 from rollout.records import Prompt
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def check_model(settings: RunSettings, train: tuple[Prompt, ...], held_out: tuple[Prompt, ...]) -> list[str]:

@@ -17,13 +17,13 @@ import psutil
 from fsspec.core import open_local, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster.errors import UserError
-from cluster.events import note, warn
-from cluster.files import write_bytes
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings
 from cluster.learners import Learner, LearnerError
-from cluster.marker import MARKER, Commit, from_marker, installed, to_marker
-from cluster.run_folder import RunFolder
-from cluster.settings import RunSettings
+from cluster.record.events import note, warn
+from cluster.record.files import write_bytes
+from cluster.record.marker import MARKER, Commit, from_marker, installed, to_marker
+from cluster.record.run_folder import RunFolder
 from learner.digests import crc32, digest
 from learner.records import Digest, Written
 
