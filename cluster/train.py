@@ -26,35 +26,35 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from rich.console import Console
 
-from cluster.checks import RunStopped
+from cluster.actors.actor_spec import connect, joined
+from cluster.actors.learner import LearnerError, LearnerLost
+from cluster.actors.library_warnings import LibraryWarnings
+from cluster.actors.pool import PoolError
+from cluster.actors.reservation import hold
+from cluster.actors.stages import WeightsError, start_stages
 from cluster.config.errors import UserError
 from cluster.config.preflight import Inputs, check, plan
 from cluster.config.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
-from cluster.display import Display
-from cluster.evaluation import held_out
-from cluster.guard import guard_of
 from cluster.interrupts import INTERRUPTED, Interrupts
-from cluster.job import Job, submission
-from cluster.learners import LearnerError, LearnerLost
-from cluster.library_warnings import LibraryWarnings
-from cluster.loop import Run
-from cluster.placement import connect, joined
-from cluster.pools import PoolError
+from cluster.loop.checks import RunStopped
+from cluster.loop.drift_guard import guard_of
+from cluster.loop.evaluation import held_out
+from cluster.loop.loop import Run
+from cluster.loop.recovery import GaveUp, train_through_losses
+from cluster.loop.resume import announce, changed_packages, resumable, started_before
 from cluster.process import leave
-from cluster.prometheus import Prometheus
 from cluster.record.checkpoints import CheckpointError, Checkpoints, checkpoints_of
 from cluster.record.events import recording, warn, watch
 from cluster.record.marker import Commit
 from cluster.record.nothing_learned import nothing_learned
 from cluster.record.run_folder import FolderError, RunFolder
-from cluster.recovery import GaveUp, train_through_losses
 from cluster.report.report import write_report
 from cluster.report.summary import summary_table
-from cluster.resume import announce, changed_packages, resumable, started_before
-from cluster.stages import WeightsError, start_stages
-from cluster.starting import Waiting
-from cluster.tensorboard import TensorBoard
-from cluster.topology import hold
+from cluster.trackers.display import Display
+from cluster.trackers.prometheus import Prometheus
+from cluster.trackers.ray_job import Job, submission
+from cluster.trackers.tensorboard import TensorBoard
+from cluster.trackers.waiting import Waiting
 
 PROG = "python -m cluster.train"
 LEARNED_NOTHING = 3

@@ -18,17 +18,17 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from cluster.actors.actor_spec import connect
+from cluster.actors.stages import start_stages
 from cluster.bench.table import Report, Row
 from cluster.config.errors import UserError
 from cluster.config.preflight import check
 from cluster.config.settings import RunSettings, parse_overrides, resolve
-from cluster.guard import Guard
-from cluster.loop import Produced, Run, admit, train_step
-from cluster.placement import connect
+from cluster.local.in_process import load_scorers, score
+from cluster.loop.drift_guard import Guard
+from cluster.loop.loop import Produced, Run, admit, train_step
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
-from cluster.solo import load_scorers, score
-from cluster.stages import start_stages
 from learner.batch import shares
 from learner.ema import Ema
 from learner.engine import Masters

@@ -13,10 +13,10 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from cluster.actors.actor_spec import connect
+from cluster.actors.reward_pool import Shards, Span
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings
-from cluster.placement import connect
-from cluster.shards import Shards, Span
 from rewards.ocr import OcrScorer, text_recognition
 from rewards.settings import RewardSettings
 from rollout.records import Prompt

@@ -15,18 +15,18 @@ from typing import Any, Final
 import psutil
 import ray
 
+from cluster.actors.actor_spec import connect
+from cluster.actors.learner import Learner
+from cluster.actors.rewards import Rewards
+from cluster.actors.stages import Rollouts, Selector, Stages
 from cluster.bench.sleeping_actors import CANDIDATES, SECONDS
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings, RunSettings, resolve
-from cluster.evaluation import held_out
-from cluster.guard import Guard
-from cluster.learners import Learner
-from cluster.loop import Run, train
-from cluster.placement import connect
+from cluster.loop.drift_guard import Guard
+from cluster.loop.evaluation import held_out
+from cluster.loop.loop import Run, train
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
-from cluster.scoring import Rewards
-from cluster.stages import Rollouts, Selector, Stages
 from rollout.prompts import load_prompts
 
 SLEEPERS: Final = "cluster.bench.sleeping_actors"

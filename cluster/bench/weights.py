@@ -21,12 +21,12 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from cluster.actors.actor_spec import Role, connect, spawn
+from cluster.actors.learner import Learner
+from cluster.actors.stages import Rollouts
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings, RunSettings, resolve
-from cluster.learners import Learner
-from cluster.placement import Role, connect, spawn
 from cluster.process_memory import private_bytes
-from cluster.stages import Rollouts
 from rollout.tiny.build import World, build_world
 
 SAMPLERS: Final = 2

@@ -9,9 +9,9 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from cluster.actors.actor_spec import joined
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from cluster.placement import joined
 from rollout.records import Prompt
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,11 +11,11 @@ import psutil
 from fsspec.core import url_to_fs
 from rich.table import Table
 
+from cluster.actors.actor_spec import check_address, check_port, joined
 from cluster.config.errors import UserError
 from cluster.config.model_check import check_embeddings, check_model
 from cluster.config.object_store import check_object_store
 from cluster.config.settings import RunSettings
-from cluster.placement import check_address, check_port, joined
 from learner.config import deepspeed_config
 from rewards.options import check_options
 from rewards.settings import RewardSettings

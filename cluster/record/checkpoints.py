@@ -17,9 +17,9 @@ import psutil
 from fsspec.core import open_local, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from cluster.actors.learner import Learner, LearnerError
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from cluster.learners import Learner, LearnerError
 from cluster.record.events import note, warn
 from cluster.record.files import write_bytes
 from cluster.record.marker import MARKER, Commit, from_marker, installed, to_marker

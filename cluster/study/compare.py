@@ -12,8 +12,8 @@ from typing import Any, Final
 from cluster.config.errors import UserError
 from cluster.config.preflight import Inputs, check
 from cluster.config.settings import RunSettings, to_toml
-from cluster.evaluation import held_out
-from cluster.solo import Scorers, Solo, load_scorers
+from cluster.local.in_process import Scorers, Solo, load_scorers
+from cluster.loop.evaluation import held_out
 from cluster.study.arms import arm_settings, group_ids
 from cluster.study.results import load_runs
 from cluster.study.store import finished, write_rows

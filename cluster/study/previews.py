@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cluster.config.preflight import check
 from cluster.config.settings import RunSettings, to_toml
-from cluster.solo import Scorers, load_scorers, score
+from cluster.local.in_process import Scorers, load_scorers, score
 from cluster.study.store import finished, write_rows
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at

@@ -9,7 +9,7 @@ from typing import Any, Final
 from cluster.config.errors import UserError
 from cluster.config.preflight import check
 from cluster.config.settings import RunSettings, to_toml
-from cluster.solo import Scorers, load_scorers, score
+from cluster.local.in_process import Scorers, load_scorers, score
 from cluster.study.store import finished, write_rows
 from learner.probe import GradientProbe
 from rewards.combine import Scores

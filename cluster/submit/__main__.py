@@ -33,8 +33,8 @@ from cluster.config.errors import UserError
 from cluster.config.preflight import check
 from cluster.config.settings import RunSettings, preset_names
 from cluster.interrupts import INTERRUPTED
-from cluster.job import TOLD
 from cluster.submit.upload import ADDRESS_VARIABLE, LIMIT, Upload, check_travels, mebibytes, pack, reach
+from cluster.trackers.ray_job import TOLD
 from cluster.train import configure, stamp
 
 PROG: Final = "python -m cluster.submit"

@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cluster.display import STAGES
 from cluster.report.numbers import MISSING, duration, show
+from cluster.trackers.display import STAGES
 from cluster.watch.follower import Row, Watched
 
 BARS: Final = "▁▂▃▄▅▆▇█"

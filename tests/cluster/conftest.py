@@ -14,9 +14,9 @@ import psutil
 import pytest
 import ray
 
+from cluster.actors.actor_spec import connect
 from cluster.config import model_check
 from cluster.config.settings import ClusterSettings, RunSettings, resolve
-from cluster.placement import connect
 from rollout.check import Question, answer
 
 Configure = Callable[..., RunSettings]

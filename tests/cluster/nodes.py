@@ -11,7 +11,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.placement import NODE_LABEL
+from cluster.actors.actor_spec import NODE_LABEL
 
 NOTICE: Final = {
     "health_check_initial_delay_ms": 1000,

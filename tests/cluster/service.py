@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
-from cluster.placement import ROLE_VARIABLE
+from cluster.actors.actor_spec import ROLE_VARIABLE
 from selection.ledger import read_ledger
 
 ROOT = Path(__file__).resolve().parents[2]

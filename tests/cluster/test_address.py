@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.address import check_answers
+from cluster.actors.actor_spec import JOB_VARIABLE, connect
+from cluster.actors.connection import check_answers
 from cluster.config import model_check
 from cluster.config.errors import UserError
 from cluster.config.settings import ClusterSettings
-from cluster.placement import JOB_VARIABLE, connect
 from cluster.submit.upload import reach
 from cluster.train import main
 
@@ -113,7 +113,7 @@ def test_an_address_of_the_environment_is_called_by_its_name(monkeypatch: pytest
         connect(ClusterSettings())
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv(JOB_VARIABLE, "{}")
-    monkeypatch.setattr("cluster.placement.check_answers", lambda address: 1 / 0)
+    monkeypatch.setattr("cluster.actors.actor_spec.check_answers", lambda address: 1 / 0)
     with pytest.raises(UserError, match=r"^the job's cluster: cannot reach Ray at auto: "):
         connect(ClusterSettings())
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.config.errors import UserError
+from cluster.loop.resume import started_before
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
-from cluster.resume import started_before
 from cluster.train import main
 from tests.cluster.saving import SavingLearner
 

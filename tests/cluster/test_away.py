@@ -21,8 +21,8 @@ import pytest
 import ray
 from numpy.typing import NDArray
 
-from cluster.scoring import Rewards
-from cluster.shards import Broken, Shards, Span
+from cluster.actors.reward_pool import Broken, Shards, Span
+from cluster.actors.rewards import Rewards
 from rewards.scorer import Judgement
 from rewards.settings import RewardSettings
 from rollout.records import Chunk, Prompt

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.batches import Batches
+from cluster.loop.shared_batches import Batches
 from rollout.batches import Batch
 from rollout.records import Chunk, Noise, Prompt, SampleRequest
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cluster import train
-from cluster.stages import Rollouts
+from cluster.actors.stages import Rollouts
 from tests.cluster.poisoned import is_poisoned
 from tests.cluster.service import FLAGS, STEPS, ledger_of, metrics_of, prepare
 

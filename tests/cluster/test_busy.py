@@ -11,12 +11,12 @@ import psutil
 import pytest
 import ray
 
-from cluster import placement
+from cluster.actors import actor_spec as placement
+from cluster.actors.actor_spec import SHARING, Role, connect, spawn
 from cluster.bench import busy as bench_busy
 from cluster.bench.__main__ import main
 from cluster.bench.busy import busy
 from cluster.config.settings import ClusterSettings
-from cluster.placement import SHARING, Role, connect, spawn
 
 NICENESS = "RAY_worker_niceness"
 

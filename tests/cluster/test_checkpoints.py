@@ -13,10 +13,10 @@ import fsspec
 import pytest
 
 from cluster.config.errors import UserError
+from cluster.loop.resume import changed_packages, resumable
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.marker import MARKER
 from cluster.record.run_folder import RunFolder
-from cluster.resume import changed_packages, resumable
 from learner.records import Written
 from tests.cluster.saving import written_at
 

@@ -13,11 +13,11 @@ import fsspec
 import pytest
 
 from cluster.config.errors import UserError
+from cluster.loop.resume import announce, resumable, started_before
 from cluster.record.checkpoints import Checkpoints, DamagedError
 from cluster.record.events import NAME, recording
 from cluster.record.marker import MARKER
 from cluster.record.run_folder import RunFolder
-from cluster.resume import announce, resumable, started_before
 from tests.cluster.saving import FILES, SavingLearner, commit, flip
 
 Resume = Callable[[Any, RunFolder, Checkpoints], Any]

@@ -15,13 +15,13 @@ import pytest
 import ray
 from rich.console import Console
 
+from cluster.actors.actor_spec import connect
 from cluster.config.errors import UserError
 from cluster.config.preflight import Inputs, check, memory_gb, plan, processes
 from cluster.config.settings import ClusterSettings
-from cluster.display import Display, describe
-from cluster.evaluation import evaluate, held_out
-from cluster.placement import connect
+from cluster.loop.evaluation import evaluate, held_out
 from cluster.record.run_folder import RunFolder
+from cluster.trackers.display import Display, describe
 from rewards.combine import Scores
 from rollout.records import Prompt, Weights
 
@@ -221,7 +221,7 @@ def test_a_ray_that_does_not_come_up_is_an_error_of_one_line(
         raise error
 
     monkeypatch.setattr(ray, "init", fail)
-    monkeypatch.setattr("cluster.placement.check_answers", lambda address: None)
+    monkeypatch.setattr("cluster.actors.actor_spec.check_answers", lambda address: None)
     with pytest.raises(UserError, match=f"^cluster.address: cannot reach Ray at there:1: {error}$"):
         connect(ClusterSettings(address="there:1"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

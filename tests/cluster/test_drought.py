@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.shards import Drought
+from cluster.actors.reward_pool import Drought
 from rollout.records import Prompt
 
 

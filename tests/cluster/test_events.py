@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
-from cluster import pools
-from cluster.placement import Role
-from cluster.pools import Pool, PoolError, Slot
+from cluster.actors import pool as pools
+from cluster.actors.actor_spec import Role
+from cluster.actors.pool import Pool, PoolError, Slot
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.events import GROUP, NAME, STEP, note, recording, warn, watch
 from tests.cluster.saving import SavingLearner

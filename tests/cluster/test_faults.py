@@ -15,9 +15,9 @@ import psutil
 import pytest
 import ray
 
-from cluster import shards as module
-from cluster.pools import call
-from cluster.scoring import Rewards
+from cluster.actors import reward_pool as module
+from cluster.actors.pool import call
+from cluster.actors.rewards import Rewards
 from rewards.combine import Scores
 from rollout.records import Chunk, Prompt
 from selection.selector import Selector

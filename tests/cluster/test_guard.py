@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config.settings import GuardSettings
-from cluster.guard import Guard, image_metrics, watching_rewards
-from cluster.loop import Run, _conclude
+from cluster.loop.drift_guard import Guard, image_metrics, watching_rewards
+from cluster.loop.loop import Run, _conclude
 
 HELD_OUT = "eval_clip"
 

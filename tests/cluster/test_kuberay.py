@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.actors.actor_spec import NODE_LABEL
 from cluster.config.settings import RunSettings
-from cluster.placement import NODE_LABEL
 from cluster.train import configure
 from tests.cluster.kustomize import apply, build
 from tests.cluster.operator_rules import violations

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from cluster import train
-from cluster.pools import PoolError
+from cluster.actors.pool import PoolError
 from cluster.train import main
 from tests.cluster.service import ROOT
 from tests.rollout.tiny_families import TINY

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from cluster import library_warnings
-from cluster.library_warnings import LIMIT, LONGEST, LibraryWarnings, forward
-from cluster.placement import Role
-from cluster.pools import Pool, call
+from cluster.actors import library_warnings
+from cluster.actors.actor_spec import Role
+from cluster.actors.library_warnings import LIMIT, LONGEST, LibraryWarnings, forward
+from cluster.actors.pool import Pool, call
 from cluster.record.events import NAME, recording
 
 

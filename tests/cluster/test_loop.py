@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import loop
-from cluster.checks import RunStopped
-from cluster.guard import Guard
-from cluster.loop import Run, train
+from cluster.loop import loop
+from cluster.loop.checks import RunStopped
+from cluster.loop.drift_guard import Guard
+from cluster.loop.loop import Run, train
 from cluster.record.nonfinite import broken_candidates
 from cluster.record.run_folder import RunFolder
 from learner.records import Update

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import recovery
-from cluster.evaluation import held_out
-from cluster.guard import guard_of
-from cluster.learners import LearnerLost
-from cluster.loop import Run, _conclude, _evaluation
+from cluster.actors.learner import LearnerLost
+from cluster.loop import recovery
+from cluster.loop.drift_guard import guard_of
+from cluster.loop.evaluation import held_out
+from cluster.loop.loop import Run, _conclude, _evaluation
+from cluster.loop.recovery import train_through_losses
+from cluster.loop.resume import announce, started_before
 from cluster.record.checkpoints import Checkpoints, checkpoints_of
 from cluster.record.events import NAME, recording
 from cluster.record.marker import MARKER
 from cluster.record.run_folder import RunFolder
-from cluster.recovery import train_through_losses
-from cluster.resume import announce, started_before
 from rewards.combine import Scores
 from rollout.records import Prompt
 from tests.cluster.saving import SavingLearner

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.config.errors import UserError
 from cluster.config.metric_names import check_rewards, exported
 from cluster.config.settings import RunSettings, resolve
-from cluster.tensorboard import TensorBoard
+from cluster.trackers.tensorboard import TensorBoard
 
 
 @pytest.mark.parametrize(

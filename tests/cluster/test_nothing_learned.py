@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster import train
-from cluster.checks import RunStopped, check_margins
+from cluster.loop.checks import RunStopped, check_margins
 from cluster.record.nothing_learned import nothing_learned, some
 from cluster.record.run_folder import RunFolder
 from tests.cluster.service import FLAGS, metrics_of, prepare

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import ray
 
+from cluster.actors.actor_spec import connect
 from cluster.config.errors import UserError
 from cluster.config.object_store import ANYWAY, check_object_store
 from cluster.config.preflight import check
 from cluster.config.settings import ClusterSettings
-from cluster.placement import connect
 from cluster.record.events import NAME, recording
 from cluster.train import main
 from tests.cluster.conftest import set_shared_memory

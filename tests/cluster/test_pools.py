@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import ray
 
-from cluster import stages
-from cluster.batches import Batches
-from cluster.placement import Role
-from cluster.pools import Pool, PoolError, Slot, call
-from cluster.stages import Rollouts
+from cluster.actors import stages
+from cluster.actors.actor_spec import Role
+from cluster.actors.pool import Pool, PoolError, Slot, call
+from cluster.actors.stages import Rollouts
+from cluster.loop.shared_batches import Batches
 from rollout.records import Noise, Prompt, Weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.placement import NODE_LABEL, Role, spawn
-from cluster.prometheus import Prometheus
+from cluster.actors.actor_spec import NODE_LABEL, Role, spawn
+from cluster.trackers.prometheus import Prometheus
 
 pytestmark = pytest.mark.ray
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cluster import learners
-from cluster.learners import Learner, LearnerError, LearnerLost
-from cluster.placement import Role
+from cluster.actors import learner as learners
+from cluster.actors.actor_spec import Role
+from cluster.actors.learner import Learner, LearnerError, LearnerLost
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 

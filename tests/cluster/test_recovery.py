@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from ray.exceptions import ObjectLostError
 
-from cluster import recovery
+from cluster.actors.learner import LearnerError, LearnerLost
 from cluster.config.errors import UserError
-from cluster.guard import Guard
-from cluster.learners import LearnerError, LearnerLost
-from cluster.loop import Run
+from cluster.loop import recovery
+from cluster.loop.drift_guard import Guard
+from cluster.loop.loop import Run
+from cluster.loop.recovery import ATTEMPTS, GaveUp, train_through_losses
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
-from cluster.recovery import ATTEMPTS, GaveUp, train_through_losses
 from learner.records import Written
 from tests.cluster.saving import written_at
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.pools import PoolError, Slot
-from cluster.scoring import Rewards
+from cluster.actors.pool import PoolError, Slot
+from cluster.actors.rewards import Rewards
 from rewards.combine import Scores
 from rollout.records import Chunk, Prompt
 

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
-from cluster import shards as module
-from cluster.pools import PoolError
+from cluster.actors import reward_pool as module
+from cluster.actors.pool import PoolError
+from cluster.actors.reward_pool import Shards, Span
 from cluster.record.events import recording
-from cluster.shards import Shards, Span
 from rewards.scorer import Judgement, Unavailable
 from rewards.settings import RewardSettings
 from rollout.records import Prompt

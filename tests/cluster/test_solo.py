@@ -10,8 +10,8 @@ import pytest
 
 from cluster.config.preflight import Inputs, check
 from cluster.config.settings import RunSettings, resolve
-from cluster.evaluation import held_out
-from cluster.solo import Solo, diversity, load_scorers, score
+from cluster.local.in_process import Solo, diversity, load_scorers, score
+from cluster.loop.evaluation import held_out
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at
 from rollout.records import Prompt
@@ -91,7 +91,7 @@ def _seconds(row: dict[str, float]) -> dict[str, float]:
 def test_images_that_are_not_finite_are_missing(
     inputs: tuple[RunSettings, Inputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.solo.RolloutWorker", PoisonedSampler)
+    monkeypatch.setattr("cluster.local.in_process.RolloutWorker", PoisonedSampler)
     settings, found = inputs
     one = solo(inputs)
     noises = [

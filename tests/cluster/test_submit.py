@@ -12,10 +12,10 @@ import pytest
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 from ray.job_submission import JobStatus
 
-from cluster.job import Job, submission, summary
-from cluster.placement import JOB_VARIABLE
+from cluster.actors.actor_spec import JOB_VARIABLE
 from cluster.submit import __main__ as submit
 from cluster.submit.__main__ import main
+from cluster.trackers.ray_job import Job, submission, summary
 
 Capture = pytest.CaptureFixture[str]
 ADDRESS = ["--address", "http://127.0.0.1:1"]

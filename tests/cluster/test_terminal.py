@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster import starting
-from cluster.display import Display
-from cluster.pools import Pool
-from cluster.stages import Stages
-from cluster.starting import Waiting
+from cluster.actors.pool import Pool
+from cluster.actors.stages import Stages
+from cluster.trackers import waiting as starting
+from cluster.trackers.display import Display
+from cluster.trackers.waiting import Waiting
 from tests.cluster.test_driver import EVALUATED, METRICS
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -11,10 +11,10 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from cluster.actors.actor_spec import NODE_LABEL, Role, spawn
+from cluster.actors.reservation import Demand, Node, arithmetic, demands, hold
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from cluster.placement import NODE_LABEL, Role, spawn
-from cluster.topology import Demand, Node, arithmetic, demands, hold
 
 EIGHT = Node(role=None, resources={"GPU": 8, "CPU": 16})
 
@@ -158,7 +158,7 @@ def test_a_run_without_room_is_refused_with_the_arithmetic(joining: Any) -> None
 
 @pytest.mark.ray
 def test_a_run_waits_for_room_and_says_so(joining: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.topology.QUIET", 1)
+    monkeypatch.setattr("cluster.actors.reservation.QUIET", 1)
     holder = spawn(Role(name="other", target="datetime:timedelta", gpus=2), 0)
     ray.get(holder.call.remote("total_seconds"))
     told: list[str] = []

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import ray
 
-from cluster import stages
+from cluster.actors import stages
+from cluster.actors.actor_spec import Role
+from cluster.actors.learner import LearnerError
+from cluster.actors.pool import PoolError, call
+from cluster.actors.stages import Rollouts, WeightsError
 from cluster.config.settings import RunSettings
-from cluster.learners import LearnerError
-from cluster.placement import Role
-from cluster.pools import PoolError, call
-from cluster.stages import Rollouts, WeightsError
 from rollout.records import Noise, Prompt, SampleRequest, Weights
 from rollout.tensors import buckets, checksum, flatten
 from rollout.worker import RolloutWorker

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from ray.util.metrics import Gauge
 
+from cluster.actors.stages import Stages
 from cluster.config.metric_names import exported
-from cluster.stages import Stages
 
 PREFIX: Final = "noisemargin"
 FAMILIES: Final = {"seconds": "stage"}

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.config.settings import RunSettings
-from cluster.evaluation import Drawn, eval_means
+from cluster.loop.evaluation import Drawn, eval_means
 from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
 from learner.batch import shares
 from learner.worker import LearnerWorker

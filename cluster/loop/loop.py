@@ -13,16 +13,16 @@ from typing import Any, Final
 import numpy as np
 from ray.exceptions import ObjectLostError
 
-from cluster.batches import Batches
-from cluster.checks import RunStopped, check_images, check_margins, check_weights
+from cluster.actors.stages import Stages
 from cluster.config.settings import RunSettings
-from cluster.evaluation import Drawn, evaluate
-from cluster.guard import Guard, Observer, image_metrics
+from cluster.loop.checks import RunStopped, check_images, check_margins, check_weights
+from cluster.loop.drift_guard import Guard, Observer, image_metrics
+from cluster.loop.evaluation import Drawn, evaluate
+from cluster.loop.shared_batches import Batches
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.events import GROUP, STEP
 from cluster.record.nonfinite import BROKEN, Named, broken_candidates
 from cluster.record.run_folder import RunFolder
-from cluster.stages import Stages
 from learner.records import Update
 from rewards.combine import Scores
 from rollout.prompts import prompt_at

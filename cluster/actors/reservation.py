@@ -17,9 +17,9 @@ from typing import Any, Final
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from cluster.actors.actor_spec import CPU_SHARE, NODE_LABEL, joined
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from cluster.placement import CPU_SHARE, NODE_LABEL, joined
 from cluster.record.events import warn
 
 LOCAL_WAIT: Final = 5.0

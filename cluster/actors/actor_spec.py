@@ -15,11 +15,11 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.address import check_answers
+from cluster.actors.connection import check_answers
+from cluster.actors.library_warnings import forward
 from cluster.config.errors import UserError
 from cluster.config.object_store import check_object_store
 from cluster.config.settings import ClusterSettings
-from cluster.library_warnings import forward
 
 JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""

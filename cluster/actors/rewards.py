@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 
+from cluster.actors.pool import Pool
+from cluster.actors.reward_pool import Shards, Span, spans_of
 from cluster.config.settings import RunSettings
-from cluster.pools import Pool
-from cluster.shards import Shards, Span, spans_of
 from rewards.combine import Scores, combine
 from rewards.scorer import Judgement, join, missing, spread
 from rewards.settings import Combination

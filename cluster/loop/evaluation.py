@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cluster.actors.stages import Stages
 from cluster.config.settings import RunSettings
 from cluster.record.events import warn
 from cluster.record.nonfinite import EVAL_BROKEN, broken_held_out
 from cluster.record.run_folder import RunFolder
-from cluster.stages import Stages
 from rewards.combine import Scores
 from rollout.noise import derive_seed
 from rollout.records import Handle, Noise, Prompt, Weights

@@ -9,7 +9,7 @@ from cluster.record.nonfinite import Named
 from cluster.record.nothing_learned import nothing_learned, some
 
 if TYPE_CHECKING:
-    from cluster.loop import Run
+    from cluster.loop.loop import Run
     from learner.records import Update
     from rollout.records import CandidateGroup
 

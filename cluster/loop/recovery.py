@@ -9,10 +9,10 @@ from typing import Final
 
 from ray.exceptions import ObjectLostError
 
-from cluster.guard import guard_of
-from cluster.learners import LearnerLost
-from cluster.loop import Run, train
-from cluster.pools import reason
+from cluster.actors.learner import LearnerLost
+from cluster.actors.pool import reason
+from cluster.loop.drift_guard import guard_of
+from cluster.loop.loop import Run, train
 from cluster.record.events import warn
 from cluster.record.marker import Commit
 

@@ -12,12 +12,12 @@ from typing import Any
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 
+from cluster.actors.actor_spec import Role
+from cluster.actors.learner import Learner, settled
+from cluster.actors.pool import LOST, Pool, Slot, call, reason
+from cluster.actors.rewards import Rewards
 from cluster.config.settings import RunSettings
-from cluster.guard import Observer
-from cluster.learners import Learner, settled
-from cluster.placement import Role
-from cluster.pools import LOST, Pool, Slot, call, reason
-from cluster.scoring import Rewards
+from cluster.loop.drift_guard import Observer
 from rewards.combine import Scores
 from rollout.batches import Batch, batches
 from rollout.noise import candidate_noises

@@ -11,7 +11,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
-from cluster.placement import Role, spawn
+from cluster.actors.actor_spec import Role, spawn
 from cluster.record.events import warn
 
 ATTEMPTS: Final = 3

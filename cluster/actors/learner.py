@@ -10,9 +10,9 @@ import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
+from cluster.actors.actor_spec import Role, spawn
+from cluster.actors.pool import DIED, LOST, START_DEADLINE, reason, unbuildable
 from cluster.config.settings import RunSettings
-from cluster.placement import Role, spawn
-from cluster.pools import DIED, LOST, START_DEADLINE, reason, unbuildable
 from learner.batch import shares
 from learner.records import Update, Written
 from rollout.records import CandidateGroup, Weights

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from ray.exceptions import RayTaskError
 
-from cluster.outage import Outage
-from cluster.placement import Role
-from cluster.pools import LOST, Pool, PoolError, Slot, call, reason
+from cluster.actors.actor_spec import Role
+from cluster.actors.outage import Outage
+from cluster.actors.pool import LOST, Pool, PoolError, Slot, call, reason
 from cluster.record.events import warn
 from rewards.scorer import Judgement, Unavailable, cut, join, missing
 from rewards.settings import RewardSettings

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from cluster.actors.actor_spec import Role
+from cluster.actors.pool import Pool, PoolError, Slot, call
 from cluster.config.settings import GuardSettings, RunSettings
-from cluster.placement import Role
-from cluster.pools import Pool, PoolError, Slot, call
 from rollout.records import Chunk
 
 IMAGE: Final = "image_"
