@@ -9,7 +9,7 @@ from typing import Any
 
 from learner.engine import build_frozen
 from learner.settings import LearnerSettings
-from rollout.adapter import adapter_off
+from rollout.families.transformer import adapter_off
 from rollout.settings import ModelSettings
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learner.batch import Item
-from rollout.families import Tensors
+from rollout.families.registry import Tensors
 from rollout.records import Conditioning, Trajectory
 from rollout.tensors import unpack
 

@@ -30,7 +30,7 @@ from learner.reference import Reference
 from learner.rows import Rows, rows_of
 from learner.settings import LearnerSettings
 from learner.storage import Storage
-from rollout.families import load_policy
+from rollout.families.registry import load_policy
 from rollout.records import Conditioning, Trajectory
 from rollout.sampler import transition
 from rollout.sde import Transition, log_prob

@@ -17,12 +17,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from rollout.families import load_policy
-from rollout.prompt_lengths import cut_prompts
+from rollout.families.prompt_lengths import cut_prompts
+from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings, Settings
 
 if TYPE_CHECKING:
-    from rollout.policy import DiffusersPolicy
+    from rollout.families.diffusers_policy import DiffusersPolicy
 
 
 class Question(Settings):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rollout.families import Policy, Schedule, Tensors
+from rollout.families.registry import Policy, Schedule, Tensors
 from rollout.noise import derive_seed, initial_latents, path_noise
 from rollout.records import Noise
 from rollout.sde import DYNAMICS, Transition, euler, log_prob

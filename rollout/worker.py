@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rollout.batches import Batch, batches
-from rollout.families import Schedule, Tensors, load_policy
+from rollout.families.registry import Schedule, Tensors, load_policy
 from rollout.noise import candidate_noises
 from rollout.records import (
     Begun,

@@ -20,8 +20,8 @@ from cluster.config.errors import UserError
 from learner.batch import Item
 from learner.loss import clipped_objective, gaussian_kl
 from learner.settings import LearnerSettings
-from rollout.adapter import adapter_off
-from rollout.families import Schedule, load_policy
+from rollout.families.registry import Schedule, load_policy
+from rollout.families.transformer import adapter_off
 from rollout.noise import initial_latents, path_noise
 from rollout.records import Noise, SampleRequest
 from rollout.sde import Transition, euler, flow_sde, log_prob

@@ -17,7 +17,7 @@ from cluster.bench.subject import Subject, add_options, requests, sampler_of, su
 from cluster.bench.table import Report, Row, no_more
 from cluster.bench.timing import flops_of, in_turns, matmul_peak, peak_gb, seconds
 from cluster.config.errors import UserError
-from rollout.families import family_class
+from rollout.families.registry import family_class
 from rollout.worker import RolloutWorker
 
 

@@ -23,7 +23,7 @@ from learner.guard import GradientGuard
 from learner.optimizer import build_optimizer
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
-from rollout.families import ModelFolderError, family_of
+from rollout.families.registry import ModelFolderError, family_of
 from rollout.noise import candidate_noises
 from rollout.records import Prompt, SampleRequest
 from rollout.settings import ModelSettings, RolloutSettings
@@ -95,7 +95,7 @@ def subject(options: argparse.Namespace) -> Iterator[Subject]:
 
 
 def _random(name: str, folder: Path, dtype: str) -> str:
-    from rollout.random_models import NAMES, save_random
+    from rollout.tools.random_models import NAMES, save_random
 
     if name not in NAMES:
         raise UserError(f"--random: no {name!r}; there is {', '.join(NAMES)}")

@@ -21,7 +21,7 @@ from rewards.options import check_options
 from rewards.settings import RewardSettings
 from rewards.suitability import refusal
 from rewards.table import resolve
-from rollout.families import ModelFolderError, family_of
+from rollout.families.registry import ModelFolderError, family_of
 from rollout.prompts import PromptFileError, load_prompts
 from rollout.records import Prompt
 

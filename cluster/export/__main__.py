@@ -25,7 +25,7 @@ from cluster.config.settings import RunSettings, resolve
 from cluster.export.model_card import CARD, Export, model_card
 from cluster.record.checkpoints import Checkpoints, DamagedError, checkpoints_of
 from cluster.record.run_folder import RunFolder
-from rollout.families import ModelFolderError, family_of
+from rollout.families.registry import ModelFolderError, family_of
 
 PROG: Final = "python -m cluster.export"
 WEIGHTS: Final = {False: "weights.safetensors", True: "average.safetensors"}
@@ -150,7 +150,13 @@ def write(order: Export) -> None:
     Raises:
         UserError: if the weights do not belong to the model, or the folder cannot be written.
     """
-    from rollout.export import ExportError, absent_components, call_arguments, write_lora, write_pipeline
+    from rollout.tools.export import (
+        ExportError,
+        absent_components,
+        call_arguments,
+        write_lora,
+        write_pipeline,
+    )
 
     writer = {"lora": write_lora, "pipeline": write_pipeline}[order.what]
     whole = order.folder.absolute()

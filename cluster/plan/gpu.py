@@ -14,8 +14,8 @@ from cluster.config.preflight import sampling_passes
 from cluster.config.settings import RunSettings
 from cluster.plan.estimate import Estimate, Hardware, Need
 from learner.settings import LearnerSettings
-from rollout.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs
-from rollout.sizes import Sizes, sizes_of
+from rollout.tools.model_costs import Sizes, sizes_of
+from rollout.tools.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs
 
 OVERHEAD_GB: Final = 1.5
 """Of a process on a GPU: its context, the libraries' workspaces, and what the allocator rounds up."""

@@ -172,8 +172,8 @@ def test_an_impossible_value_is_refused_by_a_dry_run(
 @pytest.fixture(scope="module")
 def loading() -> float:
     """Seconds of the processor that the driver's and the model's libraries take to load, here and now."""
-    modules = "import gc; gc.disable(); import os, cluster.train, rollout.policy; os._exit(0)"
-    return processor_seconds(["-c", modules])[1]
+    modules = "cluster.train, rollout.families.diffusers_policy"
+    return processor_seconds(["-c", f"import gc; gc.disable(); import os, {modules}; os._exit(0)"])[1]
 
 
 def processor_seconds(arguments: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:

@@ -16,7 +16,7 @@ from cluster.plan.__main__ import main, shortages
 from cluster.plan.estimate import Estimate, Hardware, Need
 from cluster.plan.measure import Measured
 from rewards.settings import RewardSettings
-from rollout.sizes import Cost, Sizes
+from rollout.tools.model_costs import Cost, Sizes
 
 HARDWARE = Hardware(gpus=8, memory=80e9, flops=1e15, share=0.5)
 SIZES = Sizes(

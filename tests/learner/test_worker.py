@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from learner.guard import not_finite
-from rollout.adapter import adapter_off
-from rollout.export import write_lora
+from rollout.families.transformer import adapter_off
 from rollout.tensors import checksum, flatten, unpack
+from rollout.tools.export import write_lora
 from tests.learner.tiny import (
     Batch,
     hand_over,

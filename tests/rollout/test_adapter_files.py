@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rollout.export import write_lora
-from rollout.families import Tensors, load_policy
+from rollout.families.registry import Tensors, load_policy
 from rollout.settings import ModelSettings
 from rollout.tensors import trainable
+from rollout.tools.export import write_lora
 from tests.rollout.tiny_families import TINY
 
 RANK, ALPHA = 4, 10

@@ -15,11 +15,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rollout.export import ExportError, absent_components, write_lora, write_pipeline
 from rollout.noise import initial_latents
 from rollout.records import Noise, Prompt
 from rollout.sampler import denoise
 from rollout.settings import ModelSettings, RolloutSettings
+from rollout.tools.export import ExportError, absent_components, write_lora, write_pipeline
 from rollout.worker import RolloutWorker
 
 TEXT, NOISE, STEPS, GUIDANCE = "a photo of two red circles", Noise(initial=11, path=0), 5, 2.5

@@ -11,11 +11,11 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
-from rollout.export import call_arguments
-from rollout.families import FAMILIES, ModelFolderError, family_of, load_policy
+from rollout.families.registry import FAMILIES, ModelFolderError, family_of, load_policy
 from rollout.noise import candidate_noises
 from rollout.sampler import denoise
 from rollout.settings import ModelSettings, RolloutSettings
+from rollout.tools.export import call_arguments
 from tests.rollout.tiny_families import TINY
 
 

@@ -13,12 +13,12 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rollout.export import call_arguments, write_lora
-from rollout.families import FAMILIES, load_policy
+from rollout.families.registry import FAMILIES, load_policy
 from rollout.noise import candidate_noises
 from rollout.records import Prompt
 from rollout.sampler import denoise
 from rollout.settings import ModelSettings, RolloutSettings
+from rollout.tools.export import call_arguments, write_lora
 from rollout.worker import RolloutWorker
 from tests.rollout.tiny_families import TINY, Tiny
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollout.families import load_policy
+from rollout.families.registry import load_policy
 from rollout.noise import candidate_noises
 from rollout.records import Prompt, SampleRequest
 from rollout.settings import ModelSettings, RolloutSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rollout.families import load_policy
+from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from tests.rollout.tiny_families import TINY
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from rollout.adapter import compile_blocks
-from rollout.families import load_policy
+from rollout.families.registry import load_policy
+from rollout.families.transformer import compile_blocks
 from rollout.settings import ModelSettings, RolloutSettings
 from tests.rollout.tiny_families import TINY
 

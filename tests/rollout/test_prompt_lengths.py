@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rollout.families import load_policy
-from rollout.prompt_lengths import cut_prompts
+from rollout.families.prompt_lengths import cut_prompts
+from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings
 from tests.rollout.conftest import Folder
 from tests.rollout.tiny_families import TINY

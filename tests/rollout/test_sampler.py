@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
-from rollout.families import load_policy
+from rollout.families.registry import load_policy
 from rollout.noise import candidate_noises, initial_latents
 from rollout.sampler import Rollout, denoise, trained_window
 from rollout.settings import ModelSettings, RolloutSettings

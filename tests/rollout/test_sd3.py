@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from rollout.families import load_policy
+from rollout.families.registry import load_policy
 from rollout.noise import candidate_noises, initial_latents
 from rollout.records import Prompt
 from rollout.sampler import denoise

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rollout.families import load_policy
-from rollout.random_models import TRANSFORMERS, save_configs
+from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.sizes import Sizes, sizes_of
 from rollout.tensors import trainable
+from rollout.tools.model_costs import Sizes, sizes_of
+from rollout.tools.random_models import TRANSFORMERS, save_configs
 from tests.rollout.tiny_families import TINY
 
 PROMPT = 14

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.families import load_policy
+from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tiny import pretrain
 from rollout.tiny.build import WORLDS, build_pipeline

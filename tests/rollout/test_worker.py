@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.adapter import adapter_off
-from rollout.families import load_policy
+from rollout.families.registry import load_policy
+from rollout.families.transformer import adapter_off
 from rollout.noise import candidate_noises
 from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
 from rollout.settings import ModelSettings, RolloutSettings

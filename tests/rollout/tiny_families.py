@@ -190,4 +190,4 @@ TINY = {
     "wan": Tiny(wan, VIDEO),
     "wan_5b": Tiny(lambda: wan(expand_timesteps=True), VIDEO),
 }
-"""A checkpoint for each pipeline that `rollout.families.FAMILIES` names, and its variants."""
+"""A checkpoint for each pipeline that `rollout.families.registry.FAMILIES` names, and its variants."""

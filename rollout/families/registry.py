@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from rollout.settings import ModelSettings, RolloutSettings
 
 FAMILIES: Final = {
-    "StableDiffusion3Pipeline": "rollout.sd3:SD3",
-    "FluxPipeline": "rollout.flux:Flux",
-    "Flux2Pipeline": "rollout.flux2:Flux2",
-    "Flux2KleinPipeline": "rollout.flux2:Flux2",
-    "QwenImagePipeline": "rollout.qwen_image:QwenImage",
-    "ZImagePipeline": "rollout.z_image:ZImage",
-    "SanaPipeline": "rollout.sana:Sana",
-    "WanPipeline": "rollout.wan:Wan",
+    "StableDiffusion3Pipeline": "rollout.families.sd3:SD3",
+    "FluxPipeline": "rollout.families.flux:Flux",
+    "Flux2Pipeline": "rollout.families.flux2:Flux2",
+    "Flux2KleinPipeline": "rollout.families.flux2:Flux2",
+    "QwenImagePipeline": "rollout.families.qwen_image:QwenImage",
+    "ZImagePipeline": "rollout.families.z_image:ZImage",
+    "SanaPipeline": "rollout.families.sana:Sana",
+    "WanPipeline": "rollout.families.wan:Wan",
 }
 """Pipeline class in ``model_index.json`` -> adapter. A new family is one file and one line here."""
 

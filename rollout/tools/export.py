@@ -13,7 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rollout.families import Tensors, family_class, load_policy
+from rollout.families.registry import Tensors, family_class, load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import trainable
 

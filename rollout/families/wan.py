@@ -9,9 +9,9 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
-from rollout.families import ModelFolderError, Tensors, Velocity
-from rollout.policy import DiffusersPolicy
-from rollout.prompt_lengths import TextReader, plain
+from rollout.families.diffusers_policy import DiffusersPolicy
+from rollout.families.prompt_lengths import TextReader, plain
+from rollout.families.registry import ModelFolderError, Tensors, Velocity
 from rollout.settings import RolloutSettings
 
 

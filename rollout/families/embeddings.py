@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rollout.families import Tensors
+from rollout.families.registry import Tensors
 from rollout.settings import RolloutSettings
 from rollout.tensors import checksum, flatten
 

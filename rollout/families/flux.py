@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from rollout.families import Tensors, Velocity
-from rollout.policy import DiffusersPolicy, coordinates
-from rollout.prompt_lengths import TextReader, clip_reader, plain
+from rollout.families.diffusers_policy import DiffusersPolicy, coordinates
+from rollout.families.prompt_lengths import TextReader, clip_reader, plain
+from rollout.families.registry import Tensors, Velocity
 
 
 class Flux(DiffusersPolicy):

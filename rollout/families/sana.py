@@ -9,9 +9,9 @@ from typing import Any, Final
 from diffusers import SanaPipeline
 from torch import Tensor
 
-from rollout.families import Tensors, Velocity
-from rollout.policy import DiffusersPolicy
-from rollout.prompt_lengths import TextReader, plain
+from rollout.families.diffusers_policy import DiffusersPolicy
+from rollout.families.prompt_lengths import TextReader, plain
+from rollout.families.registry import Tensors, Velocity
 from rollout.settings import RolloutSettings
 
 INSTRUCTION: Final = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default

@@ -14,10 +14,10 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from rollout.adapter import compile_blocks, prepare, switch_attention
-from rollout.embeddings import Embedder
-from rollout.families import Schedule, Tensors, Velocity
-from rollout.prompt_lengths import TextReader
+from rollout.families.embeddings import Embedder
+from rollout.families.prompt_lengths import TextReader
+from rollout.families.registry import Schedule, Tensors, Velocity
+from rollout.families.transformer import compile_blocks, prepare, switch_attention
 from rollout.settings import ModelSettings, RolloutSettings
 
 

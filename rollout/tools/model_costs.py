@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from rollout.families import Tensors, load_policy
+from rollout.families.registry import Tensors, load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import trainable
 

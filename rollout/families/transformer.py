@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from peft import LoraConfig
 
-from rollout.adapter_files import AdapterError, check_keys, read_adapter
+from rollout.families.adapter_files import AdapterError, check_keys, read_adapter
 from rollout.settings import ModelSettings
 
 VARIANTS: Final = 64

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rollout.families import Tensors, Velocity
-from rollout.policy import DiffusersPolicy
-from rollout.prompt_lengths import TextReader, clip_reader, plain
+from rollout.families.diffusers_policy import DiffusersPolicy
+from rollout.families.prompt_lengths import TextReader, clip_reader, plain
+from rollout.families.registry import Tensors, Velocity
 
 
 class SD3(DiffusersPolicy):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rollout.families import Tensors, Velocity
-from rollout.policy import DiffusersPolicy
-from rollout.prompt_lengths import TextReader, chat_reader
+from rollout.families.diffusers_policy import DiffusersPolicy
+from rollout.families.prompt_lengths import TextReader, chat_reader
+from rollout.families.registry import Tensors, Velocity
 from rollout.settings import RolloutSettings
 
 

@@ -18,7 +18,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
-from rollout.families import Tensors
+from rollout.families.registry import Tensors
 
 FILES: Final = (LORA_WEIGHT_NAME_SAFE, "adapter_model.safetensors")
 """What diffusers and peft call the file in an adapter's folder."""

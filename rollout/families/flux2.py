@@ -10,9 +10,9 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, forma
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
-from rollout.families import Tensors, Velocity
-from rollout.policy import DiffusersPolicy, coordinates
-from rollout.prompt_lengths import TextReader, chat_reader
+from rollout.families.diffusers_policy import DiffusersPolicy, coordinates
+from rollout.families.prompt_lengths import TextReader, chat_reader
+from rollout.families.registry import Tensors, Velocity
 
 
 class Flux2(DiffusersPolicy):

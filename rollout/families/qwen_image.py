@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
-from rollout.families import Tensors, Velocity
-from rollout.policy import DiffusersPolicy
-from rollout.prompt_lengths import TextReader, plain
+from rollout.families.diffusers_policy import DiffusersPolicy
+from rollout.families.prompt_lengths import TextReader, plain
+from rollout.families.registry import Tensors, Velocity
 from rollout.settings import RolloutSettings
 
 
