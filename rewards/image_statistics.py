@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rewards.jpeg import jpeg_bytes
+from rewards.scorers.jpeg import jpeg_bytes
 
 Floats = NDArray[np.float32]
 

@@ -23,7 +23,9 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
-from rewards.protocol import (
+from rewards.registry import resolve
+from rewards.scorer import RewardError
+from rewards.wire_format import (
     VERSION,
     Health,
     ProtocolError,
@@ -36,8 +38,6 @@ from rewards.protocol import (
     response_of,
     wire_traits,
 )
-from rewards.scorer import RewardError
-from rewards.table import resolve
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.registry import resolve
 from rewards.scorer import Judgement, RewardError, Traits, Unavailable, stray
-from rewards.table import resolve
 from rollout.records import Prompt
 
 
 class RewardWorker:
     """Holds one scorer and guards it: bad input, exceptions and non-finite scores never become a zero.
 
-    ``name`` is a name of `rewards.table` or a ``module:Class`` and ``options`` are its keyword arguments.
+    ``name`` is a name of `rewards.registry` or a ``module:Class`` and ``options`` are its keyword arguments.
     Raises `RewardError` when the scorer cannot be made.
     """
 

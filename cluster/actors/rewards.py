@@ -9,9 +9,9 @@ from cluster.actors.pool import Pool
 from cluster.actors.reward_pool import Shards, Span, spans_of
 from cluster.config.settings import RunSettings
 from rewards.combine import Scores, combine
+from rewards.registry import resolve
 from rewards.scorer import Judgement, join, missing, spread
 from rewards.settings import Combination
-from rewards.table import resolve
 from rollout.records import Chunk, Handle, Prompt
 
 Seen = tuple[Sequence[Span], Sequence[bool]]

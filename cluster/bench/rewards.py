@@ -17,7 +17,7 @@ from cluster.actors.actor_spec import connect
 from cluster.actors.reward_pool import Shards, Span
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings
-from rewards.ocr import OcrScorer, text_recognition
+from rewards.scorers.ocr import OcrScorer, text_recognition
 from rewards.settings import RewardSettings
 from rollout.records import Prompt
 from rollout.tiny.prompts import split_words

@@ -18,9 +18,9 @@ from cluster.config.object_store import check_object_store
 from cluster.config.settings import RunSettings
 from learner.config import deepspeed_config
 from rewards.options import check_options
+from rewards.registry import resolve
 from rewards.settings import RewardSettings
 from rewards.suitability import refusal
-from rewards.table import resolve
 from rollout.families.registry import ModelFolderError, family_of
 from rollout.prompts import PromptFileError, load_prompts
 from rollout.records import Prompt

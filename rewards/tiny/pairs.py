@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from rewards.geneval import Detection, Rules, judge
+from rewards.models.detection import Detection
+from rewards.scorers.geneval_rules import Rules, judge
 from rollout.tiny.prompts import split_scenes
 from rollout.tiny.world import (
     COLORS,
@@ -152,7 +153,7 @@ def _scattered(count: int, rng: np.random.Generator) -> list[tuple[float, float]
 
 
 def rightness(scene: Scene, line: Line) -> float:
-    """The soft score by `rewards.geneval` of the scene itself; a shape nobody asked for costs a quarter."""
+    """Score the scene itself softly by GenEval's rules; a shape nobody asked for costs a quarter."""
     found = [
         Detection(
             kind=shape.kind,

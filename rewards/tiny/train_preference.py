@@ -1,7 +1,8 @@
 """Make the bundled preference model: a tiny CLIP and the Bradley-Terry loss on synthetic preferences.
 
 Run as ``python -m rewards.tiny.train_preference``; it writes ``rewards/tiny/preference`` in the format that
-`rewards.pickscore` loads, so that a user goes from it to the real PickScore by changing the model's name.
+`rewards.scorers.pickscore` loads, so that a user goes from it to the real PickScore by changing the
+model's name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from rewards.pickscore import SCALE
+from rewards.scorers.pickscore import SCALE
 from rewards.tiny.pairs import Choice, choices, lines
 from rollout.tiny.vocabulary import build_tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 from cluster.config.errors import UserError
 from cluster.config.preflight import check
 from cluster.config.settings import PRESETS, RunSettings, preset_names, read_toml, resolve
-from rewards.table import REWARDS
+from rewards.registry import REWARDS
 from rollout.prompts import load_prompts
 
 BUNDLED = ("preference", "shapes", "words")

@@ -20,7 +20,7 @@ from transformers import (
     SwinConfig,
 )
 
-from rewards.coco import ALIASES, CLASSES
+from rewards.scorers.geneval import ALIASES, CLASSES
 
 Images = NDArray[np.uint8]
 TINY_CLIP: dict[str, Any] = {

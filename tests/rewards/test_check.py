@@ -10,9 +10,9 @@ import pytest
 import tomli_w
 from PIL import ExifTags, Image
 
-from rewards.check import _load, main
-from rewards.pictures import picture
-from rewards.trial import Failure, Trial, try_out
+from rewards.check.__main__ import _load, main
+from rewards.check.pictures import picture
+from rewards.check.trial import Failure, Trial, try_out
 from rollout.prompts import load_prompts
 from rollout.records import Prompt
 from rollout.tiny.prompts import FOLDER
@@ -220,7 +220,7 @@ def test_an_image_of_no_known_range_is_refused(own: Path, capsys: pytest.Capture
     ],
 )
 def test_the_drawn_text_can_be_read(text: str, metadata: dict[str, Any], size: tuple[int, int]) -> None:
-    from rewards.ocr import OcrScorer
+    from rewards.scorers.ocr import OcrScorer
 
     prompt = Prompt(index=0, text=text, metadata=metadata)
     scorer = OcrScorer(mode="full" if size[0] > 100 else "recognition")

@@ -12,7 +12,7 @@ import open_clip
 import pytest
 from PIL import Image
 
-from rewards.clipscore import ClipScoreScorer
+from rewards.scorers.clipscore import ClipScoreScorer
 from rollout.records import Prompt
 from tests.rewards.models import INCEPTION, noise_images
 

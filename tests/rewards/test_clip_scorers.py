@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rewards import open_clip_models
-from rewards.aesthetic import AestheticScorer
-from rewards.clipscore import ClipScoreScorer
-from rewards.hpsv2 import HpsV2Scorer
+from rewards.models import open_clip as open_clip_models
 from rewards.scorer import RewardError, Scorer
+from rewards.scorers.aesthetic import AestheticScorer
+from rewards.scorers.clipscore import ClipScoreScorer
+from rewards.scorers.hpsv2 import HpsV2Scorer
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 from tests.rewards.models import INCEPTION, noise_images
@@ -78,7 +78,7 @@ def clipscore(tiny_clip: Path) -> ClipScoreScorer:
 @pytest.fixture(scope="module")
 def hpsv2(hps_weights: str, tiny_architecture: str) -> Iterator[HpsV2Scorer]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rewards.hpsv2.ARCHITECTURE", tiny_architecture)
+        patch.setattr("rewards.scorers.hpsv2.ARCHITECTURE", tiny_architecture)
         yield HpsV2Scorer(weights=hps_weights, device="cpu")
 
 
@@ -292,7 +292,7 @@ def test_weights_of_another_gelu_are_refused(
 def test_the_hub_is_asked_for_the_published_file(
     hps_weights: str, tiny_architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rewards.hpsv2.ARCHITECTURE", tiny_architecture)
+    monkeypatch.setattr("rewards.scorers.hpsv2.ARCHITECTURE", tiny_architecture)
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *where: asked.append(where) or hps_weights)
     HpsV2Scorer(device="cpu")

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-from rewards.coco import RULES, GenEvalScorer, color_asked
-from rewards.colors import COLORS, ColorNamer
-from rewards.geneval import Detection
-from rewards.open_clip_models import OpenClip
+from rewards.models.color_namer import COLORS, ColorNamer
+from rewards.models.detection import Detection
+from rewards.models.open_clip import OpenClip
 from rewards.scorer import RewardError, Scorer
+from rewards.scorers.geneval import RULES, GenEvalScorer, color_asked
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 from tests.rewards.models import BOXES, Images, noise_images, planted
@@ -157,7 +157,7 @@ def test_the_surest_are_asked_for_their_color() -> None:
 def test_scores_are_in_range_and_alone_as_together(
     scorer: GenEvalScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rewards.coco.RULES", type(RULES)(threshold=LOW, counting_threshold=LOW))
+    monkeypatch.setattr("rewards.scorers.geneval.RULES", type(RULES)(threshold=LOW, counting_threshold=LOW))
     images, asked = noise_images(5), []
     for found in scorer._detector.detect(images, LOW):
         kinds = [instance.detection.kind for instance in found]
@@ -206,7 +206,7 @@ def test_unknown_classes_are_refused(name: str, near: str) -> None:
 
 def test_checking_prompts_loads_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'open_clip'}"
-    probe = f"import sys, rewards.coco; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    probe = f"import sys, rewards.scorers.geneval; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", probe], cwd=root, capture_output=True, text=True, check=False

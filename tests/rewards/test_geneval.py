@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.geneval import RELATIONS, Detection, Rules, check_metadata, judge, relations
+from rewards.models.detection import Detection
+from rewards.scorers.geneval_rules import RELATIONS, Rules, check_metadata, judge, relations
 
 RULES = Rules()
 CLASSES = ("cat", "dog", "car")

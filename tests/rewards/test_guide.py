@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from cluster.config.settings import resolve as resolve_run
-from rewards.geneval import TAGS
-from rewards.ocr import target_text
-from rewards.protocol import Health, ScoreResponse, parse
+from rewards.registry import REWARDS, resolve
+from rewards.scorers.geneval_rules import TAGS
+from rewards.scorers.ocr import target_text
 from rewards.settings import RewardSettings
 from rewards.suitability import refusal
-from rewards.table import REWARDS, resolve
+from rewards.wire_format import Health, ScoreResponse, parse
 from rewards.worker import RewardWorker
 from rollout.prompts import load_prompts
 from rollout.records import Prompt

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rewards.judge import JudgeScorer
 from rewards.scorer import RewardError, Unavailable
+from rewards.scorers.vlm_judge import JudgeScorer
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import tomli_w
 
-from rewards.check import main
-from rewards.known import recognised
-from rewards.table import resolve
+from rewards.check.__main__ import main
+from rewards.check.known import recognised
+from rewards.registry import resolve
 from rewards.worker import RewardWorker
 from rollout.tiny.prompts import FOLDER
 from tests.rewards.servers import ROOT, served
@@ -41,7 +41,7 @@ BENCH = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "p
 SEEING = """
 import torch
 
-from rewards.coco import CLASSES, GenEvalScorer
+from rewards.scorers.geneval import CLASSES, GenEvalScorer
 from tests.rewards.models import planted
 
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-from rewards import mask2former
-from rewards.coco import ALIASES, CLASSES
-from rewards.colors import cut_out
-from rewards.geneval import Detection
-from rewards.mask2former import Instance, Mask2FormerDetector, instances
+from rewards.models import mask2former
+from rewards.models.color_namer import cut_out
+from rewards.models.detection import Detection
+from rewards.models.mask2former import Instance, Mask2FormerDetector, instances
+from rewards.scorers.geneval import ALIASES, CLASSES
 from tests.rewards.models import BOXES, noise_images, planted
 
 LOW = 0.02

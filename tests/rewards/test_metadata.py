@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.coco import GenEvalScorer, color_asked
-from rewards.geneval import INCLUDED, KEYS, RELATIONS, TAGS, Detection, Rules, judge
 from rewards.metadata import check_choice
-from rewards.ocr import OcrScorer, similarity, target_text
+from rewards.models.detection import Detection
+from rewards.registry import REWARDS, resolve
+from rewards.scorers.geneval import GenEvalScorer, color_asked
+from rewards.scorers.geneval_rules import INCLUDED, KEYS, RELATIONS, TAGS, Rules, judge
+from rewards.scorers.ocr import OcrScorer, similarity, target_text
 from rewards.suitability import objection
-from rewards.table import REWARDS, resolve
 from rollout.records import Prompt
 
 BOX = (0.0, 0.0, 9.0, 9.0)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from rewards import ocr_weights
-from rewards.ocr import OcrScorer, in_reading_order, normalize, similarity, target_text
-from rewards.ocr_weights import RECOGNITION, model_folders
+from rewards.models import ocr_weights
+from rewards.models.ocr_weights import RECOGNITION, model_folders
+from rewards.scorers.ocr import OcrScorer, in_reading_order, normalize, similarity, target_text
 from rollout.records import Prompt
 from rollout.tiny.world import draw_word
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from rewards import pickscore
-from rewards.geneval import RELATIONS, Rules, judge, relations
-from rewards.pickscore import SCALE, PickScoreScorer
 from rewards.scorer import Scorer
+from rewards.scorers import pickscore
+from rewards.scorers.geneval_rules import RELATIONS, Rules, judge, relations
+from rewards.scorers.pickscore import SCALE, PickScoreScorer
 from rewards.tiny import train_preference
 from rewards.tiny.pairs import (
     LOOKS_WORTH,

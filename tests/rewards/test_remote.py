@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rewards.jpeg import JpegScorer
-from rewards.remote import RemoteScorer
 from rewards.scorer import RewardError, Unavailable
-from rewards.shapes import ShapesScorer
+from rewards.scorers.jpeg import JpegScorer
+from rewards.scorers.remote import RemoteScorer
+from rewards.scorers.shapes import ShapesScorer
 from rewards.worker import RewardWorker
 from rollout.prompts import load_prompts
 from rollout.records import Prompt
@@ -289,7 +289,9 @@ def test_many_callers_may_share_one_scorer(echo: Server) -> None:
 
 def test_the_clients_are_light_enough_for_the_driver() -> None:
     heavy = "{'torch', 'aiohttp'} & set(sys.modules)"
-    probe = f"import sys, rewards.remote, rewards.judge; sys.exit(', '.join({heavy}) or 0)"
+    probe = (
+        f"import sys, rewards.scorers.remote, rewards.scorers.vlm_judge; sys.exit(', '.join({heavy}) or 0)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
     )

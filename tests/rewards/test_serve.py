@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rewards.protocol import MAX_PIXELS
-from rewards.remote import RemoteScorer
 from rewards.scorer import RewardError
+from rewards.scorers.remote import RemoteScorer
 from rewards.serve import main
+from rewards.wire_format import MAX_PIXELS
 from rollout.records import Prompt
 from tests.rewards.models import png
 from tests.rewards.servers import OWN, ROOT, Server, environment, served

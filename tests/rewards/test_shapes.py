@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from rewards.scorer import RewardError, Scorer
-from rewards.shapes import RULES, ShapesScorer, detect
+from rewards.scorers.shapes import RULES, ShapesScorer, detect
 from rollout.records import Prompt
 from rollout.tiny.world import (
     COLORS,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rewards.jpeg import JpegScorer
+from rewards.registry import REWARDS, resolve
 from rewards.scorer import Judgement, RewardError, Scorer, Traits
-from rewards.table import REWARDS, resolve
+from rewards.scorers.jpeg import JpegScorer
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 

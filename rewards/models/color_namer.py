@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.mask2former import Instance
-from rewards.open_clip_models import OpenClip
+from rewards.models.mask2former import Instance
+from rewards.models.open_clip import OpenClip
 from rewards.scorer import RewardError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.clip_preprocessing import (
+from rewards.models.clip_preprocessing import (
     HUB_CONFIG,
     OPENCLIP_CONFIG,
     Preprocessing,
@@ -19,7 +19,7 @@ from rewards.clip_preprocessing import (
     known,
     stated,
 )
-from rewards.loading import explained, placed
+from rewards.models.loading import explained, placed
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.pictures import picture
+from rewards.check.pictures import picture
 from rewards.scorer import RewardError
 from rewards.worker import RewardWorker
 from rollout.records import Prompt

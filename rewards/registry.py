@@ -8,16 +8,16 @@ from typing import Any, Final
 from rewards.scorer import Traits
 
 REWARDS: Final[dict[str, str]] = {
-    "aesthetic": "rewards.aesthetic:AestheticScorer",
-    "clipscore": "rewards.clipscore:ClipScoreScorer",
-    "geneval": "rewards.coco:GenEvalScorer",
-    "hpsv2": "rewards.hpsv2:HpsV2Scorer",
-    "jpeg": "rewards.jpeg:JpegScorer",
-    "judge": "rewards.judge:JudgeScorer",
-    "ocr": "rewards.ocr:OcrScorer",
-    "pickscore": "rewards.pickscore:PickScoreScorer",
-    "remote": "rewards.remote:RemoteScorer",
-    "shapes": "rewards.shapes:ShapesScorer",
+    "aesthetic": "rewards.scorers.aesthetic:AestheticScorer",
+    "clipscore": "rewards.scorers.clipscore:ClipScoreScorer",
+    "geneval": "rewards.scorers.geneval:GenEvalScorer",
+    "hpsv2": "rewards.scorers.hpsv2:HpsV2Scorer",
+    "jpeg": "rewards.scorers.jpeg:JpegScorer",
+    "judge": "rewards.scorers.vlm_judge:JudgeScorer",
+    "ocr": "rewards.scorers.ocr:OcrScorer",
+    "pickscore": "rewards.scorers.pickscore:PickScoreScorer",
+    "remote": "rewards.scorers.remote:RemoteScorer",
+    "shapes": "rewards.scorers.shapes:ShapesScorer",
 }
 
 

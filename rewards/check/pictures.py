@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from rewards.geneval import check_metadata
-from rewards.ocr import target_text
+from rewards.scorers.geneval_rules import check_metadata
+from rewards.scorers.ocr import target_text
 from rollout.records import Prompt
 from rollout.tiny.world import COLORS, SHAPES, draw_scene, scene_for
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.geneval import Box, Detection
-from rewards.loading import explained, placed, pretrained
+from rewards.models.detection import Box, Detection
+from rewards.models.loading import explained, placed, pretrained
 from rewards.scorer import RewardError
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from rewards.metadata import check_choice, check_keys, check_spelling, demand, is_count, is_list
+from rewards.models.detection import Box, Detection
 from rewards.scorer import Judgement
 
 RELATIONS: Final = ("left of", "right of", "above", "below")
@@ -23,20 +24,6 @@ KEYS: Final = ("tag", "include", "exclude")
 """The keys of a line that are judged by; others belong to other rewards."""
 INCLUDED: Final = ("class", "count", "color", "position")
 EXCLUDED: Final = ("class", "count")
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Detection:
-    """One object that a detector found: its class, confidence in [0, 1], box and colour.
-
-    ``box`` is (x0, y0, x1, y1) in pixels with y growing downwards; ``color`` is None when unknown.
-    """
-
-    kind: str
-    confidence: float
-    box: Box
-    color: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.protocol import (
+from rewards.scorer import PROBE, Judgement, RewardError, Traits, Unavailable
+from rewards.wire_format import (
     Health,
     M,
     MediaType,
@@ -24,7 +25,6 @@ from rewards.protocol import (
     read_token,
     request_of,
 )
-from rewards.scorer import PROBE, Judgement, RewardError, Traits, Unavailable
 from rollout.records import Prompt
 
 AWAY: Final = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)

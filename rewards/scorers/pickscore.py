@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.loading import explained, placed, pretrained
+from rewards.models.loading import explained, placed, pretrained
 from rewards.scorer import Judgement, Traits, check_text
 from rollout.records import Prompt
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.open_clip_models import OpenClip
+from rewards.models.open_clip import OpenClip
 from rewards.scorer import Judgement, Traits, check_text
 from rollout.records import Prompt
 

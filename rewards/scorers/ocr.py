@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.metadata import check_spelling
-from rewards.ocr_weights import DETECTION, RECOGNITION, model_folders
+from rewards.models.ocr_weights import DETECTION, RECOGNITION, model_folders
 from rewards.scorer import Judgement, Traits
 from rollout.records import Prompt
 from rollout.text_files import visible

@@ -17,11 +17,11 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.known import Recognised, recognised
-from rewards.pictures import picture, plain
+from rewards.check.known import Recognised, recognised
+from rewards.check.pictures import picture, plain
+from rewards.registry import resolve
 from rewards.scorer import RewardError, Traits, stray
 from rewards.suitability import objection, refusal
-from rewards.table import resolve
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from rewards.geneval import Box, Detection, Rules, check_metadata, judge, judgement
+from rewards.models.detection import Box, Detection
 from rewards.scorer import Judgement, RewardError, Traits
+from rewards.scorers.geneval_rules import Rules, check_metadata, judge, judgement
 from rollout.records import Prompt
 from rollout.tiny.world import COLORS, SCENE_SIZE, SHAPES, Placed, Scene, draw_scene
 
@@ -49,7 +50,7 @@ class _Blobs:
 
 
 class ShapesScorer:
-    """Scores (N, 32, 32, 3) images of the bundled world by the soft score of `rewards.geneval.judge`.
+    """Score (N, 32, 32, 3) images of the bundled world by the soft score of GenEval's rules.
 
     ``details["strict"]`` is GenEval's accuracy. Needs GenEval metadata with the world's classes and colours.
     """

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.colors import COLORS, ColorNamer, cut_out
-from rewards.geneval import Detection, Rules, check_metadata, judge, judgement
-from rewards.mask2former import Instance, Mask2FormerDetector
-from rewards.open_clip_models import OpenClip
+from rewards.models.color_namer import COLORS, ColorNamer, cut_out
+from rewards.models.detection import Detection
+from rewards.models.mask2former import Instance, Mask2FormerDetector
+from rewards.models.open_clip import OpenClip
 from rewards.scorer import Judgement, Traits
+from rewards.scorers.geneval_rules import Rules, check_metadata, judge, judgement
 from rollout.records import Prompt
 
 RULES: Final = Rules()
@@ -45,7 +46,7 @@ ALIASES: Final = {
 
 
 class GenEvalScorer:
-    """Scores (N, H, W, 3) images by the soft score of `rewards.geneval.judge`, in [0, 1].
+    """Scores (N, H, W, 3) images by the soft score of `rewards.scorers.geneval_rules.judge`, in [0, 1].
 
     ``details["strict"]`` is GenEval's accuracy (Ghosh et al. 2023, arXiv 2310.11513), with its thresholds
     (0.3, 0.9 when counting, 16 objects of a class, no suppression of overlaps) and its colours by CLIP

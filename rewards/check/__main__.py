@@ -22,8 +22,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from rewards.check.trial import IMAGES, Failure, Trial, try_out
 from rewards.settings import RewardSettings
-from rewards.trial import IMAGES, Failure, Trial, try_out
 from rollout.prompts import PromptFileError, load_prompts
 from rollout.settings import RolloutSettings, Settings, explain
 from rollout.text_files import read_text
@@ -32,7 +32,7 @@ PROG: Final = "python -m rewards.check"
 FAILED: Final = 1
 DOUBTED: Final = 3
 """Exit statuses: a reward failed; none failed, but nothing shows that one of them works."""
-PRESETS: Final = Path(__file__).parents[1] / "cluster" / "presets"
+PRESETS: Final = Path(__file__).parents[2] / "cluster" / "presets"
 
 
 class _Prompts(Settings):

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewards.protocol import encode_image
 from rewards.scorer import PROBE, Judgement, RewardError, Traits, Unavailable, check_text
+from rewards.wire_format import encode_image
 from rollout.records import Prompt
 
 QUESTION: Final = (

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.loading import explained
-from rewards.open_clip_models import OpenClip
+from rewards.models.loading import explained
+from rewards.models.open_clip import OpenClip
 from rewards.scorer import Judgement, Traits
 from rollout.records import Prompt
 

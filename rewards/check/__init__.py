@@ -1,0 +1,1 @@
+"""What can be wrong with a reward, tried before a run?"""

@@ -1,0 +1,1 @@
+"""Which networks do the scorers look with?"""

@@ -1,0 +1,1 @@
+"""What is an image worth, for its prompt?"""
