@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from learner.config import deepspeed_config
+from learner.deepspeed_config import deepspeed_config
 from learner.optimizer import Schedule, build_optimizer
 from learner.settings import LearnerSettings
 from rollout.tensors import NamedParameters

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.loss import Objective
-from learner.rows import Rows
+from learner.minibatch import Rows
 
 COLUMNS: Final = ("weight", "ratio", "clipped", "kl", "advantage", "pull", "drift", "first")
 """Sums per denoising step; ``drift`` and ``first`` count only rows that the unchanged policy has seen."""

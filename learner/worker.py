@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner import checkpoint
 from learner import engine as deepspeed_engine
-from learner import state
-from learner.batch import Item
+from learner.checkpoint_upload import Storage
 from learner.ema import Ema
-from learner.guard import GradientGuard, not_finite
+from learner.finite_check import GradientGuard, not_finite
 from learner.loss import (
     Objective,
     clipped_objective,
@@ -25,11 +25,11 @@ from learner.loss import (
     weighted_objective,
 )
 from learner.metrics import UpdateMetrics
+from learner.minibatch import Rows, rows_of
+from learner.rank_shares import Item
 from learner.records import Update, Written
 from learner.reference import Reference
-from learner.rows import Rows, rows_of
 from learner.settings import LearnerSettings
-from learner.storage import Storage
 from rollout.families.registry import load_policy
 from rollout.records import Conditioning, Trajectory
 from rollout.sampler import transition
@@ -206,15 +206,17 @@ class LearnerWorker:
     def restore(self, url: str) -> None:
         """Continue from what `save` wrote, on any number of ranks; every rank calls it."""
         with self.storage.fetched(url) as path:
-            counts = state.load(path, self.ema)
+            counts = checkpoint.load(path, self.ema)
             self.updates = counts.updates
-            with state.readable(path, counts, self.world, converts=self.rank == 0) as (found, universal):
+            with checkpoint.readable(path, counts, self.world, converts=self.rank == 0) as (found, universal):
                 deepspeed_engine.restore(self.engine, found, universal=universal)
 
     def _write(self, path: Path) -> None:
         deepspeed_engine.save(self.engine, path)
-        counts = state.Counts(world=self.world, zero_stage=self.settings.zero_stage, updates=self.updates)
-        state.save(path, self.ema, counts, writes=self.rank == 0)
+        counts = checkpoint.Counts(
+            world=self.world, zero_stage=self.settings.zero_stage, updates=self.updates
+        )
+        checkpoint.save(path, self.ema, counts, writes=self.rank == 0)
 
     def ping(self) -> int:
         """The number of optimizer steps applied, as a sign of life."""

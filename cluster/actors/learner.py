@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup
 from cluster.actors.actor_spec import Role, spawn
 from cluster.actors.pool import DIED, LOST, START_DEADLINE, reason, unbuildable
 from cluster.config.settings import RunSettings
-from learner.batch import shares
+from learner.rank_shares import shares
 from learner.records import Update, Written
 from rollout.records import CandidateGroup, Weights
 from selection.records import Selection

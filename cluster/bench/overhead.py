@@ -29,11 +29,11 @@ from cluster.loop.drift_guard import Guard
 from cluster.loop.loop import Produced, Run, admit, train_step
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
-from learner.batch import shares
 from learner.ema import Ema
 from learner.engine import Masters
 from learner.loss import clipped_objective
-from learner.rows import Rows, rows_of
+from learner.minibatch import Rows, rows_of
+from learner.rank_shares import shares
 from rewards.combine import Scores
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at

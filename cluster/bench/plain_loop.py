@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cluster.bench.subject import Subject
 from cluster.config.errors import UserError
-from learner.batch import Item
 from learner.loss import clipped_objective, gaussian_kl
+from learner.rank_shares import Item
 from learner.settings import LearnerSettings
 from rollout.families.registry import Schedule, load_policy
 from rollout.families.transformer import adapter_off

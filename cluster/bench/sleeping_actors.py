@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.checkpoint_upload import Storage
 from learner.records import Update, Written
-from learner.storage import Storage
 from rewards.scorer import Judgement, Traits
 from rollout.records import Conditioning, Made, Noise, Prompt, SampleRequest, Trajectory
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config.errors import UserError
-from learner.batch import Item, shares
 from learner.ema import Ema
 from learner.engine import Masters
-from learner.guard import GradientGuard
+from learner.finite_check import GradientGuard
 from learner.optimizer import build_optimizer
+from learner.rank_shares import Item, shares
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.families.registry import ModelFolderError, family_of

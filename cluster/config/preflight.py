@@ -16,7 +16,7 @@ from cluster.config.errors import UserError
 from cluster.config.model_check import check_embeddings, check_model
 from cluster.config.object_store import check_object_store
 from cluster.config.settings import RunSettings
-from learner.config import deepspeed_config
+from learner.deepspeed_config import deepspeed_config
 from rewards.options import check_options
 from rewards.registry import resolve
 from rewards.settings import RewardSettings

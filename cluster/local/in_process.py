@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cluster.config.settings import RunSettings
 from cluster.loop.evaluation import Drawn, eval_means
 from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
-from learner.batch import shares
+from learner.rank_shares import shares
 from learner.worker import LearnerWorker
 from rewards.combine import Scores, combine
 from rewards.scorer import missing, spread

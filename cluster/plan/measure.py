@@ -81,7 +81,7 @@ def reward(settings: RewardSettings, images: NDArray[np.uint8], prompt: Prompt) 
 
 def learner(settings: RunSettings, conditioning: Conditioning, sampled: Sequence[Trajectory]) -> Measured:
     """A rank's part of the updates of a step, on trajectories like the sampled, and its weights published."""
-    from learner.batch import shares
+    from learner.rank_shares import shares
     from learner.worker import LearnerWorker
     from selection.records import Kept
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from selection.budget import Budget, BudgetMode, plan_budget
+from selection.analysis.budget import Budget, BudgetMode, plan_budget
 from selection.settings import StrategyName
 
 BASELINE: Final = "flowgrpo"

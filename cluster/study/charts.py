@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from cluster.report.charts import AXIS, LAYOUT, LIGHT, Chart
 from cluster.study.arms import BASELINE
 from cluster.study.results import ArmRun, Compared, Gradients, Runs, Variance
-from selection.variance import COMPONENTS
+from selection.analysis.variance import COMPONENTS
 
 _COLORS: Final = {"prompt": "sample", "initial": "score", "interaction": "select", "path": "learn"}
 _LINES: Final = ("high", "low", "accent", "sample", "score", "select", "learn", "soft")

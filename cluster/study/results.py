@@ -14,11 +14,11 @@ from cluster.config.errors import UserError
 from cluster.record.run_data import evaluated
 from cluster.study.arms import BASELINE
 from cluster.study.store import Row, read_rows
-from selection.compare import Interval, Speedup, final_score, paired_difference, speedup
-from selection.gradients import Ranks, Split, by_margin_rank, split
-from selection.preview import Agreement, agreement
+from selection.analysis.gradients import Ranks, Split, by_margin_rank, split
+from selection.analysis.screening import Agreement, agreement
+from selection.analysis.speedup import Interval, Speedup, final_score, paired_difference, speedup
+from selection.analysis.variance import Component, components, estimate, group_normalised
 from selection.strategies import Floats
-from selection.variance import Component, components, estimate, group_normalised
 
 AXES: Final = ("steps", "trained", "sampled", "compute", "seconds", "cpu_seconds")
 """What a comparison is shown against. ``compute`` is in forward passes of the transformer, a backward pass

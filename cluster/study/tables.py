@@ -13,10 +13,10 @@ from rich.table import Table
 from cluster.report.numbers import MISSING, change, show
 from cluster.study.arms import ARMS
 from cluster.study.results import ArmRun, Compared, Gradients, PreviewKey, Runs, Variance
-from selection.compare import Interval, Speedup
-from selection.gradients import Estimate
-from selection.preview import Agreement
-from selection.variance import COMPONENTS, Component
+from selection.analysis.gradients import Estimate
+from selection.analysis.screening import Agreement
+from selection.analysis.speedup import Interval, Speedup
+from selection.analysis.variance import COMPONENTS, Component
 
 MEANING: Final[Mapping[str, str]] = {
     "prompt": "which prompt it is; gone once advantages are centred by prompt",

@@ -11,7 +11,7 @@ from cluster.config.preflight import check
 from cluster.config.settings import RunSettings, to_toml
 from cluster.local.in_process import Scorers, load_scorers, score
 from cluster.study.store import finished, write_rows
-from learner.probe import GradientProbe
+from learner.score_gradients import GradientProbe
 from rewards.combine import Scores
 from rollout.noise import derive_seed
 from rollout.prompts import prompt_at

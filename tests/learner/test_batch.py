@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batch import Item, shares
+from learner.rank_shares import Item, shares
 from selection.records import Kept
 
 COUNTS = st.integers(1, 40)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from learner.config import deepspeed_config
+from learner.deepspeed_config import deepspeed_config
 from learner.settings import LearnerSettings
 
 

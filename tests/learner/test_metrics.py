@@ -9,7 +9,7 @@ import torch
 
 from learner.loss import Objective
 from learner.metrics import UpdateMetrics
-from learner.rows import Rows
+from learner.minibatch import Rows
 
 
 def objective(ratio: list[float], kl: list[float], loss: float) -> Objective:

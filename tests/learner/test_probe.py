@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from learner.probe import GradientProbe, Sketch
+from learner.score_gradients import GradientProbe, Sketch
 from rollout.noise import candidate_noises
 from rollout.records import Prompt, SampleRequest
 from rollout.tensors import unpack

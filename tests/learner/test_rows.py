@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import Item
-from learner.rows import Rows, rows_of
+from learner.minibatch import Rows, rows_of
+from learner.rank_shares import Item
 from rollout.records import Conditioning, Trajectory
 from rollout.tensors import pack
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.batch import Item
+from learner.rank_shares import Item
 from rollout.tensors import flatten
 from tests.learner.ranks import in_world
 from tests.learner.tiny import (

@@ -15,7 +15,7 @@ from diffusers import SD3Transformer2DModel
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from learner.guard import not_finite
+from learner.finite_check import not_finite
 from rollout.families.transformer import adapter_off
 from rollout.tensors import checksum, flatten, unpack
 from rollout.tools.export import write_lora

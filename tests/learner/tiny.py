@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.batch import shares
+from learner.rank_shares import shares
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.noise import candidate_noises

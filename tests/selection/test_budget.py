@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selection.budget import Budget, plan_budget
+from selection.analysis.budget import Budget, plan_budget
 
 
 @given(groups=st.integers(1, 64), candidates=st.integers(2, 32), oversample=st.integers(1, 8))

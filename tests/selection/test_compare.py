@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selection.compare import cost_to_reach, final_score, interval, paired_difference, speedup
+from selection.analysis.speedup import cost_to_reach, final_score, interval, paired_difference, speedup
 from selection.strategies import Floats
 
 STEPS = np.arange(0, 101, 5, dtype=np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from selection.gradients import by_margin_rank, split
+from selection.analysis.gradients import by_margin_rank, split
 from selection.strategies import Floats
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selection.preview import _contrast, agreement
+from selection.analysis.screening import _contrast, agreement
 
 FINALS = np.random.default_rng(0).normal(size=(60, 16))
 

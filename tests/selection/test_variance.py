@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selection.strategies import Floats
-from selection.variance import (
+from selection.analysis.variance import (
     COMPONENTS,
     component_draws,
     components,
@@ -16,6 +15,7 @@ from selection.variance import (
     group_normalised,
     mean_squares,
 )
+from selection.strategies import Floats
 
 PLANTED = np.array([0.25, 0.09, 0.36, 0.64])
 """Variances of prompt, initial noise, interaction and path."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from selection.compare import Interval, interval
+from selection.analysis.speedup import Interval, interval
 from selection.strategies import Floats
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.batch import Item
+from learner.rank_shares import Item
 from rollout.families.registry import Tensors
 from rollout.records import Conditioning, Trajectory
 from rollout.tensors import unpack

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.batch import Item
 from learner.loss import clipped_objective
-from learner.rows import rows_of
+from learner.minibatch import rows_of
+from learner.rank_shares import Item
 from rollout.records import Conditioning, Trajectory
 from rollout.sampler import transition
 from rollout.sde import log_prob
