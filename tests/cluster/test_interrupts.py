@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from tests.cluster.service import ROOT
+from tests.support.service_process import ROOT
 
 LONG = "60"
 FIRST = {
@@ -30,7 +30,7 @@ class Terminal:
     def __init__(self, phase: str, seconds: str) -> None:
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.interruptible", phase, seconds],
+            [sys.executable, "-m", "tests.support.interruptible", phase, seconds],
             cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**os.environ, "COLUMNS": "80"},
         )  # fmt: skip

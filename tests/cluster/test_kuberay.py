@@ -9,7 +9,6 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +17,10 @@ import yaml
 from cluster.actors.actor_spec import NODE_LABEL
 from cluster.config.settings import RunSettings
 from cluster.train import configure
-from tests.cluster.kustomize import apply, build
-from tests.cluster.operator_rules import violations
+from tests.support.kustomize import apply, build
+from tests.support.operator_rules import violations
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "cluster" / "kuberay"
 OVERLAYS = sorted(path.name for path in (RECIPES / "overlays").iterdir())
 JOBS = [name for name in OVERLAYS if name != "sd35-cluster"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.learner.tiny import Batch, model_settings, rollout_settings, sample
+from tests.support.tiny_learner import Batch, model_settings, rollout_settings, sample
 
 
 @pytest.fixture(scope="package")

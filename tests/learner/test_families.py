@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rollout.settings import ModelSettings
-from tests.learner.tiny import hand_over, learner_settings, sample, sampler, start, update
-from tests.rollout.tiny_families import TINY, Tiny
+from tests.support.tiny_families import TINY, Tiny
+from tests.support.tiny_learner import hand_over, learner_settings, sample, sampler, start, update
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from learner.digests import digests
-from tests.learner.ranks import SAVED, Case, Life, Task, in_world, resumed
-from tests.learner.tiny import rollout_settings, sample
+from tests.support.ranks import SAVED, Case, Life, Task, in_world, resumed
+from tests.support.tiny_learner import rollout_settings, sample
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from learner.settings import LearnerSettings
-from tests.learner.tiny import (
+from tests.support.tiny_learner import (
     Batch,
     learner_settings,
     model_settings,

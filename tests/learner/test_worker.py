@@ -19,7 +19,7 @@ from learner.finite_check import not_finite
 from rollout.families.transformer import adapter_off
 from rollout.tensors import checksum, flatten, unpack
 from rollout.tools.export import write_lora
-from tests.learner.tiny import (
+from tests.support.tiny_learner import (
     Batch,
     hand_over,
     learner_settings,

@@ -8,7 +8,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from tests.rewards.models import TINY_CLIP, save_clip, save_detector
+from tests.support.reward_models import TINY_CLIP, save_clip, save_detector
 
 
 @pytest.fixture(scope="session")

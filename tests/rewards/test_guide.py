@@ -25,7 +25,7 @@ from rewards.wire_format import Health, ScoreResponse, parse
 from rewards.worker import RewardWorker
 from rollout.prompts import load_prompts
 from rollout.records import Prompt
-from tests.rewards.servers import ROOT, environment, served
+from tests.support.reward_servers import ROOT, environment, served
 
 GUIDE = (ROOT / "rewards" / "README.md").read_text(encoding="utf-8")
 

@@ -23,8 +23,8 @@ from rewards.scorers.remote import RemoteScorer
 from rewards.serve import main
 from rewards.wire_format import MAX_PIXELS
 from rollout.records import Prompt
-from tests.rewards.models import png
-from tests.rewards.servers import OWN, ROOT, Server, environment, served
+from tests.support.reward_models import png
+from tests.support.reward_servers import OWN, ROOT, Server, environment, served
 
 LIMIT = 200_000
 TOKEN = {"Authorization": "Bearer right-token"}

@@ -16,7 +16,7 @@ from rollout.check import Question, answer
 from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from tests.rollout.conftest import Folder
-from tests.rollout.tiny_families import TINY
+from tests.support.tiny_families import TINY
 
 
 def ask(path: Path | str, rollout: RolloutSettings, *prompts: str, **model: Any) -> Any:

@@ -16,7 +16,7 @@ from rollout.noise import candidate_noises
 from rollout.records import Prompt, SampleRequest
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.worker import RolloutWorker
-from tests.rollout.tiny_families import TINY
+from tests.support.tiny_families import TINY
 
 PROMPT = Prompt(index=4, text="a photo of a red circle")
 NOISES = candidate_noises(0, PROMPT.index, 7, 5)

@@ -1,0 +1,342 @@
+"""Pools of real actor processes that are killed, hang or raise."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.actors import stages
+from cluster.actors.actor_spec import Role
+from cluster.actors.pool import Pool, PoolError, Slot, call
+from cluster.actors.stages import Rollouts
+from cluster.loop.shared_batches import Batches
+from rollout.records import Noise, Prompt, Weights
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
+
+HERE = "tests.support.workers"
+PROMPT = Prompt(index=0, text="a photo of a circle")
+
+
+def make_pool(count: int, deadline: float = 60, target: str = "Echo", **arguments: Any) -> Pool:
+    return Pool(Role(name="echo", target=f"{HERE}:{target}", arguments=arguments), count, deadline)
+
+
+async def ask(pool: Pool, method: str, *arguments: Any, on: Slot | None = None) -> Any:
+    """A call of the pool, as the stages make it."""
+
+    async def work(slot: Slot) -> Any:
+        return (await call(slot, method, *arguments, deadline=pool.deadline))[0]
+
+    return await pool.run(work, on=on)
+
+
+async def pid_of(slot: Slot) -> int:
+    found: int = (await call(slot, "pid", deadline=60))[0]
+    return found
+
+
+def test_work_goes_to_the_least_busy_actor() -> None:
+    async def scenario() -> tuple[list[int], list[int]]:
+        pool = make_pool(2)
+        await pool.ready()
+        every = [await pid_of(slot) for slot in pool.slots]
+        return every, await asyncio.gather(*(ask(pool, "pid") for _ in range(2)))
+
+    every, used = asyncio.run(scenario())
+    assert sorted(every) == sorted(used)
+
+
+def test_only_the_first_result_is_fetched() -> None:
+    async def scenario() -> list[Any]:
+        pool = make_pool(1)
+        await pool.ready()
+        value, handle = await call(pool.slots[0], "pair", returns=2, deadline=60)
+        return [value, handle, await handle]
+
+    value, handle, behind = asyncio.run(scenario())
+    assert value == "first"
+    assert isinstance(handle, ray.ObjectRef)
+    assert behind.tolist() == [0, 1, 2]
+
+
+def test_work_of_a_killed_actor_is_done_elsewhere() -> None:
+    async def scenario() -> None:
+        pool = make_pool(2)
+        await pool.ready()
+        pids = [await pid_of(slot) for slot in pool.slots]
+        pending = [asyncio.create_task(ask(pool, "note", number, 1.0)) for number in range(2)]
+        await asyncio.sleep(0.3)
+        os.kill(pids[0], signal.SIGKILL)
+        seen = await asyncio.gather(*pending)
+        assert {number for numbers in seen for number in numbers} == {0, 1}
+        assert pool.restarts == 1
+        assert await pid_of(pool.slots[0]) not in pids
+        assert await pid_of(pool.slots[1]) == pids[1]
+
+    asyncio.run(scenario())
+
+
+def test_an_actor_that_hangs_past_its_deadline_is_replaced(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pool = make_pool(1, deadline=2)
+        await pool.ready()
+        before = await pid_of(pool.slots[0])
+        after = await ask(pool, "sleep_once", str(tmp_path / "asked"), 300.0)
+        assert after != before
+        assert pool.restarts == 1
+        assert not alive(before)
+
+    asyncio.run(scenario())
+
+
+def test_a_stopped_process_counts_as_hung() -> None:
+    async def scenario() -> None:
+        pool = make_pool(1, deadline=2)
+        await pool.ready()
+        before = await pid_of(pool.slots[0])
+        os.kill(before, signal.SIGSTOP)
+        assert await ask(pool, "ping") == "hello"
+        assert await pid_of(pool.slots[0]) != before
+        assert pool.restarts == 1
+
+    asyncio.run(scenario())
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_work_survives_the_death_of_every_actor_at_once() -> None:
+    async def scenario() -> None:
+        pool = make_pool(4)
+        await pool.ready()
+        pids = [await pid_of(slot) for slot in pool.slots]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert await asyncio.gather(*(ask(pool, "ping") for _ in range(8))) == ["hello"] * 8
+        assert pool.restarts == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_wait_gives_its_turn_to_the_next() -> None:
+    async def scenario() -> None:
+        pool = make_pool(1)
+        await pool.ready()
+        busy, waiting, last = (asyncio.create_task(ask(pool, "note", n, 0.5)) for n in range(3))
+        await asyncio.sleep(0.1)
+        assert pool.waiting == 3
+        waiting.cancel()
+        assert await last == [0, 2]
+        assert busy.done()
+        assert pool.waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_slot_works_in_the_order_of_asking() -> None:
+    async def scenario() -> list[int]:
+        pool = make_pool(1)
+        slot = pool.slots[0]
+        waits = [0.3, 0.0, 0.1, 0.0, 0.0]
+        done = [ask(pool, "note", number, wait, on=slot) for number, wait in enumerate(waits)]
+        seen: list[int] = (await asyncio.gather(*done))[-1]
+        return seen
+
+    assert asyncio.run(scenario()) == [0, 1, 2, 3, 4]
+
+
+def test_a_worker_that_always_raises_gives_its_own_error() -> None:
+    async def scenario() -> None:
+        pool = make_pool(1)
+        with pytest.raises(PoolError, match=r"^echo: failed 3 times: ValueError: no such luck$"):
+            await ask(pool, "fail", "no such luck")
+        assert pool.restarts == 0
+        assert await ask(pool, "ping") == "hello"
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_cannot_be_built_gives_its_own_error() -> None:
+    with pytest.raises(PoolError, match=r"FileNotFoundError: weights\.bin is not there") as caught:
+        asyncio.run(make_pool(1, target="Unbuildable").ready())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_actor_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pool = make_pool(2, target="DiesOnce", marker=str(tmp_path / "started"))
+        await pool.ready()
+        assert len(pool.up) == 2
+        assert pool.restarts == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_actor_gets_the_environment_of_its_role() -> None:
+    runtime_env = {"env_vars": {"OWN_TOKEN": "7", "TOKENIZERS_PARALLELISM": "true"}}
+    role = Role(name="echo", target=f"{HERE}:Echo", threads=3, runtime_env=runtime_env)
+
+    async def scenario() -> list[str]:
+        pool = Pool(role, 1, 60)
+        names = ("OWN_TOKEN", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+        return [await ask(pool, "variable", name) for name in names]
+
+    assert asyncio.run(scenario()) == ["7", "3", "true"]
+
+
+def test_arguments_reach_the_worker() -> None:
+    async def scenario() -> str:
+        answer: str = await ask(make_pool(1, greeting="servus"), "ping")
+        return answer
+
+    assert asyncio.run(scenario()) == "servus"
+
+
+@pytest.fixture
+def samplers(configure: Any, monkeypatch: pytest.MonkeyPatch) -> Rollouts:
+    """The pool of samplers with processes that start at once in the place of a model."""
+
+    def light(**role: Any) -> Role:
+        return Role(**{**role, "target": f"{HERE}:FakeSampler"})
+
+    monkeypatch.setattr(stages, "Role", light)
+    overrides = {"rollout": {"workers": 1, "batch": 3}, "selection": {"candidates": 4, "keep": 2}}
+    return Rollouts(configure(max_staleness=1, **overrides))
+
+
+async def sampled(samplers: Rollouts, group_id: int, *, version: int) -> Any:
+    """The images of a group, in its order."""
+    batches = samplers.batches([samplers.request(PROMPT, group_id, version=version)])
+    made = await asyncio.gather(*(samplers.sample(batch) for batch in batches))
+    return np.concatenate([await chunk.images for (chunk,) in made])
+
+
+@pytest.fixture
+def late(configure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[float], Rollouts]:
+    """Two samplers, of which one takes its time to start."""
+
+    def make(seconds: float) -> Rollouts:
+        own = {"marker": str(tmp_path / "first"), "seconds": seconds}
+
+        def slow(**role: Any) -> Role:
+            arguments = {**role["arguments"], **own}
+            return Role(**{**role, "target": f"{HERE}:LateSampler", "arguments": arguments})
+
+        monkeypatch.setattr(stages, "Role", slow)
+        overrides = {"rollout": {"workers": 2, "batch": 1}, "selection": {"candidates": 4, "keep": 2}}
+        return Rollouts(configure(**overrides))
+
+    return make
+
+
+def test_nobody_waits_for_a_sampler_that_does_not_come(late: Any) -> None:
+    async def scenario() -> None:
+        samplers = late(600.0)
+        await samplers.pool.ready(1)
+        await samplers.load(published(7))
+        assert (await sampled(samplers, 3, version=7))[:, 2].tolist() == [17.0] * 4
+        assert len(samplers.pool.up) == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_late_sampler_gets_the_current_weights_before_its_first_sample(late: Any) -> None:
+    async def scenario() -> None:
+        samplers = late(3.0)
+        await samplers.pool.ready(1)
+        for version in (7, 8):
+            await samplers.load(published(version))
+        batches = samplers.batches([samplers.request(PROMPT, group, version=8) for group in range(12)])
+        chunks = [chunk for (chunk,) in await asyncio.gather(*map(samplers.sample, batches))]
+        images = [(await chunk.images)[0] for chunk in chunks]
+        noises = [request.noises[0] for (request,) in batches]
+        assert [image[:2].tolist() for image in images] == [[n.initial % 251, n.path % 251] for n in noises]
+        assert {image[2] for image in images} == {18.0}
+        assert len({chunk.seconds for chunk in chunks}) == 2  # which shows the process
+        assert samplers.pool.restarts == 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def published(version: int) -> Weights:
+    flat = ray.put(np.full(1, 10.0 + version, dtype=np.float32))
+    return Weights(version=version, checksums=(ray.put(f"checksum of {version}"),), parts=(flat,))
+
+
+def test_a_restarted_sampler_gets_its_weights_before_it_samples(samplers: Rollouts) -> None:
+    async def scenario() -> None:
+        slot = samplers.pool.slots[0]
+        await samplers.pool.ready()
+        await samplers.load(published(7))
+        before = await sampled(samplers, 3, version=7)
+        os.kill((await call(slot, "ping", deadline=60))[0], signal.SIGKILL)
+        assert (await sampled(samplers, 3, version=7)).tolist() == before.tolist()
+        assert before[:, 2].tolist() == [17.0] * 4
+        assert samplers.pool.restarts == 1
+        assert slot.holds == "7"
+
+    asyncio.run(scenario())
+
+
+def test_a_group_is_sampled_under_the_version_it_was_admitted_with(samplers: Rollouts) -> None:
+    async def scenario() -> None:
+        await samplers.pool.ready()
+        for version in (4, 5):
+            await samplers.load(published(version))
+        assert (await sampled(samplers, 0, version=4))[0, 2] == 14.0
+        fresh = await sampled(samplers, 0, version=5)
+        assert fresh[0, 2] == 15.0
+        averaged = Weights(version=-6, checksums=(ray.put("averaged"),), parts=(ray.put(np.full(1, 99.0)),))
+        noises = [Noise(initial=1, path=path) for path in (0, 3)]
+        finite, handle = await samplers.evaluate([PROMPT] * 2, noises, averaged)
+        assert (await handle)[:, 1:].tolist() == [[-6, 99.0]] * 2
+        assert finite == (True, False)
+        assert (await sampled(samplers, 0, version=5)).tolist() == fresh.tolist()
+
+    asyncio.run(scenario())
+
+
+def test_groups_that_do_not_fill_a_forward_pass_share_it(samplers: Rollouts) -> None:
+    async def scenario() -> None:
+        await samplers.load(published(0))
+        requests = [samplers.request(PROMPT, group, version=0) for group in (5, 6, 7)]
+        batches = samplers.batches(requests)
+        sizes = [[(part.group_id, len(part.noises)) for part in batch] for batch in batches]
+        assert sizes == [[(5, 3)], [(5, 1), (6, 2)], [(6, 2), (7, 1)], [(7, 3)]]
+        shared = Batches(batches, samplers.sample)
+        for request in requests:
+            chunks = await asyncio.gather(*shared.chunks(request.group_id))
+            images = np.concatenate([await chunk.images for chunk in chunks])
+            seeds = [[noise.initial % 251, noise.path % 251] for noise in request.noises]
+            assert images[:, :2].tolist() == seeds
+            assert sum(len(chunk.trajectories) for chunk in chunks) == 4
+            for chunk in chunks:
+                assert (await chunk.conditioning).arrays["group"] == request.group_id
+                assert chunk.seconds == pytest.approx(0.1 * len(chunk.trajectories) / 3)
+            finite = [good for chunk in chunks for good in chunk.finite]
+            assert finite == [noise.path % 2 == 0 for noise in request.noises]
+
+    asyncio.run(scenario())
+
+
+def test_only_versions_that_may_still_be_asked_for_are_kept(samplers: Rollouts) -> None:
+    async def scenario() -> None:
+        for version in range(5):
+            await samplers.load(published(version))
+
+    asyncio.run(scenario())
+    assert sorted(samplers.published) == [3, 4]

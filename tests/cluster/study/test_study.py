@@ -1,0 +1,287 @@
+"""The study: files that are whole, figures remade from them, and the commands from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.config.errors import UserError
+from cluster.study.__main__ import main
+from cluster.study.compare import highest
+from cluster.study.findings import verdicts
+from cluster.study.report import write_study
+from cluster.study.results import compare_arms, load_previews, load_runs, load_tuning, load_variance
+from cluster.study.store import finished, read_rows, write_rows
+from tests.support.paths import ROOT
+from tests.support.study_files import write_study_files, write_variance
+
+
+def test_rows_come_back_with_what_they_are_about(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.parquet"
+    rows: list[dict[str, Any]] = [{"step": 0, "eval_reward": 0.5}, {"step": 1, "loss": 2.0}]
+    write_rows(path, rows, {"arm": "flowgrpo", "config": "x = 1"})
+    found, about = read_rows(path)
+    assert found == [
+        {"step": 0, "eval_reward": 0.5, "loss": None},
+        {"step": 1, "eval_reward": None, "loss": 2.0},
+    ]
+    assert about["arm"] == "flowgrpo"
+    assert about["cores"] == os.cpu_count()
+    assert [p.name for p in path.parent.iterdir()] == ["rows.parquet"]
+
+
+def test_a_run_is_finished_for_its_own_settings_only(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    assert not finished(path, {"config": "steps = 3"})
+    write_rows(path, [{"step": 0}], {"config": "steps = 3"})
+    assert finished(path, {"config": "steps = 3"})
+    with pytest.raises(UserError, match="other settings; choose another --folder"):
+        finished(path, {"config": "steps = 4"})
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"step": [0]}), tmp_path / "variance.parquet")
+    with pytest.raises(UserError, match=r"variance\.parquet: not written by the study"):
+        load_variance(tmp_path)
+    (tmp_path / "variance.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"variance\.parquet: cannot read"):
+        load_variance(tmp_path)
+
+
+def test_a_planted_speedup_is_read_on_every_axis(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    found = {one.arm: one for one in compare_arms(load_runs(tmp_path))}
+    assert list(found) == ["flowgrpo", "noise_margin_2x", "random_2x"]
+    ratios = {axis: s.ratio.value for axis, s in found["noise_margin_2x"].speedups.items()}
+    assert ratios["steps"] == pytest.approx(2.0, rel=0.05)
+    assert ratios["trained"] == pytest.approx(ratios["steps"])
+    assert ratios["sampled"] == pytest.approx(ratios["steps"] / 2)
+    assert ratios["compute"] == pytest.approx(ratios["steps"] * (704 + 640) / (1088 + 640))
+    assert ratios["cpu_seconds"] == pytest.approx(ratios["steps"] * 3 / 4)
+    assert found["flowgrpo"].speedups["steps"].ratio.value == pytest.approx(1.0)
+    assert found["noise_margin_2x"].seeds == 5
+    assert set(found["flowgrpo"].finals) == {"eval_reward", "eval_strict", "eval_diversity"}
+    assert found["noise_margin_2x"].differences["eval_reward"].low > 0
+
+
+def test_arms_are_paired_by_the_seeds_they_share(tmp_path: Path) -> None:
+    write_study_files(tmp_path, seeds=3)
+    (tmp_path / "compare" / "random_2x" / "seed-1.parquet").unlink()
+    found = {one.arm: one.seeds for one in compare_arms(load_runs(tmp_path))}
+    assert found == {"flowgrpo": 3, "noise_margin_2x": 3, "random_2x": 2}
+
+
+def test_a_learning_rate_that_ends_without_a_reward_is_never_the_best() -> None:
+    assert highest({1e-3: math.nan, 3e-4: 0.4, 1e-4: 0.6}) == 1e-4
+    assert highest({1e-4: 0.6, 1e-3: math.nan}) == 1e-4
+    with pytest.raises(UserError, match=r"none of 0\.001, 0\.0003 ends with a held-out reward"):
+        highest({1e-3: math.nan, 3e-4: math.nan})
+
+
+def test_prompts_with_missing_rewards_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_variance(tmp_path)
+    found = load_variance(tmp_path)
+    assert found is not None
+    assert (found.design, found.dropped) == ((11, 4, 4), 1)
+    assert found.raw["path"].share > 0.5
+    assert found.normalised["prompt"].share == 0.0
+    assert found.gradients is not None
+    assert found.gradients.split.prompts == 5
+    assert sum(found.gradients.shares.values()) == pytest.approx(1.0)
+    assert load_variance(tmp_path / "nothing") is None
+
+
+def test_the_report_is_remade_from_the_files(tmp_path: Path) -> None:
+    write_study_files(tmp_path / "study" / "shapes")
+    results, page = write_study(tmp_path / "study", tmp_path / "RESULTS.md")
+    text, html = results.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
+    for said in (
+        "23.14 against 22.92",
+        "5 of 5",
+        "1 prompts with missing rewards",
+        "seeds 0, 1, 2, 3, 4",
+        "2.2 times",
+    ):
+        assert said in text
+    figures = json.loads(html.split('id="figures">')[1].split("</script>")[0])
+    assert {"shapes-variance", "shapes-ranks", "shapes-ratios", "shapes-steps", "shapes-compute"} <= set(
+        figures
+    )
+    for key in figures:
+        assert f'id="plot-{key}"' in html
+    assert "http://" not in html.split("<script>")[0]
+    again, _ = write_study(tmp_path / "study", tmp_path / "RESULTS.md")
+    assert again.read_text(encoding="utf-8") == text
+
+
+def test_tables_of_results_have_as_many_cells_in_every_row(tmp_path: Path) -> None:
+    write_study_files(tmp_path / "study" / "shapes", seeds=1)
+    results, _ = write_study(tmp_path / "study", tmp_path / "RESULTS.md")
+    for block in results.read_text(encoding="utf-8").split("\n\n"):
+        widths = {line.count(" | ") for line in block.splitlines() if line.startswith("| ")}
+        assert len(widths) <= 1
+
+
+def test_no_results_are_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "shapes", "--arms", "flowgrpo,magic"], "no arm 'magic'"),
+        (["variance", "shapes", "--prompts", "500"], "has 122 prompts, and the design needs 500"),
+        (["variance", "shape"], "no preset or TOML file 'shape'"),
+        (["compare", "shapes", "--speed", "9"], "--speed"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--folder", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_the_command_line_stays_light() -> None:
+    probe = (
+        "import sys, cluster.study.__main__; sys.exit({'torch', 'diffusers', 'ray'} & set(sys.modules) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sample a design, compare two arms, stop in between, resume, report."""
+
+    def run(*arguments: str) -> str:
+        assert main(arguments) == 0
+        return capsys.readouterr().out
+
+    folder = tmp_path / "study" / "shapes"
+    small = (
+        "--folder",
+        str(folder),
+        "--rollout.steps",
+        "4",
+        "--rollout.eval_steps",
+        "2",
+        "--learner.threads",
+        "1",
+    )
+    design = ("--prompts", "3", "--initial", "2", "--paths", "2", "--gradients", "3")
+    said = run("variance", "shapes", *design, *small)
+    assert "3 prompts x 2 initial noises x 2 SDE paths" in said
+    assert "the design is sampled already" in run("variance", "shapes", *design, *small)
+    seeds = {
+        tuple(row[name] for name in ("initial", "initial_seed"))
+        for row in read_rows(folder / "variance.parquet")[0]
+    }
+    assert len(seeds) == 2  # the same two initial noises under all prompts
+
+    assert "Screening by preview" in run("preview", "shapes", "--prompts", "4", *small)
+    previews = load_previews(folder)
+    # The last of four steps is an ODE step: the image itself.
+    assert [key[:2] for key in previews] == [("path", 1), ("path", 2), ("path", 3), ("ode", 2), ("ode", 3)]
+    assert "scored already" in run("preview", "shapes", "--prompts", "4", *small)
+
+    training = ("--steps", "2", "--groups_per_step", "2", "--selection.keep", "4", "--eval_samples", "1")
+    arms = ("compare", "shapes", "--seeds", "1", *small, *training)
+    assert "1 runs, 0 of them finished" in run(*arms, "--arms", "flowgrpo")
+    before = (folder / "compare" / "flowgrpo" / "seed-0.parquet").stat().st_mtime_ns
+    assert "2 runs, 1 of them finished" in run(*arms, "--arms", "flowgrpo,noise_margin_2x")
+    assert (folder / "compare" / "flowgrpo" / "seed-0.parquet").stat().st_mtime_ns == before
+    runs = load_runs(folder)
+    starts = [found[0].rows[0]["eval_reward"] for found in runs.values()]
+    assert starts[0] == starts[1]  # same weights, prompts and evaluation noise
+    assert [row["sampled"] for row in runs["noise_margin_2x"][0].rows[1:]] == [16, 16]
+    assert np.isfinite([row["eval_reward"] for row in runs["flowgrpo"][0].rows]).all()
+    run(*arms, "--arms", "screened_4x,branched_2x,antithetic_2x,flowgrpo_early")
+    costs = {arm: found[0].rows[1] for arm, found in load_runs(folder).items()}
+    backwards = {arm: row["backwards"] for arm, row in costs.items()}
+    # Two groups: 16 begun with half of the steps, 4 finished; 8 in two branches with a prefix of one step.
+    assert costs["screened_4x"]["forwards"] - backwards["screened_4x"] == 2 * (2 * 16 + 2 * 4)
+    assert costs["screened_4x"]["scores"] == costs["screened_4x"]["decodes"] == 2 * (16 + 4)
+    assert costs["branched_2x"]["forwards"] - backwards["branched_2x"] == 2 * (2 + 3 * 8)
+    assert costs["antithetic_2x"]["forwards"] - backwards["antithetic_2x"] == 2 * 4 * 8
+    # All four steps of 4 candidates sampled, two of them trained.
+    assert (costs["flowgrpo_early"]["forwards"], backwards["flowgrpo_early"]) == (2 * 4 * (4 + 2), 2 * 4 * 2)
+    tuned = tmp_path / "study" / "tuned"
+    tries = [*arms, "--arms", "flowgrpo", "--rates", "3e-4,1e-3", "--folder", str(tuned)]
+    said = run(*tries)
+    finals = {rate: tried["flowgrpo"][0].final for rate, tried in load_tuning(tuned).items()}
+    best = max(finals, key=finals.__getitem__)
+    assert list(finals) == [3e-4, 1e-3]
+    assert f"learning rates: flowgrpo {best:g}\n1 runs, 1 of them finished" in said
+    assert load_runs(tuned)["flowgrpo"][0].learning_rate == best
+    assert run(*tries).count("1 runs, 1 of them finished") == 3
+    run("report", str(tmp_path / "study"), "--results", str(tmp_path / "RESULTS.md"))
+    assert "**Learning rates.**" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "noise_margin_2x" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    said = verdicts({"shapes": compare_arms(runs)}, {"shapes": runs})
+    assert "an interval above 1 on 1 of 1 comparisons; one that holds the published 2.2 on" in said[0]
+    assert "ahead of it on 1 of 1 comparisons, with intervals apart on 1; paired by seed it ends +" in said[1]
+    assert said[1].endswith("on shapes, higher beyond the interval on 1.")
+    assert [sentence.split(":")[0] for sentence in said[2:]] == [
+        "The arm with the best ratio at no more training per step, with all seeds there, fewer steps",
+        "The arm with the best ratio at no more training per step, with all seeds there, less compute",
+        "Independent checks of the arm with the fewest steps, against FlowGRPO",
+    ]
+    assert "noise_margin_2x on shapes (" in said[2]
+    assert verdicts({}, {}) == []
+
+
+def test_an_arm_that_trains_more_is_no_best_arm(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    more = {
+        seed: replace(run, rows=[{**row, "trained": 2 * (row.get("trained") or 0)} for row in run.rows])
+        for seed, run in runs["noise_margin_2x"].items()
+    }
+    alone = {"flowgrpo": runs["flowgrpo"], "all_2x": more}
+    best = verdicts({"shapes": compare_arms(alone)}, {"shapes": alone})[0]
+    assert "fewer steps: flowgrpo on shapes (" in best
+    both = {**alone, "noise_margin_2x": runs["noise_margin_2x"]}
+    said = verdicts({"shapes": compare_arms(both)}, {"shapes": both})
+    assert "fewer steps: noise_margin_2x on shapes (" in said[1]
+
+
+def test_the_verdict_pairs_screening_with_the_margin_it_extends(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    screened = {**runs, "screened_4x_margin_2x": runs["noise_margin_2x"]}
+    said = verdicts({"shapes": compare_arms(screened)}, {"shapes": screened})
+    assert "paired by seed this ends +0.000 [+0.000, +0.000] on shapes from 2x noise" in said[2]
+    assert said[2].endswith("on 0 of 1 comparisons.")
+
+
+def test_the_verdict_pairs_early_noise_with_a_baseline_confined_alike(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    margin = runs["noise_margin_2x"]
+    early = {**runs, "screened_4x_margin_2x_early": margin, "flowgrpo_early": margin}
+    said = verdicts({"shapes": compare_arms(early)}, {"shapes": early})[2]
+    assert said.startswith("With noise and training in the first half of the steps only")
+    assert "paired by seed, selection ends +0.000 [+0.000, +0.000] on shapes from it" in said
+    lone = {**runs, "screened_4x_margin_2x_early": margin}
+    assert len(verdicts({"shapes": compare_arms(lone)}, {"shapes": lone})) == 5  # no control, no sentence

@@ -1,0 +1,10 @@
+"""What the tests of the service share, by name for pytest."""
+
+from tests.support.run_fixtures import (  # noqa: F401 - fixtures
+    configure,
+    judged_apart,
+    judged_here,
+    model_folder,
+    node,
+    set_free_memory,
+)
