@@ -31,15 +31,14 @@ from cluster.actors.learner import LearnerError, LearnerLost
 from cluster.actors.library_warnings import LibraryWarnings
 from cluster.actors.pool import PoolError
 from cluster.actors.reservation import hold
-from cluster.actors.stages import WeightsError, start_stages
+from cluster.actors.samplers import WeightsError
+from cluster.actors.stages import start_stages
 from cluster.config.errors import UserError
 from cluster.config.preflight import Inputs, check, plan
 from cluster.config.settings import RunSettings, parse_overrides, preset_names, resolve, to_toml
 from cluster.interrupts import INTERRUPTED, Interrupts
 from cluster.loop.checks import RunStopped
-from cluster.loop.drift_guard import guard_of
-from cluster.loop.evaluation import held_out
-from cluster.loop.loop import Run
+from cluster.loop.course import course_of
 from cluster.loop.recovery import GaveUp, train_through_losses
 from cluster.loop.resume import announce, changed_packages, resumable, started_before
 from cluster.process import leave
@@ -207,36 +206,31 @@ async def _train(
     heard: LibraryWarnings,
 ) -> tuple[int, str]:
     """The steps that are done in the end, and if these are all and taught nothing, why."""
-    start = commit.step if commit else 0
-    job = Job(str(folder.path), settings.steps)
+    job, start = Job(str(folder.path), settings.steps), commit.step if commit else 0
+    tell = partial(console.print, highlight=False, soft_wrap=True)
+    display, board = Display(console, settings.steps, start), TensorBoard(folder.tensorboard)
     with Waiting(console).shown("starting the actors") as waiting:
         stages = start_stages(settings, learners)
         await waiting.until(stages.ready(), lambda: f"starting: {stages.missing or 'the last actor'}")
         heard.collect()
-        if start:
-            waiting.say(f"reading the checkpoint of step {start}")
-            await checkpoints.restore(start, stages.learner)
-    with Display(console, settings.steps, start) as display:
-        drawn = held_out(inputs.held_out, settings)
-        board = TensorBoard(folder.tensorboard)
         gauges = Prometheus(folder.path.name, stages)
         trackers = (folder.log, board.log, gauges.log, display.step, watch, job.log, heard.log)
-        guard = guard_of(settings, folder.history())
-        run = Run(settings, folder, inputs.train, drawn, stages, checkpoints, trackers, guard)
-        run.empty_batches = commit.empty_batches if commit else 0
-        interrupts.training(run.stop)
+        course = course_of(settings, inputs, folder, checkpoints, stages, trackers)
+        if commit:
+            waiting.say(f"reading the checkpoint of step {start}")
+        await course.go_to(commit)
+    interrupts.training(course.run.stop)
+    with display:
         try:
-            done = await train_through_losses(
-                run, start, partial(console.print, highlight=False, soft_wrap=True)
-            )
+            done = await train_through_losses(course, start, tell)
         finally:
             board.close()
-        job.tell(checkpoint=str(done))  # the last step and a stop commit one
-        if done < settings.steps or run.updates:
-            return done, ""
-        why = nothing_learned(folder.history(), settings.groups_per_step)
-        warn("nothing learned", reason=why)
-        return done, why
+    job.tell(checkpoint=str(done))  # the last step and a stop commit one
+    if done < settings.steps or course.run.updates:
+        return done, ""
+    why = nothing_learned(folder.history(), settings.groups_per_step)
+    warn("nothing learned", reason=why)
+    return done, why
 
 
 def _farewell(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rollout.noise import derive_seed
+from rollout.records import CandidateGroup, Handle
 from selection.records import Kept
 
 
@@ -20,6 +21,33 @@ class Item:
     group_id: int
     advantage: float
     weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankUpdate:
+    """One rank's part of a step: its items by optimizer step, and handles of all that these refer to.
+
+    ``conditionings`` are by group and ``trajectories`` by their place in the selection, both ascending.
+    """
+
+    shares: Sequence[Sequence[Item]]
+    conditionings: Mapping[int, Handle]
+    trajectories: Mapping[int, Handle]
+
+
+def rank_updates(
+    kept: Sequence[Kept], groups: Sequence[CandidateGroup], *, ranks: int, updates: int, seed: int, step: int
+) -> list[RankUpdate]:
+    """Split a step's kept candidates over ranks, each with handles of no more than it trains on."""
+    by_id = {group.group_id: group for group in groups}
+    found = []
+    for mine in shares(kept, ranks=ranks, updates=updates, seed=seed, step=step):
+        owners = sorted({item.group_id for share in mine for item in share})
+        numbers = sorted({item.trajectory for share in mine for item in share})
+        handles = {n: by_id[kept[n].group_id].trajectories[kept[n].candidate] for n in numbers}
+        conditionings = {owner: by_id[owner].conditioning for owner in owners}
+        found.append(RankUpdate(shares=mine, conditionings=conditionings, trajectories=handles))
+    return found
 
 
 def shares(kept: Sequence[Kept], *, ranks: int, updates: int, seed: int, step: int) -> list[list[list[Item]]]:

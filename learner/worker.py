@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ from learner.loss import (
 )
 from learner.metrics import UpdateMetrics
 from learner.minibatch import Rows, rows_of
-from learner.rank_shares import Item
+from learner.rank_shares import RankUpdate
 from learner.records import Update, Written
 from learner.reference import Reference
 from learner.settings import LearnerSettings
 from rollout.families.registry import load_policy
-from rollout.records import Conditioning, Trajectory
 from rollout.sampler import transition
 from rollout.sde import Transition, log_prob
 from rollout.settings import ModelSettings, RolloutSettings
@@ -108,24 +107,24 @@ class LearnerWorker:
         """Every `part` in turn."""
         return (self.part(number, averaged) for number in range(self.parts()))
 
-    def update(self, shares: Sequence[Sequence[Item]], groups: Sequence[int], *arrays: Any) -> Update:
+    def update(self, work: RankUpdate) -> Update:
         """Apply one optimizer step per share; every rank calls it with shares of equal sizes.
-
-        ``arrays`` are the conditionings of ``groups``, in that order, then every trajectory that an
-        item's ``trajectory`` points to, in order of that number.
 
         Returns:
             The metrics of the batch, averaged over all ranks (``updates`` counts all optimizer steps that
             were ever applied), and this rank's broken trajectories and parameters.
         """
         started = time.perf_counter()
-        conditionings: dict[int, Conditioning] = dict(zip(groups, arrays, strict=False))
-        numbers = sorted({item.trajectory for share in shares for item in share})
-        trajectories: dict[int, Trajectory] = dict(zip(numbers, arrays[len(groups) :], strict=True))
         metrics = UpdateMetrics(self.settings.clip, self.rollout.steps)
         with self.reference.awake():
-            for number, share in enumerate(shares):
-                rows = rows_of(share, trajectories, conditionings, self.settings.advantage_clip, self.device)
+            for number, share in enumerate(work.shares):
+                rows = rows_of(
+                    share,
+                    work.trajectories,
+                    work.conditionings,
+                    self.settings.advantage_clip,
+                    self.device,
+                )
                 self._accumulate(rows, metrics, first=number == 0)
                 self._apply(metrics)
         found = metrics.reduce(seconds=time.perf_counter() - started)

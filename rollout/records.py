@@ -5,7 +5,7 @@ This module stays light (numpy only), so that the driver can hold records withou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,21 +88,13 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
-    """What a sampler tells of its work at once: its seconds, and of every candidate whether it is finite.
-
-    One whose latents or pixels are not is broken: it has no image, whatever stands in its row.
-    """
-
-    seconds: float
-    finite: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Candidates of a group that were sampled together: what can be scored while the rest is sampled.
+    """Candidates of a group that were sampled together: they can be scored while the rest is sampled.
 
-    Of a preview, the trajectories are `Begun` ones. Images that are not ``finite`` are never looked at.
+    ``images`` (n, H, W, 3) uint8, ``conditioning`` and each trajectory are values of their own, so that Ray
+    can free the unselected trajectories where they were made. A preview has `Begun` candidates for
+    trajectories, and no conditioning. An image whose latents or pixels are not ``finite`` is never looked
+    at. ``seconds`` is the chunk's share of its batch.
     """
 
     images: Handle
@@ -126,14 +118,40 @@ class CandidateGroup:
     seconds: float
 
 
+def group_of(request: SampleRequest, chunks: Sequence[Chunk], spent: float = 0.0) -> CandidateGroup:
+    """Join the chunks of a request; ``spent`` seconds came before them."""
+    return CandidateGroup(
+        group_id=request.group_id,
+        prompt=request.prompt,
+        version=request.version,
+        noises=request.noises,
+        images=tuple(chunk.images for chunk in chunks),
+        conditioning=chunks[0].conditioning,
+        trajectories=tuple(handle for chunk in chunks for handle in chunk.trajectories),
+        seconds=spent + sum(chunk.seconds for chunk in chunks),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsId:
+    """The identity of weights: the policy after ``version`` steps, or its average for evaluation."""
+
+    version: int
+    averaged: bool = False
+
+    def __str__(self) -> str:
+        """Write it as messages do: v3, or v3 (averaged)."""
+        return f"v{self.version}" + " (averaged)" * self.averaged
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A published policy: its version, and handles of flat arrays in manifest order and of their checksums.
+    """Published weights: their identity, and handles of flat arrays in manifest order and of their checksums.
 
     The learner may still be making the later parts while the first ones are on their way.
     """
 
-    version: int
+    id: WeightsId
     checksums: tuple[Handle, ...]
     parts: tuple[Handle, ...]
 

@@ -18,12 +18,13 @@ from rollout.families.registry import Schedule, Tensors, load_policy
 from rollout.noise import candidate_noises
 from rollout.records import (
     Begun,
+    Chunk,
     Conditioning,
-    Made,
     Noise,
     Prompt,
     SampleRequest,
     Trajectory,
+    WeightsId,
     WeightsMismatch,
 )  # fmt: skip
 from rollout.sampler import Rollout, denoise, trained_window
@@ -32,7 +33,7 @@ from rollout.tensors import bucket_of, keep_freed_memory, load_flat, pack, train
 
 
 class StaleWeights(RuntimeError):
-    """A group asks for a policy version that this worker does not hold."""
+    """A group asks for another policy version than the worker holds."""
 
 
 class RolloutWorker:
@@ -41,7 +42,7 @@ class RolloutWorker:
     def __init__(
         self, model: ModelSettings, rollout: RolloutSettings, seed: int, *, keep_means: bool = False
     ) -> None:
-        """Load the pipeline onto the GPU where one is assigned, else onto the CPU.
+        """Load the pipeline onto the GPU where one is assigned, else onto the CPU: weights of version 0.
 
         ``keep_means`` stores the behaviour policy's means with the trajectories.
         """
@@ -55,42 +56,42 @@ class RolloutWorker:
         self.parameters = trainable(self.policy.transformer)
         self.policy.transformer.eval().requires_grad_(False)
         self.missing = self.parameters
-        self.version = -1
+        self.holds: WeightsId | None = WeightsId(0)
         # The batches of a group come one after the other and share a prompt.
         self._encode = lru_cache(maxsize=rollout.batch)(self.policy.encode)
         if model.compile:
             self._warm_up()
 
-    def load(self, version: int, part: int, parts: int, digest: str, flat: NDArray[Any]) -> int:
+    def load(
+        self, weights: WeightsId, part: int, parts: int, digest: str, flat: NDArray[Any]
+    ) -> WeightsId | None:
         """Take over one of the parts of published weights; they come in order, with their checksums.
 
-        Until the last one is in, the worker holds no version at all and samples nothing.
+        Until the last one is in, the worker holds no weights at all and samples nothing.
 
         Returns:
-            The version held now: -1 until the weights are whole.
+            The weights held now: None until they are whole.
 
         Raises:
             WeightsMismatch: if the array is not what its checksum says, or not the next part.
         """
         if part == 0:
             self.missing = self.parameters
-        self.version = -1
+        self.holds = None
         bucket = bucket_of(self.missing, len(flat))
         load_flat(flat, bucket, digest)
         self.missing = self.missing[len(bucket) :]
         if part == parts - 1:
             if self.missing:
                 raise WeightsMismatch(f"weights ended before {self.missing[0][0]}")
-            self.version = version
-        return self.version
+            self.holds = weights
+        return self.holds
 
-    def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Chunk]:
         """Sample groups, or parts of them, in batches that hold several groups where one does not fill them.
 
         Returns:
-            What is `Made`, of all candidates; of every request the images (n, H, W, 3) uint8; of every
-            request the conditioning; then all trajectories. Each candidate's trajectory is its own return
-            value, so that the unselected ones can be freed where they were made.
+            The chunk of every request.
 
         Raises:
             StaleWeights: if the worker holds another policy version.
@@ -98,33 +99,31 @@ class RolloutWorker:
         started, parts = time.perf_counter(), self._batches(requests)
         return self._finished(started, requests, parts, [self._run(part) for part in parts])
 
-    def begin(self, request: SampleRequest) -> tuple[Any, ...]:
+    def begin(self, requests: Sequence[SampleRequest]) -> list[Chunk]:
         """Sample the first ``preview_steps`` steps only.
 
         Returns:
-            What is `Made`, previews (n, H, W, 3) uint8 of the clean images that the candidates point at by
-            then, and the n `Begun` candidates.
+            For every request a chunk of previews: of the clean images that the candidates point at by then.
 
         Raises:
             StaleWeights: if the worker holds another policy version.
         """
-        started = time.perf_counter()
-        stop = self.settings.preview_steps
-        rollouts = [self._run(part, stop=stop) for part in self._batches([request])]
-        images, finite = self._decode(rollouts)
-        made = Made(seconds=time.perf_counter() - started, finite=finite)
-        return made, images, *(one for part in rollouts for one in _begun(part))
+        started, parts = time.perf_counter(), self._batches(requests)
+        rollouts = [self._run(part, stop=self.settings.preview_steps) for part in parts]
+        begun = [one for part in rollouts for one in _begun(part)]
+        return self._chunks(started, requests, rollouts, begun, [None] * len(requests))
 
-    def finish(self, request: SampleRequest, *begun: Begun) -> tuple[Any, ...]:
-        """What `sample` returns for the request, from candidates that `begin` has begun.
+    def finish(self, requests: Sequence[SampleRequest], *begun: Begun) -> list[Chunk]:
+        """Sample the other steps of candidates that `begin` has begun, in the order of the requests.
 
         Raises:
             StaleWeights: if the worker holds another policy version.
         """
-        started, rest, parts = time.perf_counter(), iter(begun), self._batches([request])
-        resumed = [self._resumed([*islice(rest, len(part.noises))]) for (part,) in parts]
+        started, rest, parts = time.perf_counter(), iter(begun), self._batches(requests)
+        counts = [sum(len(one.noises) for one in part) for part in parts]
+        resumed = [self._resumed([*islice(rest, count)]) for count in counts]
         rollouts = [self._run(part, begun=one) for part, one in zip(parts, resumed, strict=True)]
-        return self._finished(started, [request], parts, rollouts)
+        return self._finished(started, requests, parts, rollouts)
 
     def _finished(
         self,
@@ -132,7 +131,7 @@ class RolloutWorker:
         requests: Sequence[SampleRequest],
         parts: Sequence[Batch],
         rollouts: Sequence[Rollout],
-    ) -> tuple[Any, ...]:
+    ) -> list[Chunk]:
         trajectories = [
             trajectory
             for part, rollout in zip(parts, rollouts, strict=True)
@@ -142,17 +141,35 @@ class RolloutWorker:
         conditionings = [
             Conditioning(arrays={name: pack(value) for name, value in one.items()}) for one in encoded
         ]
-        ends = np.cumsum([len(request.noises) for request in requests])[:-1]
+        return self._chunks(started, requests, rollouts, trajectories, conditionings)
+
+    def _chunks(
+        self,
+        started: float,
+        requests: Sequence[SampleRequest],
+        rollouts: Sequence[Rollout],
+        trajectories: Sequence[Trajectory | Begun],
+        conditionings: Sequence[Conditioning | None],
+    ) -> list[Chunk]:
         images, finite = self._decode(rollouts)
-        made = Made(seconds=time.perf_counter() - started, finite=finite)
-        return made, *np.split(images, ends), *conditionings, *trajectories
+        each = (time.perf_counter() - started) / len(images)
+        ends = np.cumsum([len(request.noises) for request in requests]).tolist()
+        return [
+            Chunk(
+                images=images[start:end],
+                finite=finite[start:end],
+                conditioning=conditioning,
+                trajectories=tuple(trajectories[start:end]),
+                seconds=each * (end - start),
+            )
+            for start, end, conditioning in zip([0, *ends], ends, conditionings, strict=False)
+        ]
 
     def _batches(self, requests: Sequence[SampleRequest]) -> list[Batch]:
         for request in requests:
-            if request.version != self.version:
-                raise StaleWeights(
-                    f"group {request.group_id} wants policy v{request.version}, not v{self.version}"
-                )
+            wanted = WeightsId(request.version)
+            if wanted != self.holds:
+                raise StaleWeights(f"group {request.group_id} wants policy {wanted}, not {self.holds}")
         return batches(requests, self.settings)
 
     def _run(self, batch: Batch, *, begun: Rollout | None = None, stop: int | None = None) -> Rollout:
@@ -185,9 +202,9 @@ class RolloutWorker:
         schedule = self._schedule(self.settings.steps)
         self._denoise([self._encode("")], [0] * len(noises), noises, schedule, range(0), stop=1)
 
-    def ping(self) -> int:
-        """The policy version held, as a sign of life."""
-        return self.version
+    def ping(self) -> WeightsId | None:
+        """Return the weights held, as a sign of life."""
+        return self.holds
 
     def _schedule(self, steps: int) -> Schedule:
         schedule = self.policy.schedule(steps)

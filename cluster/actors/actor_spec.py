@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -66,9 +66,20 @@ class Host:
         module, _, attribute = target.partition(":")
         self.worker = getattr(importlib.import_module(module), attribute)(**arguments)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the worker; object references among the arguments arrive as their values."""
-        return getattr(self.worker, method)(*arguments)
+    def call(
+        self,
+        method: str,
+        *arguments: Any,
+        gather: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+        spread: Callable[[Any], Sequence[Any]] | None = None,
+    ) -> Any:
+        """Call a method of the worker; object references among the arguments arrive as their values.
+
+        Ray resolves and frees only what is an argument or a return value by itself: ``gather`` makes the
+        method's arguments of flat ones, ``spread`` makes flat return values of its result.
+        """
+        found = getattr(self.worker, method)(*(gather(arguments) if gather else arguments))
+        return tuple(spread(found)) if spread else found
 
     def pid(self) -> int:
         """This process."""

@@ -13,9 +13,10 @@ from ray.util.placement_group import PlacementGroup
 from cluster.actors.actor_spec import Role, spawn
 from cluster.actors.pool import DIED, LOST, START_DEADLINE, reason, unbuildable
 from cluster.config.settings import RunSettings
-from learner.rank_shares import shares
+from learner import wire
+from learner.rank_shares import rank_updates
 from learner.records import Update, Written
-from rollout.records import CandidateGroup, Weights
+from rollout.records import CandidateGroup, Weights, WeightsId
 from selection.records import Selection
 
 NOTICED: Final = 45.0
@@ -61,27 +62,36 @@ def _own(error: Exception) -> bool:
     return not isinstance(error, DIED) and not isinstance(getattr(error, "cause", None), ObjectLostError)
 
 
+def learner_spec(settings: RunSettings, group: PlacementGroup | None = None) -> Role:
+    """Describe the learner ranks of a run, in the places of a group if one is given."""
+    learner = settings.learner
+    return Role(
+        name="learner",
+        target="learner.worker:LearnerWorker",
+        arguments={
+            "model": settings.model,
+            "rollout": settings.rollout,
+            "learner": learner,
+            "seed": settings.seed,
+            "horizon": settings.optimizer_steps,
+        },
+        gpus=learner.gpus,
+        threads=learner.threads,
+        node=settings.cluster.nodes.get("learner"),
+        group=group,
+    )
+
+
 class Learner:
     """The learner ranks, called together: every collective method runs on all of them."""
 
-    target = "learner.worker:LearnerWorker"
-
-    def __init__(self, settings: RunSettings, group: PlacementGroup | None = None) -> None:
-        """Start the ranks, in the places of a group if one is given."""
-        learner = settings.learner
-        arguments = {
-            "model": settings.model, "rollout": settings.rollout, "learner": learner, "seed": settings.seed,
-            "horizon": settings.optimizer_steps,
-        }  # fmt: skip
-        role = Role(
-            name="learner", target=self.target, arguments=arguments,
-            gpus=learner.gpus, threads=learner.threads, node=settings.cluster.nodes.get("learner"),
-            group=group,
-        )  # fmt: skip
-        self.settings, self.seed, self.role = learner, settings.seed, role
+    def __init__(self, settings: RunSettings, spec: Role | None = None) -> None:
+        """Start the ranks, as `learner_spec` says or others of that interface."""
+        self.settings, self.seed = settings.learner, settings.seed
+        self.role = spec or learner_spec(settings)
         self.deadline = settings.cluster.learner_deadline
         self.parts = self.restarts = 0
-        self.actors = [spawn(role, rank) for rank in range(learner.ranks)]
+        self.actors = [spawn(self.role, rank) for rank in range(self.settings.ranks)]
 
     async def begin(self) -> None:
         """Join for the first time, and once more if a rank was lost meanwhile."""
@@ -113,18 +123,13 @@ class Learner:
         self.parts = (await self._every("parts", [()] * world))[0]
 
     async def update(self, step: int, selection: Selection, groups: Sequence[CandidateGroup]) -> Update:
-        """One batch of FlowGRPO on the kept trajectories; what is not finite on any rank together."""
-        ranks = len(self.actors)
-        plan = shares(selection.kept, ranks=ranks, updates=self.settings.updates, seed=self.seed, step=step)
-        by_id = {group.group_id: group for group in groups}
-        calls = []
-        for mine in plan:
-            owners = sorted({item.group_id for share in mine for item in share})
-            numbers = sorted({item.trajectory for share in mine for item in share})
-            kept = [selection.kept[number] for number in numbers]
-            handles = [by_id[k.group_id].trajectories[k.candidate] for k in kept]
-            calls.append((mine, owners, *(by_id[g].conditioning for g in owners), *handles))
-        found: list[Update] = await self._every("update", calls)
+        """Train on a step's kept candidates; the suspects and broken parameters of all ranks together."""
+        work = rank_updates(
+            selection.kept, groups,
+            ranks=len(self.actors), updates=self.settings.updates, seed=self.seed, step=step,
+        )  # fmt: skip
+        calls = [wire.spread(part) for part in work]
+        found: list[Update] = await self._every("update", calls, gather=wire.gather)
         suspects = sorted({number for update in found for number in update.suspects})
         broken = dict.fromkeys(name for update in found for name in update.broken)
         return Update(metrics=found[0].metrics, suspects=tuple(suspects), broken=tuple(broken))
@@ -134,14 +139,17 @@ class Learner:
         count: int = (await self._every("ping", [()] * len(self.actors)))[0]
         return count
 
-    async def publish(self, version: int, *, averaged: bool = False) -> Weights:
-        """The weights of all ranks as objects of the store; averaged ones are marked by their version."""
+    async def publish(self, weights: WeightsId) -> Weights:
+        """Publish the weights of all ranks as objects of the store."""
         made: list[list[Any]] = [
-            [actor.call.options(num_returns=2).remote("part", number, averaged) for actor in self.actors]
+            [
+                actor.call.options(num_returns=2).remote("part", number, weights.averaged)
+                for actor in self.actors
+            ]
             for number in range(self.parts)
         ]
         return Weights(
-            version=-1 - version if averaged else version,
+            id=weights,
             checksums=tuple(digest for (digest, _), *_ in made),
             parts=tuple(flat for (_, flat), *_ in made),
         )
@@ -160,8 +168,9 @@ class Learner:
         """Every rank reads its share of a checkpoint."""
         await self._every("restore", [(url,)] * len(self.actors))
 
-    async def _every(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def _every(self, method: str, calls: Sequence[tuple[Any, ...]], **flat: Any) -> list[Any]:
         refs: list[Any] = [
-            actor.call.remote(method, *arguments) for actor, arguments in zip(self.actors, calls, strict=True)
+            actor.call.remote(method, *arguments, **flat)
+            for actor, arguments in zip(self.actors, calls, strict=True)
         ]
         return await settled(method, refs, self.deadline)

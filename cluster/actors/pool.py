@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,7 +12,9 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
 from cluster.actors.actor_spec import Role, spawn
+from cluster.config.errors import DataLost
 from cluster.record.events import warn
+from rollout.records import WeightsId
 
 ATTEMPTS: Final = 3
 START_DEADLINE: Final = 600.0
@@ -32,7 +34,7 @@ class Slot:
     def __init__(self, role: Role, number: int) -> None:
         """Start the first actor."""
         self.role, self.number = role, number
-        self.holds = ""
+        self.holds: WeightsId | None = None
         self.started = self.busy = False
         self.starting: asyncio.Future[None] | None = None
         self.actor = spawn(role, number)
@@ -51,30 +53,40 @@ class Slot:
     def replace(self) -> None:
         """Kill the actor, hung or dead, and start another one that holds nothing yet."""
         ray.kill(self.actor, no_restart=True)
-        self.holds = ""
+        self.holds = None
         self.started = False
         self.actor = spawn(self.role, self.number)
 
 
-async def call(slot: Slot, method: str, *arguments: Any, returns: int = 1, deadline: float) -> list[Any]:
+async def call(
+    slot: Slot,
+    method: str,
+    *arguments: Any,
+    deadline: float,
+    returns: int = 1,
+    spread: Callable[[Any], Sequence[Any]] | None = None,
+) -> list[Any]:
     """Call a worker's method; wait for its first result, leave the others where they are.
+
+    ``spread`` makes the ``returns`` values of what the method returned, where that is one record.
 
     Returns:
         The first result's value, then the references of the others.
 
     Raises:
         TimeoutError: if the deadline passes.
-        ObjectLostError: if an argument was on a node that is gone, so that nobody else can do better.
+        DataLost: if an argument was on a node that is gone, so that nobody else can do better.
     """
-    refs: Any = slot.actor.call.options(num_returns=returns).remote(method, *arguments)
+    refs: Any = slot.actor.call.options(num_returns=returns).remote(method, *arguments, spread=spread)
     refs = refs if returns > 1 else [refs]
     try:
         value = await asyncio.wait_for(asyncio.wrap_future(refs[0].future()), deadline)
     except TimeoutError:
         raise TimeoutError(f"{method} gave no answer in {deadline:g} s") from None
-    except RayTaskError as error:
-        if isinstance(error.cause, ObjectLostError):
-            raise error.cause from None
+    except (ObjectLostError, RayTaskError) as error:
+        lost = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(lost, ObjectLostError):
+            raise DataLost(reason(lost)) from None
         raise
     return [value, *refs[1:]]
 

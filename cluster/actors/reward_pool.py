@@ -6,8 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any, Final
 
 from ray.exceptions import RayTaskError
@@ -18,7 +17,8 @@ from cluster.actors.pool import LOST, Pool, PoolError, Slot, call, reason
 from cluster.record.events import warn
 from rewards.scorer import Judgement, Unavailable, cut, join, missing
 from rewards.settings import RewardSettings
-from rollout.records import Handle, Prompt
+from rewards.spans import Span, arguments
+from rollout.records import Prompt
 
 ENOUGH: Final = 1.4
 """Deadlines without a success after which nothing more is tried, so that all is over within two."""
@@ -28,32 +28,6 @@ AWAY: Final = 1.0
 """Seconds between two calls of a reward whose server is away."""
 STREAK: Final = 8
 """Failures in a row that are no coincidence, however quickly they came."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Images from ``start`` on of those behind a handle: as many as there are prompts."""
-
-    images: Handle
-    prompts: tuple[Prompt, ...]
-    start: int = 0
-
-    def split(self, size: int) -> list[Span]:
-        """The same images in spans of at most ``size``."""
-        return [
-            Span(images=self.images, prompts=self.prompts[i : i + size], start=self.start + i)
-            for i in range(0, len(self.prompts), size)
-        ]
-
-
-def spans_of(images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> list[Span]:
-    """The images behind a handle that are finite: one span if all are, none if none is."""
-    runs = [(good, list(places)) for good, places in groupby(range(len(finite)), key=finite.__getitem__)]
-    return [
-        Span(images=images, prompts=tuple(prompts[i] for i in places), start=places[0])
-        for good, places in runs
-        if good
-    ]
 
 
 class Drought:
@@ -158,7 +132,7 @@ class Shards:
         self.outage = Outage(reward.name) if watches else None
         self._basket: _Basket | None = None
 
-    async def judge(self, spans: Sequence[Span]) -> Judgement:
+    async def score(self, spans: Sequence[Span]) -> Judgement:
         """Score spans, in their order; what no attempt could score is missing.
 
         Raises:
@@ -235,14 +209,12 @@ class Shards:
             warn("score out of range", reward=self.name, reason=judgement.remark)
 
     async def _call(self, slot: Slot, spans: Sequence[Span]) -> Any:
-        ranges = [(span.start, span.start + len(span.prompts)) for span in spans]
         prompts = [prompt for span in spans for prompt in span.prompts]
-        images = [span.images for span in spans]
         answered: int | None = None
         while True:
             deadline = self._drought.begin()
             try:
-                found = await call(slot, "score_ranges", ranges, prompts, *images, deadline=deadline)
+                found = await call(slot, "score_ranges", *arguments(spans), deadline=deadline)
                 break
             except (*LOST, RayTaskError) as error:
                 away = isinstance(error, RayTaskError) and isinstance(error.cause, Unavailable)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 
 from cluster.actors.pool import Pool
-from cluster.actors.reward_pool import Shards, Span, spans_of
+from cluster.actors.reward_pool import Shards
 from cluster.config.settings import RunSettings
-from rewards.combine import Scores, combine
+from rewards.combine import Scores
 from rewards.registry import resolve
-from rewards.scorer import Judgement, join, missing, spread
-from rewards.settings import Combination
+from rewards.spans import Seen, score_all, seen_of
 from rollout.records import Chunk, Handle, Prompt
-
-Seen = tuple[Sequence[Span], Sequence[bool]]
-"""The images that may be judged, and of all images whether they may."""
 
 
 class Rewards:
@@ -62,37 +58,12 @@ class Rewards:
                 shards.outage.try_again()
 
     async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
-        """Every training reward of a group, chunk by chunk as they are sampled."""
-        seen = [asyncio.ensure_future(_seen(prompt, chunk)) for chunk in chunks]
-        return await self._all(seen, self.training, self.combine)
+        """Score a group with every training reward, chunk by chunk as they are sampled."""
+        seen = [asyncio.ensure_future(seen_of(prompt, chunk)) for chunk in chunks]
+        return await score_all(self.shards, self.training, seen, self.combine)
 
     async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
-        """Every evaluation reward of some images, those that are finite; the total is raw."""
+        """Score images that are finite with every evaluation reward; the total is raw."""
         seen = asyncio.get_running_loop().create_future()
-        seen.set_result((spans_of(images, prompts, finite), finite))
-        return await self._all([seen], self.judging, "raw")
-
-    async def _all(
-        self, seen: Sequence[asyncio.Future[Seen]], weights: Mapping[str, float], how: Combination
-    ) -> Scores:
-        judgements = await asyncio.gather(*(_one(self.shards[name], seen) for name in weights))
-        return combine(dict(zip(weights, judgements, strict=True)), weights, how)
-
-
-async def _seen(prompt: Prompt, chunk: Awaitable[Chunk]) -> Seen:
-    sampled = await chunk
-    return spans_of(sampled.images, [prompt] * len(sampled.finite), sampled.finite), sampled.finite
-
-
-async def _one(shards: Shards, seen: Iterable[asyncio.Future[Seen]]) -> Judgement:
-    if shards.groupwise:
-        return await _judged(shards, *seen)
-    return join(await asyncio.gather(*(_judged(shards, one) for one in seen)))
-
-
-async def _judged(shards: Shards, *seen: asyncio.Future[Seen]) -> Judgement:
-    """What a reward says of images that are finite; it never sees the others, which are missing."""
-    done = await asyncio.gather(*seen)
-    spans = [span for spans, _ in done for span in spans]
-    judgement = await shards.judge(spans) if spans else missing(0)
-    return spread(judgement, [one for _, finite in done for one in finite])
+        seen.set_result(Seen.of(images, prompts, finite))
+        return await score_all(self.shards, self.judging, [seen], "raw")

@@ -1,277 +1,153 @@
-"""The stages of the loop over pools of actors: samplers, rewards, selector and learner."""
+"""The stages of a step over pools of actors on Ray."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import ObjectLostError
 from ray.util.placement_group import PlacementGroup
 
-from cluster.actors.actor_spec import Role
-from cluster.actors.learner import Learner, settled
-from cluster.actors.pool import LOST, Pool, Slot, call, reason
+from cluster.actors.learner import Learner, learner_spec
+from cluster.actors.observer import ImageObserver
+from cluster.actors.pool import Pool, reason
 from cluster.actors.rewards import Rewards
+from cluster.actors.samplers import Samplers
+from cluster.actors.selector import Selector
+from cluster.config.errors import DataLost
 from cluster.config.settings import RunSettings
-from cluster.loop.drift_guard import Observer
+from learner.records import Update
 from rewards.combine import Scores
-from rollout.batches import Batch, batches
-from rollout.noise import candidate_noises
-from rollout.records import (
-    Chunk,
-    Handle,
-    Noise,
-    Prompt,
-    SampleRequest,
-    Weights,
-    WeightsMismatch,
-)  # fmt: skip
+from rollout.batches import Batch
+from rollout.records import CandidateGroup, Chunk, Handle, Noise, Prompt, Weights, WeightsId
 from selection.records import Selection
 
 
-async def _made(weights: Weights, deadline: float) -> None:
-    """Tell a learner that could not make its parts from a sampler that could not take them."""
-    await settled("publish", weights.checksums, deadline)
-
-
-class WeightsError(RuntimeError):
-    """Weights did not arrive as they were sent, twice."""
-
-
-class Rollouts:
-    """The pool of samplers, and the published weights of every version that may still be asked for."""
-
-    target = "rollout.worker:RolloutWorker"
-
-    def __init__(self, settings: RunSettings) -> None:
-        """Start the samplers."""
-        rollout = settings.rollout
-        arguments = {
-            "model": settings.model, "rollout": rollout, "seed": settings.seed,
-            "keep_means": settings.learner.needs_means,
-        }  # fmt: skip
-        role = Role(
-            name="rollout", target=self.target, arguments=arguments,
-            gpus=rollout.gpus, threads=rollout.threads, node=settings.cluster.nodes.get("rollout"),
-        )  # fmt: skip
-        self.pool = Pool(role, rollout.workers, settings.cluster.deadline)
-        self.least, self.learner_deadline = rollout.min_workers, settings.cluster.learner_deadline
-        self.settings, self.seed = rollout, settings.seed
-        self.candidates, self.previews = settings.selection.candidates, settings.selection.previews
-        self.kept_versions = settings.max_staleness + 1
-        self.published: dict[int, Weights] = {}
-
-    async def load(self, weights: Weights) -> None:
-        """Publish weights and wait until every sampler has acknowledged them, after its older samples.
-
-        One that is not there, or is lost meanwhile, gets them before its first sample.
-        """
-        self.published[weights.version] = weights
-        for version in sorted(self.published)[: -self.kept_versions]:
-            del self.published[version]
-        pushes = (self._push(slot, weights) for slot in self.pool.up)
-        # All of them, so that none is still under way when another's failure is dealt with.
-        for failure in await asyncio.gather(*pushes, return_exceptions=True):
-            if failure:
-                raise failure
-
-    async def _push(self, slot: Slot, weights: Weights) -> None:
-        with suppress(*LOST):
-            await self.pool.once(lambda found: self._ensure(found, weights), on=slot)
-
-    def forget(self) -> None:
-        """Trust no weights that were published so far: the versions from here on are others."""
-        self.published.clear()
-        for slot in self.pool.slots:
-            slot.holds = ""
-
-    async def _ensure(self, slot: Slot, weights: Weights) -> None:
-        """Load weights unless the sampler holds them: after a restart or an evaluation it may not."""
-        if slot.holds == str(weights.version):
-            return
-        slot.holds = ""
-        for attempt in (1, 2):
-            try:
-                await self._send(slot, weights)
-                break
-            except (*LOST, RayTaskError) as error:
-                await _made(weights, self.learner_deadline)
-                if not isinstance(error, RayTaskError):
-                    raise
-                if attempt == 2 or not isinstance(error, WeightsMismatch):
-                    raise WeightsError(
-                        f"sampler {slot.number}, v{weights.version}: {reason(error)}"
-                    ) from error
-        slot.holds = str(weights.version)
-
-    async def _send(self, slot: Slot, weights: Weights) -> None:
-        """All parts at once: the sampler takes each in its turn, as soon as the learner has made it."""
-        whole = zip(weights.checksums, weights.parts, strict=True)
-        refs: list[Any] = [
-            slot.actor.call.remote("load", weights.version, number, len(weights.parts), digest, flat)
-            for number, (digest, flat) in enumerate(whole)
-        ]
-        loaded = asyncio.gather(*(asyncio.wrap_future(ref.future()) for ref in refs))
-        await asyncio.wait_for(loaded, self.pool.deadline)
-
-    def request(self, prompt: Prompt, group_id: int, *, version: int) -> SampleRequest:
-        """One prompt's candidates, oversampled; with previews, all those that are begun."""
-        count = self.previews or self.candidates
-        noises = candidate_noises(self.seed, prompt.index, group_id, count, self.settings)
-        return SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=version)
-
-    def batches(self, requests: Sequence[SampleRequest]) -> list[Batch]:
-        """The forward passes of groups, which are sampled by themselves."""
-        return batches(requests, self.settings)
-
-    async def sample(self, batch: Batch) -> list[Chunk]:
-        """Sample a batch under the version it asks for: a chunk of each of its groups.
-
-        The same seeds on every attempt.
-        """
-        parts = len(batch)
-        made, *rest = await self._run("sample", batch, 2 * parts)
-        images, conditionings, trajectories = rest[:parts], rest[parts : 2 * parts], iter(rest[2 * parts :])
-        counts, finite = [len(part.noises) for part in batch], iter(made.finite)
-        return [
-            Chunk(
-                images=images[place],
-                finite=tuple(islice(finite, count)),
-                conditioning=conditionings[place],
-                trajectories=tuple(islice(trajectories, count)),
-                seconds=made.seconds * count / sum(counts),
-            )
-            for place, count in enumerate(counts)
-        ]
-
-    async def begin(self, request: SampleRequest) -> Chunk:
-        """Sample the first steps of a batch of a group: previews to be scored, and the begun candidates."""
-        made, images, *begun = await self._run("begin", request, 1)
-        return Chunk(
-            images=images,
-            finite=made.finite,
-            conditioning=None,
-            trajectories=tuple(begun),
-            seconds=made.seconds,
-        )
-
-    async def finish(self, request: SampleRequest, begun: Sequence[Handle]) -> Chunk:
-        """Sample the other steps of as many begun candidates of a group as make a batch."""
-        made, images, conditioning, *trajectories = await self._run("finish", request, 2, begun)
-        return Chunk(
-            images=images,
-            finite=made.finite,
-            conditioning=conditioning,
-            trajectories=tuple(trajectories),
-            seconds=made.seconds,
-        )
-
-    async def _run(
-        self, method: str, asked: Batch | SampleRequest, firsts: int, begun: Sequence[Handle] = ()
-    ) -> list[Any]:
-        """A sampler's method: what is `Made`, then handles of ``firsts`` values and of every candidate."""
-        batch = asked if isinstance(asked, tuple) else (asked,)
-        returns = 1 + firsts + sum(len(part.noises) for part in batch)
-
-        async def work(slot: Slot) -> list[Any]:
-            await self._ensure(slot, self.published[batch[0].version])
-            return await call(slot, method, asked, *begun, returns=returns, deadline=self.pool.deadline)
-
-        found: list[Any] = await self.pool.run(work)
-        return found
-
-    async def evaluate(
-        self, prompts: Sequence[Prompt], noises: Sequence[Noise], weights: Weights
-    ) -> tuple[tuple[bool, ...], Handle]:
-        """ODE images, one per prompt and noise, under the given (averaged) weights.
-
-        Which of them are finite, and a handle of all.
-        """
-
-        async def work(slot: Slot) -> list[Any]:
-            await self._ensure(slot, weights)
-            return await call(slot, "evaluate", prompts, noises, returns=2, deadline=self.pool.deadline)
-
-        finite, images = await self.pool.run(work)
-        return finite, images
-
-
-class Selector:
-    """The selection actor."""
-
-    def __init__(self, settings: RunSettings) -> None:
-        """Start the actor."""
-        arguments = {"settings": settings.selection, "seed": settings.seed}
-        node, target = settings.cluster.nodes.get("selector"), "selection.selector:Selector"
-        role = Role(name="selector", target=target, arguments=arguments, node=node)
-        self.pool = Pool(role, 1, settings.cluster.deadline)
-
-    async def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
-        """Keep the candidates that the learner trains on."""
-
-        async def work(slot: Slot) -> Any:
-            found = await call(slot, "select", step, group_ids, scores, deadline=self.pool.deadline)
-            return found[0]
-
-        selection: Selection = await self.pool.run(work)
-        return selection
-
-
 @dataclass(frozen=True, slots=True)
-class Stages:
-    """All stages of a run."""
+class RayStages:
+    """All stages of a run, as `cluster.loop.stages.Stages` wants them."""
 
-    rollouts: Rollouts
+    samplers: Samplers
     rewards: Rewards
     selector: Selector
     learner: Learner
-    observer: Observer | None
+    observer: ImageObserver | None
+
+    async def sample(self, batch: Batch) -> Sequence[Chunk]:
+        """Sample a batch: a chunk of each of its groups."""
+        return await self.samplers.sample(batch)
+
+    async def begin(self, batch: Batch) -> Sequence[Chunk]:
+        """Sample the first steps of a batch."""
+        return await self.samplers.begin(batch)
+
+    async def finish(self, batch: Batch, begun: Sequence[Handle]) -> Sequence[Chunk]:
+        """Sample the other steps of candidates that were begun."""
+        return await self.samplers.finish(batch, begun)
+
+    async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
+        """Score a group with every training reward, chunk by chunk as they are sampled."""
+        return await self.rewards.score(prompt, chunks)
+
+    async def measure(self, chunks: Sequence[Awaitable[Chunk]]) -> Mapping[str, float]:
+        """Measure the images of a group, if somebody watches them."""
+        return await self.observer.measure(chunks) if self.observer else {}
+
+    async def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
+        """Keep the candidates that the learner trains on."""
+        return await self.selector.select(step, group_ids, scores)
+
+    async def update(self, step: int, selection: Selection, groups: Sequence[CandidateGroup]) -> Update:
+        """Train on the kept candidates."""
+        return await self.learner.update(step, selection, groups)
+
+    async def updates(self) -> int:
+        """Count the optimizer steps that were ever applied, also before the run was resumed."""
+        return await self.learner.updates()
+
+    async def load(self, version: int) -> None:
+        """Publish the learner's weights as this version and load them into every sampler."""
+        await self.samplers.load(await self.learner.publish(WeightsId(version)))
+
+    async def averaged(self, version: int) -> Weights:
+        """Publish the average of the weights for an evaluation, and let resting rewards be tried again."""
+        self.rewards.try_again()
+        return await self.learner.publish(WeightsId(version, averaged=True))
+
+    async def draw(
+        self, weights: Weights, prompts: Sequence[Prompt], noises: Sequence[Noise]
+    ) -> tuple[tuple[bool, ...], Handle]:
+        """Draw an image for every prompt and noise by the ODE: which are finite, and a handle of all."""
+        return await self.samplers.evaluate(weights, prompts, noises)
+
+    async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
+        """Score images that are finite with every evaluation reward."""
+        return await self.rewards.judge(images, prompts, finite)
+
+    async def fetch(self, handle: Handle) -> Any:
+        """Bring a value here.
+
+        Raises:
+            DataLost: if it was on a node that is gone.
+        """
+        try:
+            return await handle
+        except ObjectLostError as error:
+            raise DataLost(reason(error)) from error
 
     @property
-    def named_pools(self) -> dict[str, Pool]:
-        """Every pool by what users call its actors; the learner is none."""
+    def saver(self) -> Learner:
+        """The learner, as checkpoints know it."""
+        return self.learner
+
+    @property
+    def failures(self) -> Sequence[str]:
+        """The last failure of every reward that had one and counts."""
+        return self.rewards.failures
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """Every pool by the name that users know its actors by; the learner's ranks are not a pool."""
         rewards = {f"reward {name}": shards.pool for name, shards in self.rewards.shards.items()}
         watching = {"observer": self.observer.pool} if self.observer else {}
-        return {"samplers": self.rollouts.pool, **rewards, "selector": self.selector.pool, **watching}
+        return {"samplers": self.samplers.pool, **rewards, "selector": self.selector.pool, **watching}
 
     @property
-    def pools(self) -> list[Pool]:
-        """Every pool."""
-        return list(self.named_pools.values())
+    def status(self) -> Mapping[str, float]:
+        """The number of actors that were replaced so far, and of samplers at work."""
+        replaced = sum(pool.restarts for pool in self.pools.values()) + self.learner.restarts
+        return {"restarts": replaced, "samplers": len(self.samplers.pool.up)}
 
-    @property
-    def restarts(self) -> int:
-        """How many actors had to be replaced so far."""
-        return sum(pool.restarts for pool in self.pools) + self.learner.restarts
-
-    @property
-    def samplers(self) -> int:
-        """How many samplers are at work."""
-        return len(self.rollouts.pool.up)
+    def alarms(self) -> dict[str, str]:
+        """Return the watching rewards that have stopped working since this was last asked, by metric."""
+        return self.rewards.alarms()
 
     @property
     def missing(self) -> str:
-        """Which actors have not started yet, in words."""
+        """The actors that have not started yet, in words."""
         found = [
             f"{name} {len(pool.up)} of {len(pool.slots)}" if len(pool.slots) > 1 else name
-            for name, pool in self.named_pools.items()
+            for name, pool in self.pools.items()
             if len(pool.up) < len(pool.slots)
         ]
         return ", ".join(found if self.learner.parts else [*found, "learner"])
 
     async def ready(self) -> None:
         """Wait until enough actors are up and the learner's ranks have found each other."""
-        least = {self.rollouts.pool: self.rollouts.least}
-        pools = (pool.ready(least.get(pool)) for pool in self.pools)
+        least = {self.samplers.pool: self.samplers.least}
+        pools = (pool.ready(least.get(pool)) for pool in self.pools.values())
         await asyncio.gather(*pools, self.learner.begin())
 
+    async def restart(self) -> None:
+        """Start all learner ranks anew, as at step 0, and forget every published weight."""
+        self.samplers.forget()
+        await self.learner.restart()
 
-def start_stages(settings: RunSettings, learners: PlacementGroup | None = None) -> Stages:
+
+def start_stages(settings: RunSettings, learners: PlacementGroup | None = None) -> RayStages:
     """Start every actor of a run, the learner's in their places; they come up in parallel."""
-    observer = None if settings.guard.action == "off" else Observer(settings)
-    learner = Learner(settings, learners)
-    return Stages(Rollouts(settings), Rewards(settings), Selector(settings), learner, observer)
+    observer = None if settings.guard.action == "off" else ImageObserver(settings)
+    learner = Learner(settings, learner_spec(settings, learners))
+    return RayStages(Samplers(settings), Rewards(settings), Selector(settings), learner, observer)

@@ -26,7 +26,10 @@ BENCHMARKS: Final = {
     "rewards": ("cluster.bench.rewards", "OCR, in one process and over shards (Ray)"),
     "scale": ("cluster.bench.scale", "one driver over 1 to 64 simulated samplers (Ray)"),
     "busy": ("cluster.bench.busy", "a run beside processes that keep cores busy (Ray)"),
-    "overhead": ("cluster.bench.overhead", "a step of the whole service against a bare loop (Ray)"),
+    "overhead": (
+        "cluster.bench.overhead",
+        "a step of the service against the same loop in one process (Ray)",
+    ),
 }
 """A module per benchmark, loaded when asked for: those without Ray run on machines that lack it.
 

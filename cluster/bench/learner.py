@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cluster.bench.subject import add_options, learner_of, plan, requests, sample, sampler_of, subject
+from cluster.bench.subject import add_options, learner_of, requests, sampled_work, sampler_of, subject
 from cluster.bench.table import Report, Row, no_more
 from cluster.bench.timing import flops_of, in_turns, matmul_peak, peak_gb, seconds
 from learner.settings import LearnerSettings
@@ -30,17 +30,16 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     """Sample once, then update with that again and again."""
     no_more(rest)
     with subject(options) as one:
-        asked = requests(one, options.groups)
-        groups, arrays = sample(sampler_of(one), asked)
-        torch.cuda.empty_cache()
         settings = LearnerSettings(
             gpus=one.rollout.gpus, threads=options.threads, beta=options.beta, zero_stage=0,
             micro_batch=options.micro_batch, gradient_checkpointing=options.checkpointing,
         )  # fmt: skip
-        learner, shares = learner_of(one, settings), plan(asked, settings.updates)
+        sampled = sampled_work(sampler_of(one), requests(one, options.groups), settings.updates)
+        torch.cuda.empty_cache()
+        learner = learner_of(one, settings)
 
         def work() -> None:
-            learner.update(shares, groups, *arrays)
+            learner.update(sampled)
 
         first = seconds(work, one.device)
         times = in_turns({"update": work}, one.device, repeats=options.repeats)["update"]

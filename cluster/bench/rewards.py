@@ -14,11 +14,12 @@ import ray
 from numpy.typing import NDArray
 
 from cluster.actors.actor_spec import connect
-from cluster.actors.reward_pool import Shards, Span
+from cluster.actors.reward_pool import Shards
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings
 from rewards.scorers.ocr import OcrScorer, text_recognition
 from rewards.settings import RewardSettings
+from rewards.spans import Span
 from rollout.records import Prompt
 from rollout.tiny.prompts import split_words
 from rollout.tiny.world import draw_word
@@ -96,7 +97,7 @@ async def _shards(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
 
 async def _pool_rate(shards: Shards, spans: Sequence[Span]) -> float:
     began = time.perf_counter()
-    judged = await asyncio.gather(*(shards.judge([span]) for span in spans))
+    judged = await asyncio.gather(*(shards.score([span]) for span in spans))
     if not all(judgement.valid.all() for judgement in judged):
         raise RuntimeError(f"the benchmark's own images could not be scored: {shards.failure}")
     return sum(len(judgement.values) for judgement in judged) / (time.perf_counter() - began)

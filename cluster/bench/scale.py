@@ -7,7 +7,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -16,15 +16,17 @@ import psutil
 import ray
 
 from cluster.actors.actor_spec import connect
-from cluster.actors.learner import Learner
+from cluster.actors.learner import Learner, learner_spec
 from cluster.actors.rewards import Rewards
-from cluster.actors.stages import Rollouts, Selector, Stages
+from cluster.actors.samplers import Samplers, sampler_spec
+from cluster.actors.selector import Selector
+from cluster.actors.stages import RayStages
 from cluster.bench.sleeping_actors import CANDIDATES, SECONDS
 from cluster.bench.table import Report, Row, no_more
+from cluster.config.preflight import Inputs
 from cluster.config.settings import ClusterSettings, RunSettings, resolve
-from cluster.loop.drift_guard import Guard
-from cluster.loop.evaluation import held_out
-from cluster.loop.loop import Run, train
+from cluster.loop.course import course_of
+from cluster.loop.loop import train
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
 from rollout.prompts import load_prompts
@@ -35,14 +37,6 @@ STEPS: Final = 8
 """Steps per measurement."""
 WARMUP: Final = 4
 STORE_GB: Final = 6.0
-
-
-class _Rollouts(Rollouts):
-    target = f"{SLEEPERS}:SleepingSampler"
-
-
-class _Learner(Learner):
-    target = f"{SLEEPERS}:SleepingRank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +80,29 @@ def _settings(samplers: int, steps: int) -> RunSettings:
     })  # fmt: skip
 
 
-async def _go(samplers: int, repeats: int) -> list[Mark]:
+async def _go(count: int, repeats: int) -> list[Mark]:
     """Marks at the beginning and after every measurement of a run."""
-    settings = _settings(samplers, WARMUP + STEPS * repeats + 1)  # the last step also evaluates
-    stages = Stages(_Rollouts(settings), Rewards(settings), Selector(settings), _Learner(settings), None)
+    settings = _settings(count, WARMUP + STEPS * repeats + 1)  # the last step also evaluates
+    samplers = Samplers(settings, replace(sampler_spec(settings), target=f"{SLEEPERS}:SleepingSampler"))
+    learner = Learner(settings, replace(learner_spec(settings), target=f"{SLEEPERS}:SleepingRank"))
+    stages = RayStages(samplers, Rewards(settings), Selector(settings), learner, None)
     await stages.ready()
     marks: list[Mark] = []
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name))
-        prompts, drawn = (
-            load_prompts(settings.prompts.train),
-            held_out(load_prompts(settings.prompts.eval)[:1], settings),
-        )
+        prompts, (first, *_) = map(load_prompts, (settings.prompts.train, settings.prompts.eval))
 
         def mark(metrics: dict[str, Any]) -> None:
             memory = psutil.Process().memory_info().rss / 1e6
             marks.append(Mark(time.perf_counter(), time.process_time(), memory))
 
         checkpoints = Checkpoints(str(folder.checkpoints), 1)
-        await train(
-            Run(settings, folder, prompts, drawn, stages, checkpoints, [mark], Guard(settings.guard, [])), 0
-        )
-    for actor in [*stages.learner.actors, *(slot.actor for pool in stages.pools for slot in pool.slots)]:
+        course = course_of(settings, Inputs(prompts, (first,)), folder, checkpoints, stages, [mark])
+        await train(course.run, 0)
+    for actor in [
+        *stages.learner.actors,
+        *(slot.actor for pool in stages.pools.values() for slot in pool.slots),
+    ]:
         ray.kill(actor)
     return marks[WARMUP:-1:STEPS]
 

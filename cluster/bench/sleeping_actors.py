@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.checkpoint_upload import Storage
+from learner.rank_shares import RankUpdate
 from learner.records import Update, Written
 from rewards.scorer import Judgement, Traits
-from rollout.records import Conditioning, Made, Noise, Prompt, SampleRequest, Trajectory
+from rollout.records import Chunk, Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsId
 
 CANDIDATES: Final = 32
 """Per prompt; a sampler makes them in one call."""
@@ -33,11 +34,11 @@ class SleepingSampler:
         """Make the latents that every candidate gets."""
         self.latents = np.zeros(FLOATS, dtype=np.float32)
 
-    def load(self, version: int, part: int, parts: int, digest: str, flat: NDArray[Any]) -> int:
+    def load(self, weights: WeightsId, part: int, parts: int, digest: str, flat: NDArray[Any]) -> WeightsId:
         """Take weights."""
-        return version
+        return weights
 
-    def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Chunk]:
         """Sleep; then images that differ, and trajectories of their size."""
         time.sleep(SECONDS)
         (request,) = requests  # of a whole batch
@@ -45,8 +46,15 @@ class SleepingSampler:
         images[:, 0, 0, 0] = [noise.path % 251 for noise in request.noises]
         nothing = np.zeros(1, dtype=np.float32)
         trajectory = Trajectory(latents=self.latents, log_probs=nothing, steps=np.zeros(1, dtype=np.int64))
-        made = Made(seconds=SECONDS, finite=(True,) * len(images))
-        return made, images, Conditioning(arrays={}), *[trajectory] * len(images)
+        return [
+            Chunk(
+                images=images,
+                finite=(True,) * len(images),
+                conditioning=Conditioning(arrays={}),
+                trajectories=(trajectory,) * len(images),
+                seconds=SECONDS,
+            )
+        ]
 
     def evaluate(
         self, prompts: Sequence[Prompt], noises: Sequence[Noise]
@@ -91,7 +99,7 @@ class SleepingRank:
         """Weights of 1 MB."""
         return "", np.zeros(FLOATS, dtype=np.float32)
 
-    def update(self, shares: Any, groups: Any, *arrays: Any) -> Update:
+    def update(self, work: RankUpdate) -> Update:
         """Sleep."""
         time.sleep(LEARN_SECONDS)
         metrics = {

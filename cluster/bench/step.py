@@ -16,16 +16,17 @@ from cluster.bench.subject import (
     Subject,
     add_options,
     learner_of,
-    plan,
     requests,
-    sample,
+    sampled_work,
     sampler_of,
     subject,
 )
 from cluster.bench.table import Report, Row, no_more
 from cluster.bench.timing import seconds
 from cluster.config.errors import UserError
+from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
+from rollout.records import WeightsId
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -45,16 +46,15 @@ class Ours:
         self.sampler, self.learner = sampler_of(one), learner_of(one, settings)
         self.one, self.groups = one, groups
 
-    def step(self, step: int) -> float:
-        """The loss of a step."""
+    def step(self, step: int) -> tuple[float, RankUpdate]:
+        """Make a step; its loss, and what was trained."""
         asked = requests(self.one, self.groups, step)
-        groups, arrays = sample(self.sampler, asked)
-        shares = plan(asked, self.learner.settings.updates)
-        loss = self.learner.update(shares, groups, *arrays).metrics["loss"]
+        work = sampled_work(self.sampler, asked, self.learner.settings.updates)
+        loss = self.learner.update(work).metrics["loss"]
         for number, (digest, flat) in enumerate(self.learner.publish()):
             assert flat is not None
-            self.sampler.load(0, number, self.learner.parts(), digest, flat)
-        return loss
+            self.sampler.load(WeightsId(0), number, self.learner.parts(), digest, flat)
+        return loss, work
 
 
 def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
@@ -91,14 +91,15 @@ class _Turn:
 def _turn(one: Subject, ours: Ours, naive: NaiveLoop, groups: int, step: int) -> _Turn:
     start_from(naive, [p for _, p in ours.learner.parameters])
     asked = requests(one, groups, step)
-    shares = plan(asked, ours.learner.settings.updates)
+    made: list[tuple[float, RankUpdate]] = []
     losses: list[float] = []
     busy = [time.process_time()]
-    first = seconds(lambda: losses.append(ours.step(step)), one.device)
+    first = seconds(lambda: made.append(ours.step(step)), one.device)
     busy.append(time.process_time())
-    second = seconds(lambda: losses.append(naive.step(asked, shares)), one.device)
+    ((loss, work),) = made
+    second = seconds(lambda: losses.append(naive.step(asked, work.shares)), one.device)
     busy.append(time.process_time())
-    return _Turn(first, second, busy[1] - busy[0], busy[2] - busy[1], abs(losses[0] - losses[1]))
+    return _Turn(first, second, busy[1] - busy[0], busy[2] - busy[1], abs(loss - losses[0]))
 
 
 def _report(options: argparse.Namespace, one: Subject, ours: Ours, naive: NaiveLoop) -> Report:

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config.errors import UserError
+from cluster.loop.production import oversampled
 from learner.ema import Ema
 from learner.engine import Masters
 from learner.finite_check import GradientGuard
 from learner.optimizer import build_optimizer
-from learner.rank_shares import Item, shares
+from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.families.registry import ModelFolderError, family_of
-from rollout.noise import candidate_noises
-from rollout.records import Prompt, SampleRequest
+from rollout.records import Prompt, SampleRequest, group_of
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.worker import RolloutWorker
 from selection.records import Kept
@@ -104,36 +104,29 @@ def _random(name: str, folder: Path, dtype: str) -> str:
 
 
 def sampler_of(one: Subject) -> RolloutWorker:
-    """A sampler that holds version 0, the start weights."""
-    worker = RolloutWorker(one.model, one.rollout, seed=0)
-    worker.version = 0
-    return worker
+    """Load a sampler with the start weights."""
+    return RolloutWorker(one.model, one.rollout, seed=0)
 
 
 def requests(one: Subject, groups: int, step: int = 0, share: int = 1) -> list[SampleRequest]:
     """What a step asks of a sampler: groups, ``share`` of which fill a batch."""
-    found = []
-    for group in range(step * groups, (step + 1) * groups):
-        prompt = Prompt(index=group, text=TEXTS[group % len(TEXTS)])
-        noises = candidate_noises(0, group, group, one.rollout.batch // share)
-        found.append(SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0))
-    return found
+    count = one.rollout.batch // share
+    return [
+        oversampled(Prompt(index=group, text=TEXTS[group % len(TEXTS)]), group, count, one.rollout, seed=0)
+        for group in range(step * groups, (step + 1) * groups)
+    ]
 
 
-def plan(asked: Sequence[SampleRequest], updates: int) -> list[list[Item]]:
-    """Which trajectory is trained in which update; advantages are made up, alternate in sign and differ."""
+def sampled_work(worker: RolloutWorker, asked: Sequence[SampleRequest], updates: int) -> RankUpdate:
+    """Sample, and make the only rank's update of it; advantages are made up, alternate in sign and differ."""
     kept = [
         Kept(group_id=request.group_id, candidate=i, advantage=(-1) ** i * (0.5 + i / len(request.noises)))
         for request in asked
         for i in range(len(request.noises))
     ]
-    return shares(kept, ranks=1, updates=updates, seed=0, step=0)[0]
-
-
-def sample(worker: RolloutWorker, asked: Sequence[SampleRequest]) -> tuple[list[int], list[Any]]:
-    """The groups, and what `LearnerWorker.update` takes: their conditionings, then all trajectories."""
-    _, *sampled = worker.sample(asked)
-    return [request.group_id for request in asked], sampled[len(asked) :]
+    groups = [group_of(one, [chunk]) for one, chunk in zip(asked, worker.sample(asked), strict=True)]
+    (work,) = rank_updates(kept, groups, ranks=1, updates=updates, seed=0, step=0)
+    return work
 
 
 def learner_of(one: Subject, settings: LearnerSettings) -> LearnerWorker:

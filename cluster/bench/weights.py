@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from cluster.actors.actor_spec import Role, connect, spawn
 from cluster.actors.learner import Learner
-from cluster.actors.stages import Rollouts
+from cluster.actors.samplers import Samplers
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings, RunSettings, resolve
 from cluster.process_memory import private_bytes
+from rollout.records import WeightsId
 from rollout.tiny.build import World, build_world
 
 SAMPLERS: Final = 2
@@ -76,12 +77,12 @@ def _settings(folder: Path) -> RunSettings:
 
 
 async def _measure(settings: RunSettings, repeats: int) -> Report:
-    rollouts, learner = Rollouts(settings), Learner(settings)
-    await asyncio.gather(rollouts.pool.ready(), learner.join())
-    ours: list[Any] = [learner.actors[0], *(slot.actor for slot in rollouts.pool.slots)]
+    samplers, learner = Samplers(settings), Learner(settings)
+    await asyncio.gather(samplers.pool.ready(), learner.join())
+    ours: list[Any] = [learner.actors[0], *(slot.actor for slot in samplers.pool.slots)]
     pids = [int(pid) for pid in await asyncio.gather(*(actor.pid.remote() for actor in ours))]
     before = [private_bytes(pid) / 1e6 for pid in pids]
-    size = sum([len(await part) for part in (await learner.publish(0)).parts])
+    size = sum([len(await part) for part in (await learner.publish(WeightsId(0))).parts])
     plain: list[Any] = [
         spawn(Role(name="plain", target="cluster.bench.weights:Plain", arguments={"count": size}), number)
         for number in range(1 + SAMPLERS)
@@ -96,7 +97,7 @@ async def _measure(settings: RunSettings, repeats: int) -> Report:
             await one.call.remote("receive", plain[0].call.remote("send"))
 
     async def transfer(version: int) -> None:
-        await rollouts.load(await learner.publish(version))
+        await samplers.load(await learner.publish(WeightsId(version)))
 
     seconds: list[tuple[float, ...]] = []
     memory: list[list[float]] = []

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Bad input; the message names what and where, the value, and what was expected."""
+
+
+class DataLost(RuntimeError):
+    """Data of a step were on a node that is gone: whoever needs them has to have them made again."""

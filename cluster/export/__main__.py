@@ -23,8 +23,9 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings, resolve
 from cluster.export.model_card import CARD, Export, model_card
-from cluster.record.checkpoints import Checkpoints, DamagedError, checkpoints_of
+from cluster.record.checkpoints import Checkpoints, checkpoints_of
 from cluster.record.run_folder import RunFolder
+from cluster.record.stored_checkpoints import DamagedError
 from rollout.families.registry import ModelFolderError, family_of
 
 PROG: Final = "python -m cluster.export"

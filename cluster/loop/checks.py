@@ -1,59 +1,102 @@
-"""What ends a run early: steps whose images, weights or margins leave nothing to go on with."""
+"""Stop a run early whose steps leave nothing to go on with: images, rewards, margins, weights, gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
-from cluster.record.nonfinite import Named
+from cluster.loop.run import Run, Step
+from cluster.record.nonfinite import BROKEN
 from cluster.record.nothing_learned import nothing_learned, some
+from cluster.record.run_folder import RunFolder
+from learner.records import Update
 
-if TYPE_CHECKING:
-    from cluster.loop.loop import Run
-    from learner.records import Update
-    from rollout.records import CandidateGroup
+RATIO_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 2e-2}
+"""How far an on-policy ratio may be from one before the sampler and the learner count as different."""
 
 
 class RunStopped(RuntimeError):
     """The run cannot go on usefully; the message says why."""
 
 
-def check_images(run: Run, groups: Sequence[CandidateGroup], broken: Sequence[Named]) -> None:
-    """Stop if no candidate of a step is finite; those that were left out for their previews do not count.
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """An observer that keeps the evidence of what is not finite, and ends runs that cannot learn."""
 
-    Raises:
-        RunStopped: naming the file that holds their seeds.
-    """
-    count = sum(len(group.noises) for group in groups)
-    if sum("candidate" in one for one in broken) == count:
-        raise RunStopped(
-            f"none of the step's {count} images is finite, so there is nothing to judge; "
-            f"their seeds are in {run.folder.nonfinite}"
-        )
+    folder: RunFolder
+
+    async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
+        """Check a step.
+
+        Raises:
+            RunStopped: saying what is wrong, where its evidence is and what to try.
+        """
+        if made is None:
+            return
+        found = [named for one in made.batch for named in one.broken]
+        await asyncio.to_thread(self.folder.record_broken, step, found)
+        self._images(made)
+        _rewards(run, made)
+        if made.update is None:
+            self._margins(run, {"step": step, **made.selection.metrics, BROKEN: len(found)})
+            return
+        _weights(run, made.update)
+        await self._gradients(run, step, made, made.update)
+        _on_policy(run, step, made, made.update.metrics)
+
+    def _images(self, made: Step) -> None:
+        """Stop if no candidate is finite; those left out for their previews do not count."""
+        count = sum(len(group.noises) for group in made.groups)
+        if sum("candidate" in named for one in made.batch for named in one.broken) == count:
+            raise RunStopped(
+                f"none of the step's {count} images is finite, so there is nothing to judge; "
+                f"their seeds are in {self.folder.nonfinite}"
+            )
+
+    def _margins(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        """Stop after too many steps without a margin; ``metrics`` are those of the last one."""
+        count = run.empty_batches
+        if count >= run.settings.max_empty_batches:
+            rows = [*self.folder.history(), metrics][-count:]
+            why = nothing_learned(rows, run.settings.groups_per_step)
+            raise RunStopped(f"{count} steps in a row had no group with a reward margin: {why}")
+
+    async def _gradients(self, run: Run, step: int, made: Step, update: Update) -> None:
+        """Keep the evidence of a skipped update; after too many in a row nothing is left to learn."""
+        if not update.metrics["skipped_updates"]:
+            return
+        suspects = [made.selection.kept[number] for number in update.suspects]
+        await asyncio.to_thread(self.folder.record_nonfinite, step, made.groups, suspects)
+        if update.metrics["skipped_in_a_row"] >= run.settings.learner.max_skipped:
+            raise RunStopped(
+                f"{update.metrics['skipped_in_a_row']:.0f} optimizer steps in a row had a gradient that is "
+                f"not finite; what led to it is in {self.folder.nonfinite}"
+            )
 
 
-def check_margins(run: Run, metrics: Mapping[str, Any]) -> None:
-    """Stop after too many steps without a margin; ``metrics`` are those of the last one.
-
-    Raises:
-        RunStopped: saying of all these steps what there was instead, and what to raise.
-    """
-    count = run.empty_batches
-    if count >= run.settings.max_empty_batches:
-        rows = [*run.folder.history(), metrics][-count:]
-        why = nothing_learned(rows, run.settings.groups_per_step)
-        raise RunStopped(f"{count} steps in a row had no group with a reward margin: {why}")
+def _rewards(run: Run, made: Step) -> None:
+    if made.selection.metrics["valid"] == 0 and run.stages.failures:
+        raise RunStopped("; ".join(run.stages.failures))
 
 
-def check_weights(run: Run, update: Update) -> None:
-    """Stop if weights are not finite: they draw nothing any more, and no later update mends them.
-
-    Raises:
-        RunStopped: naming the first of them and the learning rate.
-    """
+def _weights(run: Run, update: Update) -> None:
+    """Stop if weights are not finite: no later update mends them."""
     if update.broken:
         rate = update.metrics["learning_rate"]
         raise RunStopped(
             f"after {run.updates} optimizer steps, the last with a learning rate of {rate:g}, the weights "
             f"are no longer finite: {some(update.broken)}; try a lower learner.learning_rate or a warm-up"
+        )
+
+
+def _on_policy(run: Run, step: int, made: Step, metrics: Mapping[str, float]) -> None:
+    """Stop if fresh groups have a ratio other than one: sampler and learner differ, not two policies."""
+    fresh = step - 1 == min(group.version for group in made.groups)
+    tolerance = RATIO_TOLERANCE[run.settings.model.dtype]
+    if fresh and metrics["ratio_max_deviation"] > tolerance:
+        raise RunStopped(
+            f"sampler and learner disagree: on-policy ratios are off by "
+            f"{metrics['ratio_max_deviation']:.2g}, more than {tolerance:g} in {run.settings.model.dtype}"
         )

@@ -1,44 +1,17 @@
-"""The guard against reward hacking: how far images and held-out rewards are from where they started."""
+"""Compare images and held-out rewards with where they started: a guard against reward hacking."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import statistics
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from cluster.actors.actor_spec import Role
-from cluster.actors.pool import Pool, PoolError, Slot, call
 from cluster.config.settings import GuardSettings, RunSettings
-from rollout.records import Chunk
+from cluster.loop.run import Run, Step
 
 IMAGE: Final = "image_"
-"""What the names of image statistics start with among the metrics."""
-
-
-class Observer:
-    """The actor that measures the images of every group, beside their rewards."""
-
-    def __init__(self, settings: RunSettings) -> None:
-        """Start the actor."""
-        node = settings.cluster.nodes.get("observer")
-        role = Role(name="observer", target="rewards.image_statistics:ImageObserver", node=node)
-        self.pool = Pool(role, 1, settings.cluster.deadline)
-
-    async def measure(self, chunks: Sequence[Awaitable[Chunk]]) -> Mapping[str, float]:
-        """The statistics of a group; none if they could not be measured, since training needs none."""
-        done = await asyncio.gather(*chunks)
-        images, finite = [chunk.images for chunk in done], [one for chunk in done for one in chunk.finite]
-
-        async def work(slot: Slot) -> Any:
-            return (await call(slot, "measure", finite, *images, deadline=self.pool.deadline))[0]
-
-        try:
-            found: Mapping[str, float] = await self.pool.run(work)
-        except PoolError:
-            return {}
-        return found
+"""The prefix of image statistics among the metrics."""
 
 
 def image_metrics(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -49,8 +22,8 @@ def image_metrics(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-class Guard:
-    """Compares metrics with their values at the start; a pure function of the lines it has seen.
+class DriftGuard:
+    """An observer that compares metrics with their values at the start; a function of the lines it has seen.
 
     A statistic of the images alarms when its mean over the last few steps differs from that of the first few
     by more than a share of it and by more than some standard deviations; a held-out reward (weight 0) when
@@ -60,8 +33,22 @@ class Guard:
     def __init__(self, settings: GuardSettings, held_out: Sequence[str]) -> None:
         """``held_out`` names the metrics of rewards that only watch."""
         self.settings, self.held_out = settings, held_out
+        self.rebuild(())
+
+    def rebuild(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Rebuild the state from a run's metrics so far."""
         self._seen: dict[str, list[float]] = {}
         self._alarmed: set[str] = set()
+        for line in history:
+            self.look(line)
+
+    async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
+        """Add alarms to a step's metrics, also those of watching rewards; pause the run if asked to."""
+        drifted = self.look(metrics)
+        if drifted and self.settings.action == "pause":
+            run.stop.set()
+        if alarms := drifted | run.stages.alarms():
+            metrics["alarms"] = alarms
 
     def look(self, metrics: Mapping[str, Any]) -> dict[str, str]:
         """Take in a step's metrics; what drifted, by metric, with the numbers that show it."""
@@ -97,9 +84,6 @@ def watching_rewards(settings: RunSettings) -> list[str]:
     return [f"eval_{reward.name}" for reward in settings.judges if reward.weight == 0]
 
 
-def guard_of(settings: RunSettings, history: Iterable[Mapping[str, Any]]) -> Guard:
-    """The guard of a run that has come as far as its history."""
-    guard = Guard(settings.guard, watching_rewards(settings))
-    for line in history:
-        guard.look(line)
-    return guard
+def guard_of(settings: RunSettings) -> DriftGuard:
+    """The guard of a run that has not begun."""
+    return DriftGuard(settings.guard, watching_rewards(settings))

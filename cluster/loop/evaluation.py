@@ -1,4 +1,4 @@
-"""Evaluation: held-out prompts with fixed noise, sampled by the ODE with the averaged weights."""
+"""Evaluate: held-out prompts with fixed noise, drawn by the ODE with the averaged weights."""
 
 from __future__ import annotations
 
@@ -6,98 +6,84 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cluster.actors.stages import Stages
-from cluster.config.settings import RunSettings
+from cluster.loop.run import Run, Step
+from cluster.loop.stages import Stages
 from cluster.record.events import warn
+from cluster.record.held_out import Drawn, eval_means, joined, mean
 from cluster.record.nonfinite import EVAL_BROKEN, broken_held_out
 from cluster.record.run_folder import RunFolder
 from rewards.combine import Scores
-from rollout.noise import derive_seed
-from rollout.records import Handle, Noise, Prompt, Weights
-
-Drawn = tuple[Prompt, int, Noise]
+from rollout.records import Handle, Weights
 
 SHOWN: Final = 48
 """Held-out images that are kept as files; all of them are scored."""
 
 
-def held_out(prompts: Sequence[Prompt], settings: RunSettings) -> list[Drawn]:
-    """Every held-out prompt with its fixed noises: the same at every step of every run of this seed."""
-    return [
-        (prompt, sample, Noise(initial=derive_seed("eval", settings.seed, prompt.index, sample), path=0))
-        for sample in range(settings.eval_samples)
-        for prompt in prompts
-    ]
-
-
-async def evaluate(
-    stages: Stages, folder: RunFolder, step: int, drawn: Sequence[Drawn], weights: Weights, batch: int
-) -> dict[str, float]:
-    """Sample and score the held-out images, keep the record, return the eval_* metrics."""
-    started = time.perf_counter()
-    chunks = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
-    done = await asyncio.gather(*(_evaluate_chunk(stages, chunk, weights) for chunk in chunks))
-    scores = _joined([one.scores for one in done])
-    broken = broken_held_out(drawn, [good for one in done for good in one.finite])
-    images = [image for one in done[: -(-SHOWN // batch)] for image in await one.shown()]
-    await asyncio.to_thread(folder.save_evaluation, step, drawn, scores, images[:SHOWN])
-    await asyncio.to_thread(folder.record_broken, step, broken, "eval_images")
-    return {
-        **_metrics(folder, scores),
-        EVAL_BROKEN: len(broken),
-        "seconds_eval": time.perf_counter() - started,
-    }
-
-
 @dataclass(frozen=True, slots=True)
-class _Evaluated:
-    """Some of the held-out images: which are finite, where all of them are, and the scores."""
+class Evaluated:
+    """Held-out images: which are finite, their scores, and a handle of the images of every batch."""
 
     finite: Sequence[bool]
-    images: Handle
     scores: Scores
-
-    async def shown(self) -> list[NDArray[np.uint8] | None]:
-        """The images, and none for one that is broken."""
-        return [image if good else None for image, good in zip(await self.images, self.finite, strict=True)]
+    images: Sequence[Handle]
 
 
-async def _evaluate_chunk(stages: Stages, chunk: Sequence[Drawn], weights: Weights) -> _Evaluated:
-    prompts = [prompt for prompt, _, _ in chunk]
-    finite, images = await stages.rollouts.evaluate(prompts, [noise for _, _, noise in chunk], weights)
-    return _Evaluated(finite, images, await stages.rewards.judge(images, prompts, finite))
-
-
-def _joined(parts: Sequence[Scores]) -> Scores:
-    unknown = [np.full(len(part.total), np.nan) for part in parts]
-    stricts = [
-        none if part.strict is None else part.strict for none, part in zip(unknown, parts, strict=True)
-    ]
-    return Scores(
-        rewards={k: np.concatenate([part.rewards[k] for part in parts]) for k in parts[0].rewards},
-        weights=parts[0].weights,
-        valid=np.concatenate([part.valid for part in parts]),
-        total=np.concatenate([part.total for part in parts]),
-        strict=None if all(part.strict is None for part in parts) else np.concatenate(stricts),
+async def evaluate(stages: Stages, version: int, drawn: Sequence[Drawn], batch: int) -> Evaluated:
+    """Draw and score the held-out images with the average of the weights after ``version`` steps."""
+    weights = await stages.averaged(version)
+    parts = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
+    done = await asyncio.gather(*(_evaluate_batch(stages, part, weights) for part in parts))
+    return Evaluated(
+        finite=[good for one in done for good in one.finite],
+        scores=joined([one.scores for one in done]),
+        images=[image for one in done for image in one.images],
     )
 
 
-def eval_means(scores: Scores) -> dict[str, float]:
-    """The eval_* metrics of held-out scores: means over what is valid."""
-    found = {"eval_reward": _mean(scores.total)}
-    if scores.strict is not None:
-        found["eval_strict"] = _mean(scores.strict)
-    return found | {f"eval_{name}": _mean(values) for name, values in scores.rewards.items()}
+async def _evaluate_batch(stages: Stages, part: Sequence[Drawn], weights: Weights) -> Evaluated:
+    prompts = [one.prompt for one in part]
+    finite, images = await stages.draw(weights, prompts, [one.noise for one in part])
+    return Evaluated(finite, await stages.judge(images, prompts, finite), [images])
 
 
-def _metrics(folder: RunFolder, scores: Scores) -> dict[str, float]:
-    return {**eval_means(scores), "eval_win_rate": _win_rate(folder, scores)}
+def evaluates(run: Run, step: int) -> bool:
+    """Return whether a step ends with an evaluation: the start, the last step and every few between."""
+    return step in (0, run.settings.steps) or step % run.settings.eval_every == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """An observer that evaluates, keeps scores and some of the images, and adds the eval_* metrics."""
+
+    folder: RunFolder
+    drawn: Sequence[Drawn]
+
+    async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
+        """Evaluate where it is due."""
+        if not evaluates(run, step):
+            return
+        started, batch = time.perf_counter(), run.settings.rollout.batch
+        found = await evaluate(run.stages, step, self.drawn, batch)
+        images = [await run.stages.fetch(handle) for handle in found.images[: -(-SHOWN // batch)]]
+        await asyncio.to_thread(self._save, step, found, images)
+        metrics |= {
+            **eval_means(found.scores),
+            "eval_win_rate": _win_rate(self.folder, found.scores),
+            EVAL_BROKEN: len(self.drawn) - sum(found.finite),
+            "seconds_eval": time.perf_counter() - started,
+        }
+
+    def _save(self, step: int, found: Evaluated, images: Sequence[NDArray[np.uint8]]) -> None:
+        shown = [image for part in images for image in part][:SHOWN]
+        whole = [image if good else None for image, good in zip(shown, found.finite, strict=False)]
+        self.folder.save_evaluation(step, self.drawn, found.scores, whole)
+        self.folder.record_broken(step, broken_held_out(self.drawn, found.finite), "eval_images")
 
 
 def _win_rate(folder: RunFolder, scores: Scores) -> float:
@@ -106,9 +92,4 @@ def _win_rate(folder: RunFolder, scores: Scores) -> float:
         warn("win rate missing", reason=f"{folder.start} is lost")
         return float("nan")
     before = np.array(pq.read_table(folder.start)["reward"].to_pylist(), dtype=np.float64)
-    return _mean(np.where(np.isfinite(scores.total + before), scores.total > before, np.nan))
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    valid = values[np.isfinite(values)]
-    return float(valid.mean()) if len(valid) else float("nan")
+    return mean(np.where(np.isfinite(scores.total + before), scores.total > before, np.nan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import psutil
 
 from cluster.config.preflight import check, processes, sampling_passes
@@ -30,12 +31,12 @@ def estimate(settings: RunSettings) -> Estimate:
     """
     prompt = check(settings).train[0]
     sampler = alone(measure.sampler, settings, prompt)
-    images, conditioning, *trajectories = sampler.made
+    images = np.concatenate([chunk.images for chunk in sampler.made])
     scorers = {
         name: alone(measure.reward, reward, images, prompt)
         for name, reward in settings.distinct_rewards.items()
     }
-    learner = alone(measure.learner, settings, conditioning, trajectories)
+    learner = alone(measure.learner, settings, prompt, sampler.made)
     cores = psutil.cpu_count() or 1
     basis = f"{measure.REPEATS - 1} measurements of each role's work on {cores} cores"
     sampled = settings.groups_per_step * settings.selection.candidates * settings.rollout.steps

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from multiprocessing import get_context
 from typing import Any, Final
 
@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.config.settings import RunSettings
+from cluster.loop.production import oversampled, request_for
 from cluster.process_memory import private_peak
+from learner.rank_shares import rank_updates
 from rewards.settings import RewardSettings
 from rollout.batches import Batch, batches
-from rollout.noise import candidate_noises
-from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
+from rollout.records import Chunk, Prompt, group_of
+from selection.records import Kept
 
 REPEATS: Final = 4
 """Measurements of each kind; the first one warms up."""
@@ -41,34 +43,17 @@ def alone(work: Callable[..., Measured], *arguments: Any) -> Measured:
 
 
 def step_batches(settings: RunSettings, prompt: Prompt) -> list[Batch]:
-    """The batches of a step whose groups all have this prompt."""
-    count = settings.selection.candidates
-    requests = [
-        SampleRequest(
-            group_id=group, prompt=prompt, version=0,
-            noises=candidate_noises(settings.seed, prompt.index, group, count),
-        )
-        for group in range(settings.groups_per_step)
-    ]  # fmt: skip
-    return batches(requests, settings.rollout)
+    """Make the batches of a step whose groups all have this prompt."""
+    groups = range(settings.groups_per_step)
+    return batches([request_for(settings, (prompt,), group, version=0) for group in groups], settings.rollout)
 
 
 def sampler(settings: RunSettings, prompt: Prompt) -> Measured:
-    """A batch sampled; makes its images, a conditioning and its trajectories."""
-    from rollout.worker import RolloutWorker
+    """Sample a batch; makes its chunks."""
+    from cluster.local.in_process import load_sampler
 
-    worker = RolloutWorker(
-        settings.model, settings.rollout, settings.seed, keep_means=settings.learner.needs_means
-    )
-    worker.version = 0
-    batch = step_batches(settings, prompt)[0]
-    parts = len(batch)
-
-    def work() -> tuple[Any, ...]:
-        _, *made = worker.sample(batch)
-        return np.concatenate(made[:parts]), *made[parts : parts + 1], *made[2 * parts :]
-
-    return _measure(work)
+    worker, batch = load_sampler(settings), step_batches(settings, prompt)[0]
+    return _measure(lambda: worker.sample(batch))
 
 
 def reward(settings: RewardSettings, images: NDArray[np.uint8], prompt: Prompt) -> Measured:
@@ -79,30 +64,25 @@ def reward(settings: RewardSettings, images: NDArray[np.uint8], prompt: Prompt) 
     return _measure(lambda: worker.score(images, [prompt] * len(images)))
 
 
-def learner(settings: RunSettings, conditioning: Conditioning, sampled: Sequence[Trajectory]) -> Measured:
-    """A rank's part of the updates of a step, on trajectories like the sampled, and its weights published."""
-    from learner.rank_shares import shares
-    from learner.worker import LearnerWorker
-    from selection.records import Kept
+def learner(settings: RunSettings, prompt: Prompt, chunks: Sequence[Chunk]) -> Measured:
+    """Apply a rank's part of a step's updates, to trajectories like the sampled, and publish its weights."""
+    from cluster.local.in_process import load_learner
 
-    worker = LearnerWorker(
-        settings.model, settings.rollout, settings.learner, settings.seed, settings.optimizer_steps
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    worker.join(0, 1, "127.0.0.1", port)
+    worker = load_learner(settings)
     count = -(-settings.groups_per_step * settings.selection.keep // settings.learner.ranks)
+    request = oversampled(prompt, 0, count, settings.rollout, seed=settings.seed)
+    sampled = [trajectory for chunk in chunks for trajectory in chunk.trajectories]
+    like = replace(chunks[0], trajectories=tuple(islice(cycle(sampled), count)))
     kept = [Kept(group_id=0, candidate=i, advantage=(-1.0) ** i) for i in range(count)]
-    (share,) = shares(kept, ranks=1, updates=settings.learner.updates, seed=0, step=0)
-    arrays = [sampled[i % len(sampled)] for i in range(count)]
+    updates = settings.learner.updates
+    (work,) = rank_updates(kept, [group_of(request, [like])], ranks=1, updates=updates, seed=0, step=0)
 
-    def work() -> None:
-        worker.update(share, [0], conditioning, *arrays)
+    def update() -> None:
+        worker.update(work)
         for _ in worker.publish():
             pass
 
-    return _measure(work)
+    return _measure(update)
 
 
 def _measure(work: Callable[[], Any]) -> Measured:

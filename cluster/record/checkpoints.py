@@ -1,36 +1,29 @@
-"""Checkpoints: the commit marker is written last, and its presence is the checkpoint."""
+"""Write checkpoints: the commit marker comes last, and its presence is the checkpoint."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Protocol
 
 import psutil
-from fsspec.core import open_local, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster.actors.learner import Learner, LearnerError
-from cluster.config.errors import UserError
+from cluster.actors.learner import LearnerError
 from cluster.config.settings import RunSettings
-from cluster.record.events import note, warn
+from cluster.record.events import note
 from cluster.record.files import write_bytes
-from cluster.record.marker import MARKER, Commit, from_marker, installed, to_marker
+from cluster.record.marker import MARKER, Commit, installed, to_marker
 from cluster.record.run_folder import RunFolder
-from learner.digests import crc32, digest
+from cluster.record.stored_checkpoints import StoredCheckpoints
+from learner.digests import digest
 from learner.records import Digest, Written
 
 RECORD: Final = "run/"
 """Where a checkpoint keeps files of the run folder."""
-READERS: Final = 4
-"""Files that are read at once when a checkpoint is verified."""
 SHOWN_WITHIN: Final = 30.0
 """Seconds that a shared file system is given to show what another node has written: NFS caches listings."""
 
@@ -39,12 +32,24 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, most likely since the disk is full; the older ones are untouched."""
 
 
-class DamagedError(UserError):
-    """A file of a checkpoint is missing or not what was written."""
+class Saver(Protocol):
+    """Saves and restores the state of the learner."""
+
+    async def save(self, url: str) -> None:
+        """Write the state below a URL, or begin to send it there."""
+        ...
+
+    async def saved(self, *, wait: bool) -> list[Written] | None:
+        """Return what was written once all of it has arrived; None before that unless it is to ``wait``."""
+        ...
+
+    async def restore(self, url: str) -> None:
+        """Read the state from a URL."""
+        ...
 
 
-class Checkpoints:
-    """The checkpoints of a run, in a folder or at any fsspec URL, newest kept.
+class Checkpoints(StoredCheckpoints):
+    """The checkpoints of a run in progress, newest kept.
 
     Everything outside the learner is a pure function of the seed and the step: prompts, noise, ties and
     shuffles, and so the groups in flight, which a resumed run samples again. The learner's state, the step
@@ -60,40 +65,24 @@ class Checkpoints:
         record: RunFolder | None = None,
     ) -> None:
         """Manage the checkpoints below a URL; ``keep`` survive; settings and record are kept in each."""
-        self.filesystem, self.root = url_to_fs(url)
+        super().__init__(url)
         self.keep, self.settings, self.record = keep, settings or {}, record
         self.pending: tuple[int, int] | None = None
-        self.damaged: dict[int, str] = {}
-        self.untold: list[int] = []
 
-    def url(self, step: int) -> str:
-        """Where the checkpoint after a step lies."""
-        return str(self.filesystem.unstrip_protocol(self._path(step)))
-
-    def _path(self, step: int) -> str:
-        return f"{self.root}/step-{step}"
-
-    def steps(self) -> list[int]:
-        """The steps with a committed checkpoint that is not known to be damaged, oldest first."""
-        self.filesystem.invalidate_cache()
-        found = self.filesystem.glob(f"{self.root}/step-*/{MARKER}")
-        names = {str(path).split("/")[-2].removeprefix("step-") for path in found}
-        return sorted({int(name) for name in names if name.isdecimal()} - self.damaged.keys())
-
-    async def commit(self, step: int, learner: Learner, *, empty_batches: int = 0) -> None:
-        """Let the learner save; the marker follows when everything has arrived, see `settle`."""
-        await self.settle(learner, wait=True)
+    async def commit(self, step: int, saver: Saver, *, empty_batches: int = 0) -> None:
+        """Let the saver save; the marker follows when everything has arrived, see `settle`."""
+        await self.settle(saver, wait=True)
         with self._writing(step):
             await asyncio.to_thread(self._clear, step)
-            await learner.save(self.url(step))
+            await saver.save(self.url(step))
         self.pending = step, empty_batches
 
-    async def settle(self, learner: Learner, *, wait: bool) -> None:
+    async def settle(self, saver: Saver, *, wait: bool) -> None:
         """Commit what was saved if all of it has arrived, and drop the oldest checkpoints."""
         if self.pending is None:
             return
         with self._writing(self.pending[0]):
-            written = await learner.saved(wait=wait)
+            written = await saver.saved(wait=wait)
             if written is None:
                 return
             await asyncio.to_thread(self._mark, *self.pending, written)
@@ -189,105 +178,6 @@ class Checkpoints:
             copied[name] = digest(source)
         return copied
 
-    def _files(self, step: int) -> dict[str, int]:
-        self.filesystem.invalidate_cache()
-        found = self.filesystem.find(self._path(step), detail=True)
-        prefix = f"{self._path(step)}/"
-        return {path.removeprefix(prefix): int(entry["size"]) for path, entry in found.items()}
-
-    def newest(self, fits: Callable[[Commit], None] = lambda commit: None) -> Commit | None:
-        """Find the newest checkpoint that is whole; None if there is none at all. It reads every file.
-
-        Args:
-            fits: raises what speaks against a checkpoint, before its files are read.
-
-        Raises:
-            UserError: if every checkpoint is damaged.
-        """
-        for step in reversed(self.steps()):
-            try:
-                commit = self.read(step)
-                fits(commit)
-                self.verify(commit)
-                return commit
-            except DamagedError as error:
-                self.damaged[step] = str(error)
-                self.untold.append(step)
-        if self.damaged:
-            raise UserError(f"{self.root}: every checkpoint is damaged: {'; '.join(self.damaged.values())}")
-        return None
-
-    def tell_damage(self, tell: Callable[[str], None]) -> None:
-        """Say of every damaged checkpoint, once, that an older one is taken: a line and an event."""
-        while self.untold:
-            step = self.untold.pop(0)
-            warn("checkpoint damaged", checkpoint=step, reason=self.damaged[step])
-            tell(f"damaged, so an older checkpoint is taken: {self.damaged[step]}")
-
-    def read(self, step: int) -> Commit:
-        """What the marker of a checkpoint says.
-
-        Raises:
-            DamagedError: if the marker cannot be read, or files are missing or cut short.
-        """
-        commit, found = self._commit(step), self._files(step)
-        for name, entry in commit.files.items():
-            if found.get(name) != entry.size:
-                self._damaged(step, name, f"has {found.get(name, 'no')} bytes, expected {entry.size}")
-        return commit
-
-    def _commit(self, step: int) -> Commit:
-        try:
-            return from_marker(self.filesystem.cat_file(f"{self._path(step)}/{MARKER}"))
-        except (OSError, ValueError) as error:
-            self._damaged(step, MARKER, f"is no marker of a checkpoint: {error}")
-
-    def verify(self, commit: Commit) -> None:
-        """Read every file of a checkpoint and compare its digest; files without one are passed over.
-
-        Raises:
-            DamagedError: if one cannot be read or is not what was written.
-        """
-        expected = {name: entry for name, entry in commit.files.items() if entry.crc32 is not None}
-        with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(partial(self._crc32, commit.step), expected)
-            for (name, entry), value in zip(expected.items(), found, strict=True):
-                self._check(commit.step, name, replace(entry, crc32=value), entry)
-
-    def _crc32(self, step: int, name: str) -> str:
-        try:
-            with self.filesystem.open(f"{self._path(step)}/{name}", "rb") as file:
-                return crc32(file)
-        except OSError as error:
-            self._damaged(step, name, f"cannot be read: {error}")
-
-    def _check(self, step: int, name: str, found: Digest, expected: Digest) -> None:
-        if found.size != expected.size:
-            self._damaged(step, name, f"has {found.size} bytes, expected {expected.size}")
-        if expected.crc32 not in (None, found.crc32):
-            self._damaged(step, name, f"has the CRC-32 {found.crc32}, expected {expected.crc32}")
-
-    def _damaged(self, step: int, name: str, what: str) -> NoReturn:
-        raise DamagedError(f"{self._path(step)}/{name} {what}")
-
-    def file(self, step: int, name: str) -> Path:
-        """A file of a checkpoint as a local one, fetched if it lies elsewhere.
-
-        Raises:
-            FileNotFoundError: if the checkpoint has no such file.
-            DamagedError: if it is not what was written.
-        """
-        url = f"{self.url(step)}/{name}"
-        expected = self._commit(step).files.get(name)
-        if expected is None:
-            raise FileNotFoundError(f"the checkpoint has no {url}")
-        if not self.filesystem.exists(f"{self._path(step)}/{name}"):
-            self._damaged(step, name, "is missing")
-        local = isinstance(self.filesystem, LocalFileSystem)
-        path = Path(open_local(url if local else f"simplecache::{url}"))
-        self._check(step, name, digest(path), expected)
-        return path
-
     def rewind(self, commit: Commit, folder: RunFolder) -> None:
         """Take a run folder back to what it was after a checkpoint's step, even if it was lost and made anew.
 
@@ -299,9 +189,9 @@ class Checkpoints:
                 write_bytes(folder.path / name.removeprefix(RECORD), content)
         folder.rewind(commit.step)
 
-    async def restore(self, step: int, learner: Learner) -> None:
+    async def restore(self, step: int, saver: Saver) -> None:
         """Load the checkpoint after a step into the learner."""
-        await learner.restore(self.url(step))
+        await saver.restore(self.url(step))
         note("checkpoint restored", checkpoint=step)
 
 

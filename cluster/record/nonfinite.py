@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from rollout.records import Noise, Prompt, SampleRequest
+from cluster.record.held_out import Drawn
+from rollout.records import SampleRequest
 
 BROKEN: Final = "broken_images"
 """The metric that counts them in a step."""
@@ -25,7 +26,7 @@ def broken_candidates(request: SampleRequest, finite: Sequence[bool], kind: str 
     ]
 
 
-def broken_held_out(drawn: Sequence[tuple[Prompt, int, Noise]], finite: Sequence[bool]) -> list[Named]:
+def broken_held_out(drawn: Sequence[Drawn], finite: Sequence[bool]) -> list[Named]:
     """The held-out images that are not finite."""
     return [
         {"prompt_index": prompt.index, "sample": sample, "prompt": prompt.text, "initial": noise.initial}

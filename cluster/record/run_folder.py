@@ -18,8 +18,9 @@ from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings, to_toml
 from cluster.record.events import NAME as LOG
 from cluster.record.files import to_json, write_text
+from cluster.record.held_out import Drawn
 from rewards.combine import Scores
-from rollout.records import CandidateGroup, Noise, Prompt
+from rollout.records import CandidateGroup
 from selection.ledger import ledger_table, write_ledger, write_table
 from selection.records import Kept, Selection
 
@@ -147,7 +148,7 @@ class RunFolder:
     def save_evaluation(
         self,
         step: int,
-        drawn: Sequence[tuple[Prompt, int, Noise]],
+        drawn: Sequence[Drawn],
         scores: Scores,
         images: Iterable[NDArray[np.uint8] | None],
     ) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from cluster.config.errors import UserError
 from cluster.config.preflight import Inputs, check
 from cluster.config.settings import RunSettings, to_toml
-from cluster.local.in_process import Scorers, Solo, load_scorers
-from cluster.loop.evaluation import held_out
+from cluster.local.in_process import LocalStages, Scorers, load_scorers
+from cluster.loop.loop import train
+from cluster.loop.run import Run
+from cluster.record.held_out import held_out
 from cluster.study.arms import arm_settings, group_ids
 from cluster.study.results import load_runs
+from cluster.study.rows import Rows
 from cluster.study.store import finished, write_rows
 
 BACKWARD_COST: Final = {"parameters": 2.0, "adapter": 1.1}
@@ -109,19 +114,16 @@ def compare(
 def run_arm(
     settings: RunSettings, base_groups: int, inputs: Inputs, scorers: Scorers
 ) -> list[dict[str, Any]]:
-    """One run: a row per step with its counts, and the evaluation where there was one; row 0 is the start."""
-    solo = Solo(settings, inputs.train, scorers)
-    drawn = held_out(inputs.held_out, settings)
-    rows: list[dict[str, Any]] = [{"step": 0, **solo.evaluate(0, drawn)}]
-    for step in range(settings.steps):
-        groups = group_ids(step, base_groups, settings.groups_per_step)
-        row: dict[str, Any] = {"step": step + 1, **solo.step(step, groups)}
-        if (step + 1) % settings.eval_every == 0 or step + 1 == settings.steps:
-            row |= solo.evaluate(step + 1, drawn)
-        rows.append(row)
-    del solo
+    """Train an arm: a row per step, with its counts and its evaluation if it has one; row 0 is the start."""
+    # Stages that take turns produce nothing ahead.
+    lockstep = settings.model_copy(update={"max_staleness": 0})
+    stages = LocalStages(lockstep, scorers)
+    rows = Rows(stages, held_out(inputs.held_out, settings))
+    numbers = partial(group_ids, base=base_groups, count=settings.groups_per_step)
+    asyncio.run(train(Run(lockstep, inputs.train, stages, numbers, [rows]), 0))
+    del stages
     gc.collect()  # an engine and its hooks point at each other
-    return rows
+    return rows.found
 
 
 def _varied(base: RunSettings, seed: int, rate: float | None) -> RunSettings:

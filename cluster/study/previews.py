@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from cluster.config.preflight import check
 from cluster.config.settings import RunSettings, to_toml
-from cluster.local.in_process import Scorers, load_scorers, score
+from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
+from cluster.loop.production import request_for
 from cluster.study.store import finished, write_rows
-from rollout.noise import candidate_noises
-from rollout.prompts import prompt_at
-from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
+from rollout.records import Chunk, SampleRequest
 from rollout.tensors import unpack
 from rollout.worker import RolloutWorker
 
@@ -39,31 +38,25 @@ def preview(
         say("the previews are scored already")
         return
     known = check(settings).train
-    worker = RolloutWorker(settings.model, settings.rollout, settings.seed)
-    worker.version = 0
-    scorers = load_scorers(settings)
+    worker, judges = load_sampler(settings), LocalRewards(settings, load_scorers(settings))
     rows: list[dict[str, Any]] = []
     for group in range(prompts):
-        rows += _rows(settings, worker, scorers, group, prompt_at(known, settings.seed, group))
+        rows += _rows(worker, judges, request_for(settings, known, group, version=0))
         say(f"prompt {group + 1}/{prompts}")
     write_rows(folder / PREVIEWS, rows, about)
 
 
-def _rows(
-    settings: RunSettings, worker: RolloutWorker, scorers: Scorers, group: int, prompt: Prompt
-) -> list[dict[str, Any]]:
-    noises = candidate_noises(settings.seed, prompt.index, group, settings.selection.candidates)
-    request = SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
-    made, images, conditioning, *trajectories = worker.sample([request])
-    prompts = [prompt] * len(noises)
-    finals = score(scorers, settings.rewards, images, prompts, finite=made.finite).total
-    previews = [*predictions(worker, conditioning, trajectories), *_ode_previews(worker, request)]
+def _rows(worker: RolloutWorker, judges: LocalRewards, request: SampleRequest) -> list[dict[str, Any]]:
+    (chunk,) = worker.sample([request])
+    prompts = [request.prompt] * len(request.noises)
+    finals = judges.raw(chunk.images, prompts, chunk.finite).total
+    previews = [*predictions(worker, chunk), *_ode_previews(worker, request)]
     return [
-        {"prompt": group, "candidate": i, "kind": kind, "passes": passes, "sigma": sigma,
+        {"prompt": request.group_id, "candidate": i, "kind": kind, "passes": passes, "sigma": sigma,
          "preview": float(early[i]), "reward": float(finals[i])}
         for kind, passes, sigma, finite, seen in previews
-        for early in [score(scorers, settings.rewards, seen, prompts, finite=finite).total]
-        for i in range(len(noises))
+        for early in [judges.raw(seen, prompts, finite).total]
+        for i in range(len(prompts))
     ]  # fmt: skip
 
 
@@ -84,20 +77,18 @@ def _ode_previews(worker: RolloutWorker, request: SampleRequest) -> list[Preview
 
 
 @torch.no_grad()
-def predictions(
-    worker: RolloutWorker, conditioning: Conditioning, trajectories: Sequence[Trajectory]
-) -> list[Preview]:
-    """The images of x0 = x - sigma v at every stored step of a group's trajectories.
+def predictions(worker: RolloutWorker, chunk: Chunk) -> list[Preview]:
+    """Decode x0 = x - sigma v at every stored step of a group's trajectories.
 
     The velocity is the one that the step needs anyway, so that a preview costs a decode and a score.
     """
     policy, device = worker.policy, worker.device
     schedule = policy.schedule(worker.settings.steps)
-    latents = torch.stack([unpack(one.latents) for one in trajectories]).float().to(device)
-    texts = {name: unpack(array).to(device) for name, array in conditioning.arrays.items()}
+    latents = torch.stack([unpack(one.latents) for one in chunk.trajectories]).float().to(device)
+    texts = {name: unpack(array).to(device) for name, array in chunk.conditioning.arrays.items()}
     repeated = {name: value.expand(len(latents), *value.shape) for name, value in texts.items()}
     found = []
-    for place, step in enumerate(trajectories[0].steps.tolist()):
+    for place, step in enumerate(chunk.trajectories[0].steps.tolist()):
         timestep = schedule.timesteps[step].expand(len(latents)).to(device)
         x, sigma = latents[:, place], float(schedule.sigmas[step])
         velocity = policy.velocity(policy.transformer, x, timestep, repeated)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from cluster.config.errors import UserError
 from cluster.config.preflight import check
 from cluster.config.settings import RunSettings, to_toml
-from cluster.local.in_process import Scorers, load_scorers, score
+from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
 from cluster.study.store import finished, write_rows
 from learner.score_gradients import GradientProbe
 from rewards.combine import Scores
@@ -41,16 +41,15 @@ def variance(
         say("the design is sampled already")
         return
     prompts = _prompts(settings, design["prompts"])
-    worker = RolloutWorker(settings.model, settings.rollout, settings.seed)
-    worker.version = 0
+    worker = load_sampler(settings)
     seed = derive_seed("sketch", settings.seed)
     probe = GradientProbe(worker.policy, settings.rollout, worker.parameters, WIDTH, seed)
-    scorers = load_scorers(settings)
+    judges = LocalRewards(settings, load_scorers(settings))
     rewards: list[dict[str, Any]] = []
     gradients: list[dict[str, Any]] = []
     for number, prompt in enumerate(prompts):
         asked = probe if number < design["gradients"] else None
-        found, projected = _one_prompt(settings, worker, scorers, asked, prompt, number, design)
+        found, projected = _one_prompt(settings, worker, judges, asked, prompt, number, design)
         rewards += found
         gradients += projected
         say(f"prompt {number + 1}/{len(prompts)}")
@@ -77,7 +76,7 @@ def design_noises(seed: int, prompt: Prompt, initial: int, paths: int) -> list[t
 def _one_prompt(
     settings: RunSettings,
     worker: RolloutWorker,
-    scorers: Scorers,
+    judges: LocalRewards,
     probe: GradientProbe | None,
     prompt: Prompt,
     number: int,
@@ -86,9 +85,9 @@ def _one_prompt(
     cells = design_noises(settings.seed, prompt, design["initial"], design["paths"])
     noises = tuple(noise for _, _, noise in cells)
     request = SampleRequest(group_id=number, prompt=prompt, noises=noises, version=0)
-    made, images, conditioning, *trajectories = worker.sample([request])
-    scores = score(scorers, settings.rewards, images, [prompt] * len(images), finite=made.finite)
-    gradients = list(probe.scores(conditioning, trajectories)) if probe else []
+    (chunk,) = worker.sample([request])
+    scores = judges.raw(chunk.images, [prompt] * len(noises), chunk.finite)
+    gradients = list(probe.scores(chunk.conditioning, chunk.trajectories)) if probe else []
     places = [{"prompt": number, "initial": z, "path": e} for z, e, _ in cells]
     projected = [{**place, "score": row} for place, row in zip(places, gradients, strict=False)]
     return _reward_rows(prompt, places, noises, scores), projected

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ray.util.metrics import Gauge
 
-from cluster.actors.stages import Stages
+from cluster.actors.stages import RayStages
 from cluster.config.metric_names import exported
 
 PREFIX: Final = "noisemargin"
@@ -23,7 +23,7 @@ class Prometheus:
     Ray multiplies by its own tags.
     """
 
-    def __init__(self, run: str, stages: Stages) -> None:
+    def __init__(self, run: str, stages: RayStages) -> None:
         """Say which run this is; Ray must have been started."""
         self.run, self.stages = run, stages
         self.gauges: dict[str, Gauge] = {}
@@ -57,11 +57,11 @@ def _line(metrics: Mapping[str, Any]) -> Iterator[Sample]:
         yield "missing_rewards", {}, metrics["candidates"] - metrics["valid"]
 
 
-def _pools(stages: Stages) -> Iterator[Sample]:
-    pools = {"sample": stages.rollouts.pool, "select": stages.selector.pool}
+def _pools(stages: RayStages) -> Iterator[Sample]:
+    pools = {"sample": stages.samplers.pool, "select": stages.selector.pool}
     pools |= {name: shards.pool for name, shards in stages.rewards.shards.items()}
     for stage, pool in pools.items():
         yield "queue", {"stage": stage}, pool.waiting
-    for slot in stages.rollouts.pool.slots:
-        if slot.holds.isdecimal():  # what averages an evaluation has a negative one
-            yield "weights_version", {"sampler": str(slot.number)}, int(slot.holds)
+    for number, weights in stages.samplers.held.items():
+        if not weights.averaged:  # those of an evaluation
+            yield "weights_version", {"sampler": str(number)}, weights.version

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rollout.records import WeightsId
 from rollout.settings import ModelSettings
 from tests.support.tiny_families import TINY, Tiny
 from tests.support.tiny_learner import hand_over, learner_settings, sample, sampler, start, update
@@ -48,5 +49,5 @@ def test_an_update_reaches_the_sampler(checkpoint: tuple[Tiny, Path]) -> None:
             return receiver.policy.velocity(receiver.policy.transformer, x, schedule.timesteps[1][None], text)
 
     old = velocity()
-    assert hand_over(worker, receiver, version=1) == 1
+    assert hand_over(worker, receiver, version=1) == WeightsId(1)
     assert (velocity() - old).abs().max() > 1e-5

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.rank_shares import Item
+from learner.rank_shares import Item, RankUpdate
 from rollout.tensors import flatten
 from tests.support.ranks import in_world
 from tests.support.tiny_learner import (
@@ -42,7 +41,7 @@ class Gradient:
         update(worker, *self._call(rank, world))
         return seen[0]
 
-    def _call(self, rank: int, world: int) -> tuple[Any, ...]:
+    def _call(self, rank: int, world: int) -> tuple[RankUpdate]:
         items = [
             Item(trajectory=i, group_id=k.group_id, advantage=k.advantage, weight=1 / TOTAL)
             for i, k in enumerate(self.batch.kept)
@@ -50,11 +49,14 @@ class Gradient:
         shares = [items] if world == 1 else [items[:FIRST], items[FIRST:]]
         padding = [Item(trajectory=0, group_id=items[0].group_id, advantage=0.0, weight=0.0)]
         mine = shares[rank] + padding * (max(map(len, shares)) - len(shares[rank]))
-        numbers = sorted({item.trajectory for item in mine})
-        groups = sorted({item.group_id for item in mine})
-        kept = [self.batch.kept[number] for number in numbers]
-        handles = [self.batch.trajectories[k.group_id, k.candidate] for k in kept]
-        return [mine], groups, *(self.batch.conditionings[g] for g in groups), *handles
+        kept = {number: self.batch.kept[number] for number in sorted({item.trajectory for item in mine})}
+        owners = {k.group_id for k in kept.values()}
+        work = RankUpdate(
+            shares=[mine],
+            conditionings={group: self.batch.conditionings[group] for group in owners},
+            trajectories={n: self.batch.trajectories[k.group_id, k.candidate] for n, k in kept.items()},
+        )
+        return (work,)
 
 
 def test_seven_and_thirteen_trajectories_are_twenty(pipeline_folder: Path) -> None:

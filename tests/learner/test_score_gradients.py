@@ -29,7 +29,8 @@ def probe(worker: RolloutWorker, width: int = 512, seed: int = 1) -> GradientPro
 def sampled(worker: RolloutWorker) -> tuple:  # type: ignore[type-arg]
     prompt = Prompt(index=0, text="a photo of a red circle")
     request = SampleRequest(group_id=0, prompt=prompt, noises=candidate_noises(0, 0, 0, 2), version=0)
-    _, _, conditioning, *trajectories = worker.sample([request])
+    (chunk,) = worker.sample([request])
+    conditioning, trajectories = chunk.conditioning, chunk.trajectories
     return conditioning, trajectories
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from learner.finite_check import not_finite
 from rollout.families.transformer import adapter_off
+from rollout.records import WeightsId
 from rollout.tensors import checksum, flatten, unpack
 from rollout.tools.export import write_lora
 from tests.support.tiny_learner import (
@@ -47,8 +48,8 @@ def plain_update(
     schedule = sampler(model_settings(folder), rollout_settings()).policy.schedule(4)
     sigmas = schedule.sigmas.tolist()
     norms = []
-    mine, *_ = batch.calls(updates=updates)[0]
-    for number, share in enumerate(mine * rounds, 1):
+    mine = batch.calls(updates=updates)[0][0].shares
+    for number, share in enumerate([*mine] * rounds, 1):
         total = torch.zeros(())
         for item in share:
             kept = batch.kept[item.trajectory]
@@ -197,7 +198,7 @@ def test_only_the_adapter_travels_and_changes(pipeline_folder: Path) -> None:
     named = dict(transformer.named_parameters())
     assert all(torch.equal(named[name], value) for name, value in frozen.items())
 
-    assert hand_over(worker, receiver, version=1) == 1
+    assert hand_over(worker, receiver, version=1) == WeightsId(1)
     base = SD3Transformer2DModel.from_pretrained(pipeline_folder, subfolder="transformer")
     inputs = {
         "hidden_states": torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0)),
@@ -223,7 +224,7 @@ def test_a_bfloat16_learner_updates_and_publishes(pipeline_folder: Path) -> None
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["ratio_max_deviation"] < 0.05
     assert moved(weights(worker), before) > 1e-4
-    assert hand_over(worker, receiver, version=1) == 1
+    assert hand_over(worker, receiver, version=1) == WeightsId(1)
     held = torch.cat([p.detach().float().flatten() for _, p in receiver.parameters])
     assert np.array_equal(held.numpy(), weights(worker))
 

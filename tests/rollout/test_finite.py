@@ -38,9 +38,7 @@ def worker(pipeline_folder: Path) -> RolloutWorker:
         gpus=0,
         batch=4,
     )
-    made = RolloutWorker(ModelSettings(path=str(pipeline_folder)), settings, seed=0)
-    made.version = 0
-    return made
+    return RolloutWorker(ModelSettings(path=str(pipeline_folder)), settings, seed=0)
 
 
 def poisoned(call: Any, value: float) -> Any:
@@ -58,14 +56,14 @@ def poisoned(call: Any, value: float) -> Any:
 def test_a_candidate_whose_velocity_is_not_finite_is_named(
     worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    expected = worker.sample([REQUEST])[1]
+    expected = worker.sample([REQUEST])[0].images
     monkeypatch.setattr(worker.policy, "velocity", poisoned(worker.policy.velocity, value))
-    made, images, *_ = worker.sample([REQUEST])
+    (made,) = worker.sample([REQUEST])
     assert made.finite == BROKEN
-    assert np.array_equal(images[[1, 2, 3]], expected[[1, 2, 3]])
-    begun, _, *candidates = worker.begin(REQUEST)
+    assert np.array_equal(made.images[[1, 2, 3]], expected[[1, 2, 3]])
+    (begun,) = worker.begin([REQUEST])
     assert begun.finite == BROKEN
-    assert worker.finish(REQUEST, *candidates)[0].finite == BROKEN
+    assert worker.finish([REQUEST], *begun.trajectories)[0].finite == BROKEN
     assert worker.evaluate([PROMPT] * 5, NOISES)[0] == BROKEN
 
 
@@ -75,10 +73,10 @@ def test_a_single_pixel_that_is_not_finite_is_enough(
 ) -> None:
     """Infinity would be white, and minus infinity black."""
     monkeypatch.setattr(worker.policy, "pixels", poisoned(worker.policy.pixels, value))
-    made, images, *_ = worker.sample([REQUEST])
+    (made,) = worker.sample([REQUEST])
     assert made.finite == BROKEN
-    assert not images[[0, 4]].any()
-    assert images[[1, 2, 3]].any()
+    assert not made.images[[0, 4]].any()
+    assert made.images[[1, 2, 3]].any()
 
 
 def test_a_video_is_broken_by_a_frame_that_is_not_shown(tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ import torch
 from rollout.families.registry import load_policy
 from rollout.families.transformer import adapter_off
 from rollout.noise import candidate_noises
-from rollout.records import Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsMismatch
+from rollout.records import (
+    Chunk,
+    Conditioning,
+    Noise,
+    Prompt,
+    SampleRequest,
+    Trajectory,
+    WeightsId,
+    WeightsMismatch,
+)
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import buckets, checksum, flatten, trainable, unpack
 from rollout.worker import RolloutWorker, StaleWeights
@@ -26,9 +35,13 @@ def settings(**changes: Any) -> RolloutSettings:
 
 
 def start(folder: Path, *, model: dict[str, Any] | None = None, seed: int = 0, **rollout: Any) -> Any:
-    worker = RolloutWorker(ModelSettings(path=str(folder), **(model or {})), settings(**rollout), seed)
-    worker.version = 0
-    return worker
+    return RolloutWorker(ModelSettings(path=str(folder), **(model or {})), settings(**rollout), seed)
+
+
+def parts(chunks: list[Chunk]) -> tuple[Any, ...]:
+    """The only chunk, its images, its conditioning and its trajectories."""
+    (chunk,) = chunks
+    return chunk, chunk.images, chunk.conditioning, *chunk.trajectories
 
 
 def request(noises: tuple[Noise, ...], *, group_id: int = 7, version: int = 0) -> SampleRequest:
@@ -53,7 +66,7 @@ NOISES = candidate_noises(0, PROMPT.index, 7, 5)
 
 
 def test_a_group_returns_one_value_per_candidate(worker: RolloutWorker) -> None:
-    made, images, conditioning, *trajectories = worker.sample([request(NOISES)])
+    made, images, conditioning, *trajectories = parts(worker.sample([request(NOISES)]))
     assert made.seconds > 0
     assert made.finite == (True,) * 5
     assert images.shape == (5, 32, 32, 3)
@@ -71,9 +84,9 @@ def test_a_group_returns_one_value_per_candidate(worker: RolloutWorker) -> None:
 
 
 def test_the_same_candidate_is_the_same_image_in_any_batch(worker: RolloutWorker) -> None:
-    _, images, _, *trajectories = worker.sample([request(NOISES)])
+    _, images, _, *trajectories = parts(worker.sample([request(NOISES)]))
     order = [4, 0, 2]
-    _, moved, _, *others = worker.sample([request(tuple(NOISES[i] for i in order))])
+    _, moved, _, *others = parts(worker.sample([request(tuple(NOISES[i] for i in order))]))
     assert close(moved, images[order])
     for i, other in zip(order, others, strict=True):
         assert np.allclose(other.latents, trajectories[i].latents, atol=2e-2)
@@ -82,7 +95,7 @@ def test_the_same_candidate_is_the_same_image_in_any_batch(worker: RolloutWorker
 
 def test_both_streams_of_noise_decide(worker: RolloutWorker) -> None:
     noises = (Noise(initial=1, path=1), Noise(initial=1, path=2), Noise(initial=2, path=1))
-    images = worker.sample([request(noises)])[1]
+    images = worker.sample([request(noises)])[0].images
     assert not close(images[0], images[1], tolerance=10)
     assert not close(images[0], images[2], tolerance=10)
 
@@ -92,10 +105,10 @@ def test_branches_share_the_steps_before_the_window_and_change_no_image(pipeline
     noises = candidate_noises(0, PROMPT.index, 7, 6, branching.settings)
     rows: list[int] = []
     branching.policy.transformer.register_forward_hook(lambda module, given, out: rows.append(len(out[0])))
-    _, images, _, *trajectories = branching.sample([request(noises)])
+    _, images, _, *trajectories = parts(branching.sample([request(noises)]))
     assert rows == [2, 2, 6, 6, 6]
-    alone = [branching.sample([request((noise,))]) for noise in noises]
-    assert all(close(image, found[1][0]) for image, found in zip(images, alone, strict=True))
+    alone = [branching.sample([request((noise,))])[0].images for noise in noises]
+    assert all(close(image, found[0]) for image, found in zip(images, alone, strict=True))
     starts = [unpack(one.latents)[0] for one in trajectories]
     assert torch.equal(starts[0], starts[2])
     assert not torch.equal(starts[0], starts[3])
@@ -118,25 +131,25 @@ def test_groups_that_share_batches_are_sampled_as_if_alone(
     ]
     rows: list[int] = []
     hook = together.policy.transformer.register_forward_hook(lambda *given: rows.append(len(given[2][0])))
-    _, *made = together.sample(asked)
+    made = together.sample(asked)
     hook.remove()
     own = "window_size" in window  # drawn windows may differ, so such groups share nothing
     assert max(rows[4::5]) == 4
     assert len(rows) == 5 * (4 if own else 3)
-    images, conditionings, trajectories = made[:2], made[2:4], made[4:]
+    images, conditionings = [one.images for one in made], [one.conditioning for one in made]
     for place, one in enumerate(asked):
-        _, alone, conditioning, *expected = together.sample([one])
+        _, alone, conditioning, *expected = parts(together.sample([one]))
         assert close(images[place], alone)
         assert conditionings[place].arrays.keys() == conditioning.arrays.keys()
         assert all(
             np.array_equal(conditionings[place].arrays[k], conditioning.arrays[k])
             for k in conditioning.arrays
         )
-        for found, other in zip(trajectories[6 * place : 6 * place + 6], expected, strict=True):
+        for found, other in zip(made[place].trajectories, expected, strict=True):
             assert np.array_equal(found.steps, other.steps)
             assert np.allclose(found.log_probs, other.log_probs, atol=1e-4)
     assert not close(images[0], images[1])
-    repeated = together.sample(asked)[1:3]
+    repeated = [one.images for one in together.sample(asked)]
     assert all(np.array_equal(a, b) for a, b in zip(images, repeated, strict=True))
 
 
@@ -149,15 +162,14 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
     start_, stop = window
     chosen = {"steps": 5, "batch": 3, "preview_steps": previewed, "storage": storage}
     worker = start(pipeline_folder, window_start=start_, window_stop=stop, **chosen)
-    told, previews, *begun = worker.begin(request(NOISES))
+    told, previews, _, *begun = parts(worker.begin([request(NOISES)]))
     assert told.seconds > 0
     assert told.finite == (True,) * 5
     assert previews.shape == (5, 32, 32, 3)
     order = [3, 1]
-    _, images, _, *finished = worker.finish(
-        request(tuple(NOISES[i] for i in order)), *(begun[i] for i in order)
-    )
-    _, whole, _, *expected = worker.sample([request(NOISES)])
+    asked = [request(tuple(NOISES[i] for i in order))]
+    _, images, _, *finished = parts(worker.finish(asked, *(begun[i] for i in order)))
+    _, whole, _, *expected = parts(worker.sample([request(NOISES)]))
     for image, found, place in zip(images, finished, order, strict=True):
         assert close(image, whole[place])
         assert np.array_equal(found.steps, expected[place].steps)
@@ -169,20 +181,20 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
 
 def test_a_preview_after_the_last_but_one_step_is_nearly_the_image(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder, steps=4, preview_steps=3)
-    _, previews, *_ = worker.begin(request(NOISES))
-    _, images, *_ = worker.sample([request(NOISES)])
-    early = start(pipeline_folder, steps=4, preview_steps=1).begin(request(NOISES))[1]
+    _, previews, *_ = parts(worker.begin([request(NOISES)]))
+    _, images, *_ = parts(worker.sample([request(NOISES)]))
+    early = start(pipeline_folder, steps=4, preview_steps=1).begin([request(NOISES)])[0].images
     far, near = (np.abs(one.astype(float) - images).mean() for one in (early, previews))
     assert near < far
     with pytest.raises(StaleWeights, match="wants policy v3, not v0"):
-        worker.begin(request(NOISES, version=3))
+        worker.begin([request(NOISES, version=3)])
 
 
 def test_a_drawn_window_is_stored_with_its_steps(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder, steps=6, window_size=2)
     seen = set()
     for group_id in range(8):
-        _, _, _, trajectory = worker.sample([request(NOISES[:1], group_id=group_id)])
+        _, _, _, trajectory = parts(worker.sample([request(NOISES[:1], group_id=group_id)]))
         assert trajectory.latents.shape[0] == 3
         first, second = trajectory.steps.tolist()
         assert second == first + 1 <= 4
@@ -195,19 +207,20 @@ def test_a_stale_version_is_refused(worker: RolloutWorker) -> None:
         worker.sample([request(NOISES, version=3)])
 
 
-def test_a_fresh_worker_holds_no_version(pipeline_folder: Path) -> None:
-    fresh = RolloutWorker(ModelSettings(path=str(pipeline_folder)), settings(), seed=0)
+def test_a_fresh_worker_holds_version_0(pipeline_folder: Path) -> None:
+    fresh = start(pipeline_folder)
+    assert fresh.ping() == WeightsId(0)
     with pytest.raises(StaleWeights):
-        fresh.sample([request(NOISES[:1], version=0)])
+        fresh.sample([request(NOISES[:1], version=1)])
 
 
 def test_loading_acknowledges_the_version_and_changes_the_images(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder)
-    before = worker.sample([request(NOISES[:1])])[1]
+    before = worker.sample([request(NOISES[:1])])[0].images
     digest, flat = published(worker, scale=1.1)
-    assert worker.load(5, 0, 1, digest, flat) == 5
-    assert worker.ping() == 5
-    after = worker.sample([request(NOISES[:1], version=5)])[1]
+    assert worker.load(WeightsId(5), 0, 1, digest, flat) == WeightsId(5)
+    assert worker.ping() == WeightsId(5)
+    after = worker.sample([request(NOISES[:1], version=5)])[0].images
     assert not close(before, after, tolerance=4)
     with pytest.raises(StaleWeights):
         worker.sample([request(NOISES[:1], version=0)])
@@ -219,11 +232,11 @@ def test_after_damaged_weights_nothing_is_sampled_until_they_come_whole(pipeline
     damaged = flat.copy()
     damaged.view(np.uint8)[4_711] ^= 1
     with pytest.raises(WeightsMismatch, match="checksum"):
-        worker.load(5, 0, 1, digest, damaged)
+        worker.load(WeightsId(5), 0, 1, digest, damaged)
     for version in (0, 5):
         with pytest.raises(StaleWeights):
             worker.sample([request(NOISES[:1], version=version)])
-    assert worker.load(5, 0, 1, digest, flat) == 5
+    assert worker.load(WeightsId(5), 0, 1, digest, flat) == WeightsId(5)
 
 
 def test_half_of_the_weights_is_no_version(pipeline_folder: Path) -> None:
@@ -232,12 +245,14 @@ def test_half_of_the_weights_is_no_version(pipeline_folder: Path) -> None:
     flats = [2 * flatten(p for _, p in part) for part in parts]
     checksums = [checksum(flat, part) for flat, part in zip(flats, parts, strict=True)]
     count = len(parts)
-    held = [worker.load(9, number, count, checksums[number], flat) for number, flat in enumerate(flats)]
-    assert held == [-1] * (len(parts) - 1) + [9]
+    held = [
+        worker.load(WeightsId(9), number, count, checksums[number], flat) for number, flat in enumerate(flats)
+    ]
+    assert held == [None] * (len(parts) - 1) + [WeightsId(9)]
     assert len(parts) > 2
-    worker.load(10, 0, count, checksums[0], flats[0])
+    worker.load(WeightsId(10), 0, count, checksums[0], flats[0])
     with pytest.raises(WeightsMismatch):
-        worker.load(10, 2, count, checksums[2], flats[2])
+        worker.load(WeightsId(10), 2, count, checksums[2], flats[2])
     with pytest.raises(StaleWeights):
         worker.sample([request(NOISES[:1], version=9)])
 
@@ -247,16 +262,16 @@ def test_weights_that_end_early_are_refused(pipeline_folder: Path) -> None:
     part, *_ = buckets(worker.parameters, limit=1e6)
     flat = flatten(p for _, p in part)
     with pytest.raises(WeightsMismatch, match="ended before"):
-        worker.load(3, 0, 1, checksum(flat, part), flat)
+        worker.load(WeightsId(3), 0, 1, checksum(flat, part), flat)
     with pytest.raises(WeightsMismatch, match="no run of this model's parameters"):
-        worker.load(3, 0, 1, "", flat[:-1])
+        worker.load(WeightsId(3), 0, 1, "", flat[:-1])
 
 
 def test_a_bfloat16_model_samples_nearly_the_same(worker: RolloutWorker, pipeline_folder: Path) -> None:
     rough = start(pipeline_folder, model={"dtype": "bfloat16"}, storage="bfloat16")
     assert {p.dtype for p in rough.policy.transformer.parameters()} == {torch.bfloat16}
-    _, images, conditioning, *trajectories = rough.sample([request(NOISES)])
-    exact = worker.sample([request(NOISES)])[1]
+    _, images, conditioning, *trajectories = parts(rough.sample([request(NOISES)]))
+    exact = worker.sample([request(NOISES)])[0].images
     assert np.abs(images.astype(int) - exact.astype(int)).mean() < 5
     assert unpack(conditioning.arrays["hidden"]).dtype == torch.bfloat16
     assert unpack(trajectories[0].latents).dtype == torch.bfloat16
@@ -291,15 +306,15 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_can_be_switched_off(
     pipeline_folder: Path, worker: RolloutWorker
 ) -> None:
     adapted = start(pipeline_folder, model={"lora_rank": 4}, batch=3)
-    base = worker.sample([request(NOISES)])[1]
-    assert close(adapted.sample([request(NOISES)])[1], base)
+    base = worker.sample([request(NOISES)])[0].images
+    assert close(adapted.sample([request(NOISES)])[0].images, base)
     with torch.no_grad():
         for _, parameter in adapted.parameters:
             parameter.add_(0.1)
-    assert not close(adapted.sample([request(NOISES)])[1], base, tolerance=4)
+    assert not close(adapted.sample([request(NOISES)])[0].images, base, tolerance=4)
     with adapter_off(adapted.policy.transformer):
-        assert close(adapted.sample([request(NOISES)])[1], base)
-    assert not close(adapted.sample([request(NOISES)])[1], base, tolerance=4)
+        assert close(adapted.sample([request(NOISES)])[0].images, base)
+    assert not close(adapted.sample([request(NOISES)])[0].images, base, tolerance=4)
 
 
 def test_an_adapter_is_switched_on_again_after_an_error(pipeline_folder: Path) -> None:

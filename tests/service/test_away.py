@@ -21,10 +21,11 @@ import pytest
 import ray
 from numpy.typing import NDArray
 
-from cluster.actors.reward_pool import Broken, Shards, Span
+from cluster.actors.reward_pool import Broken, Shards
 from cluster.actors.rewards import Rewards
 from rewards.scorer import Judgement
 from rewards.settings import RewardSettings
+from rewards.spans import Span
 from rollout.records import Chunk, Prompt
 from tests.support.service_process import ROOT
 
@@ -69,7 +70,7 @@ def answers(port: int) -> bool:
 
 
 async def judged(shards: Shards, values: list[int], prompt: Prompt = PROMPT) -> Judgement:
-    return await shards.judge([Span(images=ray.put(images_of(values)), prompts=(prompt,) * len(values))])
+    return await shards.score([Span(images=ray.put(images_of(values)), prompts=(prompt,) * len(values))])
 
 
 def images_of(values: list[int]) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rollout.records import WeightsId
 from rollout.worker import RolloutWorker
 
 
@@ -14,9 +15,9 @@ class DamagedSampler(RolloutWorker):
         super().__init__(**arguments)
         self.damages = damages
 
-    def load(self, version: int, part: int, parts: int, digest: str, flat: Any) -> int:
+    def load(self, weights: WeightsId, part: int, parts: int, digest: str, flat: Any) -> WeightsId | None:
         if self.damages:
             self.damages -= 1
             flat = flat.copy()
             flat.view("uint8")[len(flat)] ^= 4
-        return super().load(version, part, parts, digest, flat)
+        return super().load(weights, part, parts, digest, flat)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.config.settings import resolve
-from cluster.loop.evaluation import held_out
+from cluster.record.held_out import held_out
 from cluster.record.marker import MARKER, Commit, to_marker
 from cluster.record.run_folder import RunFolder
 from learner.digests import digests

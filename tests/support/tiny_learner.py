@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.rank_shares import shares
+from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.noise import candidate_noises
-from rollout.records import Conditioning, Prompt, SampleRequest, Trajectory
+from rollout.records import CandidateGroup, Conditioning, Prompt, SampleRequest, Trajectory, WeightsId
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import unpack
 from rollout.worker import RolloutWorker
@@ -34,15 +34,19 @@ class Batch:
     conditionings: dict[int, Conditioning]
     trajectories: dict[tuple[int, int], Trajectory]
 
-    def calls(self, *, ranks: int = 1, updates: int = 2) -> list[tuple[Any, ...]]:
-        """What `LearnerWorker.update` is called with, for every rank."""
-        found = []
-        for mine in shares(self.kept, ranks=ranks, updates=updates, seed=0, step=0):
-            owners = sorted({item.group_id for share in mine for item in share})
-            kept = [self.kept[i] for i in sorted({item.trajectory for share in mine for item in share})]
-            handles = [self.trajectories[k.group_id, k.candidate] for k in kept]
-            found.append((mine, owners, *(self.conditionings[g] for g in owners), *handles))
-        return found
+    def calls(self, *, ranks: int = 1, updates: int = 2) -> list[tuple[RankUpdate]]:
+        """The arguments of `LearnerWorker.update`, for every rank."""
+        groups = [
+            CandidateGroup(
+                group_id=group, prompt=Prompt(index=group, text=""), version=0, noises=(), images=(),
+                conditioning=conditioning, seconds=0.0,
+                trajectories=tuple(one for key, one in self.trajectories.items() if key[0] == group),
+            )
+            for group, conditioning in self.conditionings.items()
+        ]  # fmt: skip
+        return [
+            (work,) for work in rank_updates(self.kept, groups, ranks=ranks, updates=updates, seed=0, step=0)
+        ]
 
 
 def rollout_settings(**changes: Any) -> RolloutSettings:
@@ -61,7 +65,6 @@ def model_settings(folder: Path, **changes: Any) -> ModelSettings:
 
 def sampler(model: ModelSettings, rollout: RolloutSettings, *, keep_means: bool = False) -> RolloutWorker:
     worker = RolloutWorker(model, rollout, seed=0, keep_means=keep_means)
-    worker.version = 0
     return worker
 
 
@@ -75,8 +78,9 @@ def sample(
         noises = candidate_noises(0, group_id, group_id, candidates)
         prompt = Prompt(index=group_id, text=text)
         request = SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=0)
-        _, _, conditionings[group_id], *found = worker.sample([request])
-        trajectories |= {(group_id, i): trajectory for i, trajectory in enumerate(found)}
+        (chunk,) = worker.sample([request])
+        conditionings[group_id] = chunk.conditioning
+        trajectories |= {(group_id, i): trajectory for i, trajectory in enumerate(chunk.trajectories)}
     kept = [
         Kept(group_id=group, candidate=candidate, advantage=(-1) ** candidate * (0.5 + candidate + group))
         for group, candidate in list(trajectories)[:-1]
@@ -120,12 +124,12 @@ def weights(worker: LearnerWorker, *, averaged: bool = False) -> NDArray[np.floa
     )
 
 
-def hand_over(worker: LearnerWorker, receiver: RolloutWorker, version: int) -> int:
-    """Publish to a sampler, part by part; returns the version it then holds."""
+def hand_over(worker: LearnerWorker, receiver: RolloutWorker, version: int) -> WeightsId | None:
+    """Publish to a sampler, part by part; returns the weights it then holds."""
     count = worker.parts()
     held = [
-        receiver.load(version, number, count, digest, flat)
+        receiver.load(WeightsId(version), number, count, digest, flat)
         for number, (digest, flat) in enumerate(worker.publish())
     ]
-    assert held[:-1] == [-1] * (count - 1)
+    assert held[:-1] == [None] * (count - 1)
     return held[-1]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout.records import Conditioning, Made, Noise, Prompt, SampleRequest, Trajectory
+from rollout.records import Chunk, Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsId
 from tests.support.scorers import is_first
 
 
@@ -101,32 +101,39 @@ class FakeSampler:
     """
 
     def __init__(self, model: Any, rollout: Any, seed: int, keep_means: bool) -> None:
-        self.version, self.value = -1, 0.0
+        self.holds: WeightsId | None = None
+        self.value = 0.0
 
     def ping(self) -> int:
         return os.getpid()
 
-    def load(self, version: int, part: int, parts: int, digest: str, flat: NDArray[np.float32]) -> int:
-        self.version, self.value = version, float(flat[0])
-        return self.version
+    def load(
+        self, weights: WeightsId, part: int, parts: int, digest: str, flat: NDArray[np.float32]
+    ) -> WeightsId:
+        self.holds, self.value = weights, float(flat[0])
+        return weights
 
-    def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
-        if requests[0].version != self.version:
-            raise RuntimeError(f"wants v{requests[0].version}, not v{self.version}")
-        images = [
-            np.array([[noise.initial % 251, noise.path % 251, self.value] for noise in request.noises])
-            for request in requests
-        ]
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Chunk]:
+        if WeightsId(requests[0].version) != self.holds:
+            raise RuntimeError(f"wants v{requests[0].version}, not {self.holds}")
         nothing = np.zeros(0)
         trajectory = Trajectory(latents=nothing, log_probs=nothing, steps=nothing)
-        conditionings = [Conditioning(arrays={"group": np.array(one.group_id)}) for one in requests]
-        finite = tuple(noise.path % 2 == 0 for request in requests for noise in request.noises)
-        made = Made(seconds=0.1, finite=finite)
-        return made, *images, *conditionings, *[trajectory] * sum(map(len, images))
+        count = sum(len(request.noises) for request in requests)
+        return [
+            Chunk(
+                images=np.array([[n.initial % 251, n.path % 251, self.value] for n in request.noises]),
+                finite=tuple(noise.path % 2 == 0 for noise in request.noises),
+                conditioning=Conditioning(arrays={"group": np.array(request.group_id)}),
+                trajectories=(trajectory,) * len(request.noises),
+                seconds=0.1 * len(request.noises) / count,
+            )
+            for request in requests
+        ]
 
     def evaluate(self, prompts: Sequence[Prompt], noises: Sequence[Noise]) -> tuple[Any, NDArray[Any]]:
+        assert self.holds is not None
         finite = tuple(noise.path % 2 == 0 for noise in noises)
-        return finite, np.array([[noise.initial % 251, self.version, self.value] for noise in noises])
+        return finite, np.array([[noise.initial % 251, self.holds.version, self.value] for noise in noises])
 
 
 class LateSampler(FakeSampler):
@@ -137,10 +144,9 @@ class LateSampler(FakeSampler):
         if not is_first(marker):
             time.sleep(seconds)
 
-    def sample(self, requests: Sequence[SampleRequest]) -> tuple[Any, ...]:
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Chunk]:
         time.sleep(0.3)
-        made, *rest = super().sample(requests)
-        return replace(made, seconds=os.getpid()), *rest
+        return [replace(chunk, seconds=os.getpid()) for chunk in super().sample(requests)]
 
 
 class FakeRank:

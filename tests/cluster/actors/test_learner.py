@@ -6,14 +6,14 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.actors import learner as learners
-from cluster.actors.actor_spec import Role
-from cluster.actors.learner import Learner, LearnerError, LearnerLost
+from cluster.actors.learner import Learner, LearnerError, LearnerLost, learner_spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
@@ -22,13 +22,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 def make(configure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Learner]:
     """Two ranks that start at once, in the place of DeepSpeed's."""
 
-    def light(**role: Any) -> Role:
-        arguments = {**role["arguments"], "marker": str(tmp_path / "built")}
-        return Role(**{**role, "target": "tests.support.workers:FakeRank", "arguments": arguments})
-
-    monkeypatch.setattr(learners, "Role", light)
     monkeypatch.setattr(learners, "NOTICED", 3.0)
-    return lambda **cluster: Learner(configure(learner={"ranks": 2, "threads": 1}, cluster=cluster))
+
+    def begin(**cluster: Any) -> Learner:
+        settings = configure(learner={"ranks": 2, "threads": 1}, cluster=cluster)
+        spec = learner_spec(settings)
+        arguments = {**spec.arguments, "marker": str(tmp_path / "built")}
+        return Learner(settings, replace(spec, target="tests.support.workers:FakeRank", arguments=arguments))
+
+    return begin
 
 
 async def pids(learner: Learner) -> list[int]:

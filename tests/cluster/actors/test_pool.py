@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.actors import stages
 from cluster.actors.actor_spec import Role
 from cluster.actors.pool import Pool, PoolError, Slot, call
-from cluster.actors.stages import Rollouts
+from cluster.actors.samplers import Samplers, sampler_spec
+from cluster.config.settings import RunSettings
+from cluster.loop.production import oversampled
 from cluster.loop.shared_batches import Batches
-from rollout.records import Noise, Prompt, Weights
+from rollout.batches import Batch, batches
+from rollout.records import Noise, Prompt, Weights, WeightsId
+from rollout.settings import RolloutSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
@@ -206,39 +210,44 @@ def test_arguments_reach_the_worker() -> None:
     assert asyncio.run(scenario()) == "servus"
 
 
+def small(configure: Any, workers: int, batch: int, **run: Any) -> RunSettings:
+    selection = {"candidates": 4, "keep": 2}
+    settings: RunSettings = configure(
+        rollout={"workers": workers, "batch": batch}, selection=selection, **run
+    )
+    return settings
+
+
 @pytest.fixture
-def samplers(configure: Any, monkeypatch: pytest.MonkeyPatch) -> Rollouts:
+def samplers(configure: Any) -> Samplers:
     """The pool of samplers with processes that start at once in the place of a model."""
-
-    def light(**role: Any) -> Role:
-        return Role(**{**role, "target": f"{HERE}:FakeSampler"})
-
-    monkeypatch.setattr(stages, "Role", light)
-    overrides = {"rollout": {"workers": 1, "batch": 3}, "selection": {"candidates": 4, "keep": 2}}
-    return Rollouts(configure(max_staleness=1, **overrides))
+    settings = small(configure, 1, 3, max_staleness=1)
+    return Samplers(settings, replace(sampler_spec(settings), target=f"{HERE}:FakeSampler"))
 
 
-async def sampled(samplers: Rollouts, group_id: int, *, version: int) -> Any:
+def batches_of(size: int, groups: Sequence[int], version: int) -> list[Batch]:
+    rollout = RolloutSettings(batch=size)
+    return batches(
+        [oversampled(PROMPT, group, 4, rollout, seed=0, version=version) for group in groups], rollout
+    )
+
+
+async def sampled(samplers: Samplers, group_id: int, *, version: int) -> Any:
     """The images of a group, in its order."""
-    batches = samplers.batches([samplers.request(PROMPT, group_id, version=version)])
-    made = await asyncio.gather(*(samplers.sample(batch) for batch in batches))
+    made = await asyncio.gather(*map(samplers.sample, batches_of(3, [group_id], version)))
     return np.concatenate([await chunk.images for (chunk,) in made])
 
 
 @pytest.fixture
-def late(configure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[float], Rollouts]:
+def late(configure: Any, tmp_path: Path) -> Callable[[float], Samplers]:
     """Two samplers, of which one takes its time to start."""
 
-    def make(seconds: float) -> Rollouts:
+    def make(seconds: float) -> Samplers:
+        settings = small(configure, 2, 1)
+        spec = sampler_spec(settings)
         own = {"marker": str(tmp_path / "first"), "seconds": seconds}
-
-        def slow(**role: Any) -> Role:
-            arguments = {**role["arguments"], **own}
-            return Role(**{**role, "target": f"{HERE}:LateSampler", "arguments": arguments})
-
-        monkeypatch.setattr(stages, "Role", slow)
-        overrides = {"rollout": {"workers": 2, "batch": 1}, "selection": {"candidates": 4, "keep": 2}}
-        return Rollouts(configure(**overrides))
+        arguments = {**spec.arguments, **own}
+        return Samplers(settings, replace(spec, target=f"{HERE}:LateSampler", arguments=arguments))
 
     return make
 
@@ -260,10 +269,10 @@ def test_a_late_sampler_gets_the_current_weights_before_its_first_sample(late: A
         await samplers.pool.ready(1)
         for version in (7, 8):
             await samplers.load(published(version))
-        batches = samplers.batches([samplers.request(PROMPT, group, version=8) for group in range(12)])
-        chunks = [chunk for (chunk,) in await asyncio.gather(*map(samplers.sample, batches))]
+        asked = batches_of(1, range(3), 8)
+        chunks = [chunk for (chunk,) in await asyncio.gather(*map(samplers.sample, asked))]
         images = [(await chunk.images)[0] for chunk in chunks]
-        noises = [request.noises[0] for (request,) in batches]
+        noises = [request.noises[0] for (request,) in asked]
         assert [image[:2].tolist() for image in images] == [[n.initial % 251, n.path % 251] for n in noises]
         assert {image[2] for image in images} == {18.0}
         assert len({chunk.seconds for chunk in chunks}) == 2  # which shows the process
@@ -274,10 +283,10 @@ def test_a_late_sampler_gets_the_current_weights_before_its_first_sample(late: A
 
 def published(version: int) -> Weights:
     flat = ray.put(np.full(1, 10.0 + version, dtype=np.float32))
-    return Weights(version=version, checksums=(ray.put(f"checksum of {version}"),), parts=(flat,))
+    return Weights(id=WeightsId(version), checksums=(ray.put(f"checksum of {version}"),), parts=(flat,))
 
 
-def test_a_restarted_sampler_gets_its_weights_before_it_samples(samplers: Rollouts) -> None:
+def test_a_restarted_sampler_gets_its_weights_before_it_samples(samplers: Samplers) -> None:
     async def scenario() -> None:
         slot = samplers.pool.slots[0]
         await samplers.pool.ready()
@@ -287,12 +296,12 @@ def test_a_restarted_sampler_gets_its_weights_before_it_samples(samplers: Rollou
         assert (await sampled(samplers, 3, version=7)).tolist() == before.tolist()
         assert before[:, 2].tolist() == [17.0] * 4
         assert samplers.pool.restarts == 1
-        assert slot.holds == "7"
+        assert slot.holds == WeightsId(7)
 
     asyncio.run(scenario())
 
 
-def test_a_group_is_sampled_under_the_version_it_was_admitted_with(samplers: Rollouts) -> None:
+def test_a_group_is_sampled_under_the_version_it_was_admitted_with(samplers: Samplers) -> None:
     async def scenario() -> None:
         await samplers.pool.ready()
         for version in (4, 5):
@@ -300,25 +309,28 @@ def test_a_group_is_sampled_under_the_version_it_was_admitted_with(samplers: Rol
         assert (await sampled(samplers, 0, version=4))[0, 2] == 14.0
         fresh = await sampled(samplers, 0, version=5)
         assert fresh[0, 2] == 15.0
-        averaged = Weights(version=-6, checksums=(ray.put("averaged"),), parts=(ray.put(np.full(1, 99.0)),))
+        averaged = Weights(
+            id=WeightsId(5, averaged=True),
+            checksums=(ray.put("averaged"),),
+            parts=(ray.put(np.full(1, 99.0)),),
+        )
         noises = [Noise(initial=1, path=path) for path in (0, 3)]
-        finite, handle = await samplers.evaluate([PROMPT] * 2, noises, averaged)
-        assert (await handle)[:, 1:].tolist() == [[-6, 99.0]] * 2
+        finite, handle = await samplers.evaluate(averaged, [PROMPT] * 2, noises)
+        assert (await handle)[:, 1:].tolist() == [[5, 99.0]] * 2
         assert finite == (True, False)
         assert (await sampled(samplers, 0, version=5)).tolist() == fresh.tolist()
 
     asyncio.run(scenario())
 
 
-def test_groups_that_do_not_fill_a_forward_pass_share_it(samplers: Rollouts) -> None:
+def test_groups_that_do_not_fill_a_forward_pass_share_it(samplers: Samplers) -> None:
     async def scenario() -> None:
         await samplers.load(published(0))
-        requests = [samplers.request(PROMPT, group, version=0) for group in (5, 6, 7)]
-        batches = samplers.batches(requests)
-        sizes = [[(part.group_id, len(part.noises)) for part in batch] for batch in batches]
+        asked = batches_of(3, (5, 6, 7), 0)
+        sizes = [[(part.group_id, len(part.noises)) for part in batch] for batch in asked]
         assert sizes == [[(5, 3)], [(5, 1), (6, 2)], [(6, 2), (7, 1)], [(7, 3)]]
-        shared = Batches(batches, samplers.sample)
-        for request in requests:
+        shared = Batches(asked, samplers.sample)
+        for request in (oversampled(PROMPT, group, 4, RolloutSettings(), seed=0) for group in (5, 6, 7)):
             chunks = await asyncio.gather(*shared.chunks(request.group_id))
             images = np.concatenate([await chunk.images for chunk in chunks])
             seeds = [[noise.initial % 251, noise.path % 251] for noise in request.noises]
@@ -333,7 +345,7 @@ def test_groups_that_do_not_fill_a_forward_pass_share_it(samplers: Rollouts) -> 
     asyncio.run(scenario())
 
 
-def test_only_versions_that_may_still_be_asked_for_are_kept(samplers: Rollouts) -> None:
+def test_only_versions_that_may_still_be_asked_for_are_kept(samplers: Samplers) -> None:
     async def scenario() -> None:
         for version in range(5):
             await samplers.load(published(version))

@@ -18,10 +18,11 @@ from ray.exceptions import RayTaskError
 
 from cluster.actors import reward_pool as module
 from cluster.actors.pool import PoolError
-from cluster.actors.reward_pool import Shards, Span
+from cluster.actors.reward_pool import Shards
 from cluster.record.events import recording
 from rewards.scorer import Judgement, Unavailable
 from rewards.settings import RewardSettings
+from rewards.spans import Span
 from rollout.records import Prompt
 
 
@@ -79,7 +80,7 @@ def span(handle: int, count: int) -> Span:
 
 def judged(shards: Shards, *groups: Sequence[Span]) -> list[list[float]]:
     async def scenario() -> list[Judgement]:
-        return await asyncio.gather(*(shards.judge(spans) for spans in groups))
+        return await asyncio.gather(*(shards.score(spans) for spans in groups))
 
     return [judgement.values.tolist() for judgement in asyncio.run(scenario())]
 
@@ -124,7 +125,7 @@ def test_nobody_waits_longer_than_allowed(make: Make) -> None:
     async def scenario() -> float:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await shards.judge([span(1, 2)])
+        await shards.score([span(1, 2)])
         return loop.time() - began
 
     assert 0.05 <= asyncio.run(scenario()) < 2
@@ -182,9 +183,9 @@ def test_a_call_whose_server_is_away_though_it_answers_others_ends(
     monkeypatch.setattr(module, "call", answer)
 
     async def scenario() -> Judgement:
-        stuck = asyncio.ensure_future(shards.judge([span(1, 1)]))
+        stuck = asyncio.ensure_future(shards.score([span(1, 1)]))
         while not stuck.done():
-            assert (await shards.judge([span(2, 1)])).valid.all()
+            assert (await shards.score([span(2, 1)])).valid.all()
         return await stuck
 
     assert not asyncio.run(asyncio.wait_for(scenario(), 10)).valid.any()

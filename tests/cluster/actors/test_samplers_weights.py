@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from cluster.actors import stages
-from cluster.actors.actor_spec import Role
 from cluster.actors.learner import LearnerError
 from cluster.actors.pool import PoolError, call
-from cluster.actors.stages import Rollouts, WeightsError
+from cluster.actors.samplers import Samplers, WeightsError, sampler_spec
 from cluster.config.settings import RunSettings
-from rollout.records import Noise, Prompt, SampleRequest, Weights
+from rollout.records import Noise, Prompt, SampleRequest, Weights, WeightsId
 from rollout.tensors import buckets, checksum, flatten
 from rollout.worker import RolloutWorker
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
 PROMPT = Prompt(index=0, text="a photo of a circle")
+NOISES = (Noise(initial=1, path=2),)
 VERSION = 3
 
 
 @pytest.fixture
-def begin(
-    configure: Callable[..., RunSettings], pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int], Rollouts]:
+def begin(configure: Callable[..., RunSettings], pipeline_folder: Path) -> Callable[[int], Samplers]:
     """Start one sampler whose line damages the first so many parts."""
 
-    def make(damages: int) -> Rollouts:
-        def bad(**role: Any) -> Role:
-            arguments = {**role["arguments"], "damages": damages}
-            target = "tests.support.damaged:DamagedSampler"
-            return Role(**{**role, "target": target, "arguments": arguments})
-
-        monkeypatch.setattr(stages, "Role", bad)
-        return Rollouts(configure(model={"path": str(pipeline_folder)}, rollout={"workers": 1, "steps": 3}))
+    def make(damages: int) -> Samplers:
+        model = {"path": str(pipeline_folder)}
+        settings = configure(model=model, rollout={"workers": 1, "steps": 3})
+        spec = sampler_spec(settings)
+        arguments = {**spec.arguments, "damages": damages}
+        return Samplers(
+            settings, replace(spec, target="tests.support.damaged:DamagedSampler", arguments=arguments)
+        )
 
     return make
 
@@ -53,74 +51,76 @@ def weights(configure: Callable[..., RunSettings], pipeline_folder: Path) -> Wei
     flats = [2 * flatten(p for _, p in part) for part in parts]
     checksums = tuple(ray.put(checksum(flat, part)) for flat, part in zip(flats, parts, strict=True))
     assert len(parts) > 3
-    return Weights(version=VERSION, checksums=checksums, parts=tuple(ray.put(flat) for flat in flats))
+    return Weights(id=WeightsId(VERSION), checksums=checksums, parts=tuple(ray.put(flat) for flat in flats))
 
 
-async def load(rollouts: Rollouts, weights: Weights) -> None:
-    await rollouts.pool.ready()
-    await rollouts.load(weights)
+async def load(samplers: Samplers, weights: Weights) -> None:
+    await samplers.pool.ready()
+    await samplers.load(weights)
 
 
-async def sample(rollouts: Rollouts) -> Any:
-    request = SampleRequest(group_id=0, prompt=PROMPT, noises=(Noise(initial=1, path=2),), version=VERSION)
-    slot = rollouts.pool.slots[0]
-    return (await call(slot, "sample", [request], deadline=60))[0]
+async def sample(samplers: Samplers) -> Any:
+    request = SampleRequest(group_id=0, prompt=PROMPT, noises=NOISES, version=VERSION)
+    slot = samplers.pool.slots[0]
+    (chunk,) = (await call(slot, "sample", [request], deadline=60))[0]
+    return chunk
 
 
 @pytest.mark.parametrize("damages", [0, 1])
 def test_what_was_damaged_once_is_sent_again(
-    begin: Callable[[int], Rollouts], weights: Weights, damages: int
+    begin: Callable[[int], Samplers], weights: Weights, damages: int
 ) -> None:
     async def scenario() -> None:
-        rollouts = begin(damages)
-        await load(rollouts, weights)
-        assert rollouts.pool.slots[0].holds == str(VERSION)
-        assert rollouts.pool.restarts == 0
-        assert (await sample(rollouts))[0].finite == (True,)
+        samplers = begin(damages)
+        await load(samplers, weights)
+        assert samplers.pool.slots[0].holds == WeightsId(VERSION)
+        assert samplers.pool.restarts == 0
+        assert (await sample(samplers)).finite == (True,)
 
     asyncio.run(scenario())
 
 
 def test_what_is_damaged_again_stops_the_run_and_nothing_is_sampled(
-    begin: Callable[[int], Rollouts], weights: Weights
+    begin: Callable[[int], Samplers], weights: Weights
 ) -> None:
     async def scenario() -> None:
-        rollouts = begin(1000)
+        samplers = begin(1000)
         with pytest.raises(WeightsError, match="sampler 0, v3: WeightsMismatch: weights arrived"):
-            await load(rollouts, weights)
-        assert rollouts.pool.slots[0].holds == ""
-        with pytest.raises(Exception, match="wants policy v3, not v-1"):
-            await sample(rollouts)
+            await load(samplers, weights)
+        assert samplers.pool.slots[0].holds is None
+        with pytest.raises(Exception, match="wants policy v3, not None"):
+            await sample(samplers)
 
     asyncio.run(scenario())
 
 
 def test_a_sampler_that_lost_its_weights_gets_them_before_it_samples(
-    begin: Callable[[int], Rollouts], weights: Weights
+    begin: Callable[[int], Samplers], weights: Weights
 ) -> None:
     async def scenario() -> None:
-        rollouts = begin(0)
-        await load(rollouts, weights)
-        slot = rollouts.pool.slots[0]
+        samplers = begin(0)
+        await load(samplers, weights)
+        slot = samplers.pool.slots[0]
         slot.replace()
-        with pytest.raises((PoolError, RuntimeError), match="not v-1"):
-            await sample(rollouts)
-        await rollouts.sample((rollouts.request(PROMPT, 0, version=VERSION),))
-        assert slot.holds == str(VERSION)
+        with pytest.raises((PoolError, RuntimeError), match="not v0"):
+            await sample(samplers)
+        request = SampleRequest(group_id=0, prompt=PROMPT, noises=NOISES, version=VERSION)
+        await samplers.sample((request,))
+        assert slot.holds == WeightsId(VERSION)
 
     asyncio.run(scenario())
 
 
-def test_a_learner_that_cannot_publish_is_not_the_samplers_fault(begin: Callable[[int], Rollouts]) -> None:
+def test_a_learner_that_cannot_publish_is_not_the_samplers_fault(begin: Callable[[int], Samplers]) -> None:
     @ray.remote
     def part() -> None:
         raise OSError("out of memory")
 
     async def scenario() -> None:
-        rollouts = begin(0)
+        samplers = begin(0)
         digest, flat = part.options(num_returns=2).remote()
         with pytest.raises(LearnerError, match="learner publish: OSError: out of memory"):
-            await load(rollouts, Weights(version=1, checksums=(digest,), parts=(flat,)))
-        assert rollouts.pool.restarts == 0
+            await load(samplers, Weights(id=WeightsId(1), checksums=(digest,), parts=(flat,)))
+        assert samplers.pool.restarts == 0
 
     asyncio.run(scenario())

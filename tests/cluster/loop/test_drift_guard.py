@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config.settings import GuardSettings
-from cluster.loop.drift_guard import Guard, image_metrics, watching_rewards
-from cluster.loop.loop import Run, _conclude
+from cluster.loop.drift_guard import DriftGuard, image_metrics, watching_rewards
+from cluster.loop.loop import train
+from tests.support.fake_stages import FakeStages, course
 
 HELD_OUT = "eval_clip"
 
 
 def alarms(values: list[float | None], name: str = "image_color_entropy", **settings: Any) -> dict[int, str]:
     """The steps at which a metric with these values alarms, and what the alarm says."""
-    guard = Guard(GuardSettings(**{"change": 0.5, **settings}), [HELD_OUT])
+    guard = DriftGuard(GuardSettings(**{"change": 0.5, **settings}), [HELD_OUT])
     looked = [(step, guard.look({"step": step, name: value})) for step, value in enumerate(values)]
     return {step: found[name] for step, found in looked if found}
 
@@ -67,7 +67,7 @@ def test_a_guard_that_is_off_sees_nothing() -> None:
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=30), st.integers(0, 30))
 def test_a_resumed_guard_knows_what_the_first_one_knew(values: list[float], stop: int) -> None:
     lines = [{"step": step, "image_x": value} for step, value in enumerate(values)]
-    whole, resumed = Guard(GuardSettings(), []), Guard(GuardSettings(), [])
+    whole, resumed = DriftGuard(GuardSettings(), []), DriftGuard(GuardSettings(), [])
     expected = [whole.look(line) for line in lines]
     for line in lines[:stop]:
         resumed.look(line)
@@ -89,27 +89,15 @@ def test_rewards_without_a_weight_watch(configure: Any) -> None:
 @pytest.mark.parametrize(("action", "stops"), [("warn", False), ("pause", True)])
 def test_a_pause_stops_the_run_with_a_checkpoint(configure: Any, action: str, stops: bool) -> None:
     settings = configure(
-        steps=50, eval_every=50, checkpoint_every=50, guard={"action": action, "steps": 2, "change": 0.5}
-    )
-    tracked: list[dict[str, Any]] = []
-    committed: list[int] = []
-
-    async def commit(step: int, learner: Any, **counts: int) -> None:
-        committed.append(step)
-
-    async def settle(learner: Any, *, wait: bool) -> None: ...
-
-    async def scenario() -> None:
-        rewards = SimpleNamespace(alarms=dict)  # none of them is missing
-        stand: Any = SimpleNamespace(commit=commit, settle=settle, learner=None, rewards=rewards)
-        guard = Guard(settings.guard, [])
-        run = Run(settings, stand, (), [], stand, stand, [tracked.append], guard)
-        for step in range(1, 7):
-            if not run.stop.is_set():
-                await _conclude(run, step, {"step": step, "image_x": 1.0 if step < 4 else 0.01})
-
-    asyncio.run(scenario())
+        steps=6, eval_every=50, checkpoint_every=50, groups_per_step=1,
+        selection={"candidates": 4, "keep": 2}, guard={"action": action, "steps": 2, "change": 0.5},
+    )  # fmt: skip
+    stages = FakeStages(settings)
+    stages.measured = lambda group: 1.0 if group < 3 else 0.01
+    made = course(settings, stages)
+    done = asyncio.run(train(made.run, 0))
+    tracked = made.folder.history()
     told = {line["step"]: line["alarms"] for line in tracked if "alarms" in line}
-    assert told == {5: {"image_x": "fell from 1 to 0.01"}}
-    assert [line["step"] for line in tracked] == list(range(1, 6 if stops else 7))
-    assert committed == ([5] if stops else [])
+    assert told == {5: {"image_edges": "fell from 1 to 0.01"}}
+    assert [line["step"] for line in tracked] == list(range(6 if stops else 7))
+    assert done == made.checkpoints.steps()[-1] == (5 if stops else 6)

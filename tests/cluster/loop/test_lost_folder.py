@@ -9,96 +9,57 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cluster.actors.learner import LearnerLost
-from cluster.loop import recovery
-from cluster.loop.drift_guard import guard_of
-from cluster.loop.evaluation import held_out
-from cluster.loop.loop import Run, _conclude, _evaluation
+from cluster.loop.loop import train
 from cluster.loop.recovery import train_through_losses
 from cluster.loop.resume import announce, started_before
 from cluster.record.checkpoints import Checkpoints, checkpoints_of
 from cluster.record.events import NAME, recording
-from cluster.record.marker import MARKER
+from cluster.record.marker import MARKER, Commit
 from cluster.record.run_folder import RunFolder
-from rewards.combine import Scores
-from rollout.records import Prompt
-from tests.support.saving import SavingLearner
+from tests.support.fake_stages import FakeStages, course
 
 STEPS, EVERY, LOST = 12, 3, 8
-PROMPTS = tuple(Prompt(index=index, text=f"prompt {index}") for index in range(5))
-START = np.array([0.1, 0.9, 0.5, 0.5, 0.2])
-
-
-class Stand(SavingLearner):
-    """Every stage; what held-out images score depends on the version of the weights alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rollouts = self.rewards = self.learner = self
-
-    def forget(self) -> None: ...
-
-    def try_again(self) -> None: ...
-
-    def alarms(self) -> dict[str, str]:
-        return {}
-
-    async def publish(self, version: int, *, averaged: bool = False) -> int:
-        return version
-
-    async def evaluate(self, prompts: list[Prompt], noises: Any, version: int) -> Any:
-        self.version = version
-
-        async def images() -> Any:
-            return np.zeros((len(prompts), 4, 4, 3), dtype=np.uint8)
-
-        return [True] * len(prompts), images()
-
-    async def judge(self, images: Any, prompts: list[Prompt], finite: list[bool]) -> Scores:
-        chosen = [prompt.index for prompt in prompts]
-        found = (START + self.version * np.array([0.02, -0.01, 0.03, 0.0, 0.1]))[chosen]
-        watched = (1 - START * self.version / STEPS)[chosen]
-        return Scores(
-            rewards={"shapes": found, "jpeg": watched}, weights={"shapes": 1.0, "jpeg": 0.0},
-            valid=np.isfinite(found), total=found, strict=None,
-        )  # fmt: skip
 
 
 @pytest.fixture
 def settings(configure: Any, tmp_path: Path) -> Any:
     return configure(
-        steps=STEPS, eval_every=EVERY, checkpoint_every=EVERY, eval_samples=1,
+        steps=STEPS, eval_every=EVERY, checkpoint_every=EVERY, eval_samples=1, groups_per_step=2,
+        selection={"candidates": 4, "keep": 2},
         checkpoints=(tmp_path / "elsewhere").as_uri(),
         eval_rewards=[{"name": "shapes"}, {"name": "jpeg", "weight": 0}],
         guard={"steps": 2, "change": 0.2, "sigmas": 1},
     )  # fmt: skip
 
 
-def make(settings: Any, folder: RunFolder, checkpoints: Checkpoints, empty_batches: int = 0) -> Run:
-    stages: Any = Stand()
-    guard, drawn = guard_of(settings, folder.history()), held_out(PROMPTS, settings)
-    run = Run(settings, folder, PROMPTS, drawn, stages, checkpoints, [folder.log], guard)
-    run.empty_batches = empty_batches
-    return run
+def stages_of(settings: Any, before: Callable[[int], None] = lambda step: None) -> FakeStages:
+    """Stages whose images lose their edges late in the run; ``before`` may break off before an update."""
+    stages = FakeStages(settings)
+    stages.measured = lambda group: 1.0 if (step := group // 2 + 1) < 7 else 0.1 * step
+    stages.before_update = lambda step: before(step + 1)
+    return stages
 
 
-async def go(run: Run, start: int, lost: Callable[[int], None] = lambda step: None) -> int:
-    """The end of every step, without its sampling and learning; ``lost`` may break off before one."""
-    if start == 0:
-        metrics: dict[str, Any] = {"step": 0, **await _evaluation(run, 0)}
-        run.guard.look(metrics)
-        run.track(metrics)
-    for step in range(start + 1, run.settings.steps + 1):
-        lost(step)
-        await _conclude(run, step, {"step": step, "image_edges": 1.0 if step < 7 else 0.1 * step})
-    return run.settings.steps
+def go(
+    settings: Any,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    commit: Commit | None = None,
+    before: Callable[[int], None] = lambda step: None,
+) -> None:
+    made = course(settings, stages_of(settings, before), folder, checkpoints)
+
+    async def scenario() -> None:
+        assert await train(made.run, await made.go_to(commit)) == STEPS
+
+    asyncio.run(scenario())
 
 
 def told(folder: RunFolder) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds_eval"} for line in folder.history()]
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in folder.history()]
 
 
 @pytest.fixture
@@ -106,7 +67,7 @@ def undisturbed(settings: Any, tmp_path: Path) -> list[dict[str, Any]]:
     folder = RunFolder(tmp_path / "undisturbed")
     folder.create(settings)
     checkpoints = Checkpoints(str(tmp_path / "undisturbed/checkpoints"), 2)
-    asyncio.run(go(make(settings, folder, checkpoints), 0))
+    go(settings, folder, checkpoints)
     lines = told(folder)
     alarms = {line["step"]: line["alarms"] for line in lines if "alarms" in line}
     assert alarms == {
@@ -133,8 +94,9 @@ def die(settings: Any, at: int) -> RunFolder:
     """A run that is killed before a step, and its folder with it."""
     folder = RunFolder(settings.folder)
     folder.create(settings)
-    with pytest.raises(Killed):
-        asyncio.run(go(make(settings, folder, checkpoints_of(settings, folder)), 0, kill_at(at)))
+    with pytest.raises(ExceptionGroup) as caught:
+        go(settings, folder, checkpoints_of(settings, folder), before=kill_at(at))
+    assert caught.group_contains(Killed)
     shutil.rmtree(folder.path)
     return folder
 
@@ -151,29 +113,23 @@ def test_an_attempt_after_the_folder_is_lost_ends_as_if_it_were_not(
     said: list[str] = []
     announce(found, folder, checkpoints, said.append)
     assert said == []
-    asyncio.run(go(make(settings, folder, checkpoints, found.empty_batches), found.step))
+    go(settings, folder, checkpoints, found)
     assert told(folder) == undisturbed
 
 
-def test_a_loss_of_ranks_and_folder_within_the_run(
-    settings: Any, undisturbed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_of_ranks_and_folder_within_the_run(settings: Any, undisturbed: list[dict[str, Any]]) -> None:
     folder = RunFolder(settings.folder)
     folder.create(settings)
     pending = [LOST]
 
-    async def train(run: Run, start: int) -> int:
-        def lost(step: int) -> None:
-            if pending == [step]:
-                pending.clear()
-                shutil.rmtree(folder.path)
-                raise LearnerLost("a node with all that it had")
+    def lost(step: int) -> None:
+        if pending == [step]:
+            pending.clear()
+            shutil.rmtree(folder.path)
+            raise LearnerLost("a node with all that it had")
 
-        return await go(run, start, lost)
-
-    monkeypatch.setattr(recovery, "train", train)
-    run = make(settings, folder, checkpoints_of(settings, folder))
-    assert asyncio.run(train_through_losses(run, 0, lambda line: None)) == STEPS
+    made = course(settings, stages_of(settings, lost), folder, checkpoints_of(settings, folder))
+    assert asyncio.run(train_through_losses(made, 0, lambda line: None)) == STEPS
     assert told(folder) == undisturbed
 
 
@@ -192,7 +148,7 @@ def test_without_a_record_of_the_start_the_win_rate_is_missing_and_that_is_said(
     said: list[str] = []
     with recording(folder.path, "run"):
         announce(found, folder, checkpoints, said.append)
-        asyncio.run(go(make(settings, folder, checkpoints), found.step))
+        go(settings, folder, checkpoints, found)
     (line,) = said
     assert "eval_win_rate is missing from here on" in line
     assert "the drift guard takes the first values after step 6 for the start" in line

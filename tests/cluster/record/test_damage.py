@@ -14,10 +14,11 @@ import pytest
 
 from cluster.config.errors import UserError
 from cluster.loop.resume import announce, resumable, started_before
-from cluster.record.checkpoints import Checkpoints, DamagedError
+from cluster.record.checkpoints import Checkpoints
 from cluster.record.events import NAME, recording
 from cluster.record.marker import MARKER
 from cluster.record.run_folder import RunFolder
+from cluster.record.stored_checkpoints import DamagedError
 from tests.support.saving import FILES, SavingLearner, commit, flip
 
 Resume = Callable[[Any, RunFolder, Checkpoints], Any]

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cluster import train
-from cluster.actors.stages import Rollouts
+from cluster.actors import samplers
 from tests.support.poisoned import is_poisoned
 from tests.support.service_process import FLAGS, STEPS, ledger_of, metrics_of, prepare
 
@@ -27,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) ->
     folder = home / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr(Rollouts, "target", "tests.support.poisoned:PoisonedSampler")
+        patch.setattr(samplers, "SAMPLER", "tests.support.poisoned:PoisonedSampler")
         status = train.main(
             ["shapes", *FLAGS, *prepare(home, pipeline_folder), *MORE, "--folder", str(folder)]
         )

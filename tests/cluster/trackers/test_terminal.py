@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from cluster.actors.pool import Pool
-from cluster.actors.stages import Stages
+from cluster.actors.stages import RayStages
 from cluster.trackers import waiting as starting
 from cluster.trackers.display import Display
 from cluster.trackers.waiting import Waiting
-from tests.cluster.test_driver import EVALUATED, METRICS
+from tests.support.step_metrics import EVALUATED, METRICS
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 HALF = {**METRICS, "step": 500}
@@ -84,7 +84,7 @@ def stages(samplers: int = 1, reward: int = 0, selector: int = 0, parts: int = 0
 
     rewards = type("Rewards", (), {"shards": {"shapes": holder(FakePool(reward, 1))}})()
     learner = type("Learner", (), {"parts": parts})()
-    return Stages(
+    return RayStages(
         holder(FakePool(samplers, 2)), rewards, holder(FakePool(selector, 1)), learner, None
     )  # fmt: skip
 

@@ -1,0 +1,155 @@
+"""The pool of samplers, and the published weights of every version that may still be asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from ray.exceptions import RayTaskError
+
+from cluster.actors.actor_spec import Role
+from cluster.actors.learner import settled
+from cluster.actors.pool import LOST, Pool, Slot, call, reason
+from cluster.config.settings import RunSettings
+from rollout import wire
+from rollout.batches import Batch
+from rollout.records import Chunk, Handle, Noise, Prompt, Weights, WeightsId, WeightsMismatch
+
+SAMPLER: Final = "rollout.worker:RolloutWorker"
+
+
+class WeightsError(RuntimeError):
+    """Weights did not arrive as they were sent, twice."""
+
+
+def sampler_spec(settings: RunSettings) -> Role:
+    """Describe the sampler actors of a run."""
+    rollout = settings.rollout
+    return Role(
+        name="rollout",
+        target=SAMPLER,
+        arguments={
+            "model": settings.model,
+            "rollout": rollout,
+            "seed": settings.seed,
+            "keep_means": settings.learner.needs_means,
+        },
+        gpus=rollout.gpus,
+        threads=rollout.threads,
+        node=settings.cluster.nodes.get("rollout"),
+    )
+
+
+class Samplers:
+    """The samplers; each loads the weights that its work asks for before it begins."""
+
+    def __init__(self, settings: RunSettings, spec: Role | None = None) -> None:
+        """Start the samplers, as `sampler_spec` says or others of that interface."""
+        self.pool = Pool(spec or sampler_spec(settings), settings.rollout.workers, settings.cluster.deadline)
+        self.least = settings.rollout.min_workers
+        self.learner_deadline = settings.cluster.learner_deadline
+        self.kept_versions = settings.max_staleness + 1
+        self.published: dict[int, Weights] = {}
+
+    async def load(self, weights: Weights) -> None:
+        """Publish weights and wait until every sampler has acknowledged them, after its older samples.
+
+        A sampler that is missing or fails now receives the weights before its next sample.
+        """
+        self.published[weights.id.version] = weights
+        for version in sorted(self.published)[: -self.kept_versions]:
+            del self.published[version]
+        pushes = (self._push(slot, weights) for slot in self.pool.up)
+        # All of them, so that none is still under way when another's failure is dealt with.
+        for failure in await asyncio.gather(*pushes, return_exceptions=True):
+            if failure:
+                raise failure
+
+    async def _push(self, slot: Slot, weights: Weights) -> None:
+        with suppress(*LOST):
+            await self.pool.once(lambda found: self._ensure(found, weights), on=slot)
+
+    def forget(self) -> None:
+        """Forget all published weights: after a rollback the same version numbers mean different weights."""
+        self.published.clear()
+        for slot in self.pool.slots:
+            slot.holds = None
+
+    async def _ensure(self, slot: Slot, weights: Weights) -> None:
+        """Load weights unless the sampler holds them: after a restart or an evaluation it may not."""
+        if slot.holds == weights.id:
+            return
+        slot.holds = None
+        for attempt in (1, 2):
+            try:
+                await self._send(slot, weights)
+                break
+            except (*LOST, RayTaskError) as error:
+                await _check_published(weights, self.learner_deadline)
+                if not isinstance(error, RayTaskError):
+                    raise
+                if attempt == 2 or not isinstance(error, WeightsMismatch):
+                    raise WeightsError(f"sampler {slot.number}, {weights.id}: {reason(error)}") from error
+        slot.holds = weights.id
+
+    async def _send(self, slot: Slot, weights: Weights) -> None:
+        """All parts at once: the sampler takes each in its turn, as soon as the learner has made it."""
+        whole = zip(weights.checksums, weights.parts, strict=True)
+        refs: list[Any] = [
+            slot.actor.call.remote("load", weights.id, number, len(weights.parts), digest, flat)
+            for number, (digest, flat) in enumerate(whole)
+        ]
+        loaded = asyncio.gather(*(asyncio.wrap_future(ref.future()) for ref in refs))
+        await asyncio.wait_for(loaded, self.pool.deadline)
+
+    async def sample(self, batch: Batch) -> list[Chunk]:
+        """Sample a batch under the version it asks for; the same seeds on every attempt."""
+        return await self._run("sample", batch)
+
+    async def begin(self, batch: Batch) -> list[Chunk]:
+        """Sample the first steps of a batch: previews to be scored, and the begun candidates."""
+        return await self._run("begin", batch)
+
+    async def finish(self, batch: Batch, begun: Sequence[Handle]) -> list[Chunk]:
+        """Sample the other steps of as many begun candidates as the batch has."""
+        return await self._run("finish", batch, begun)
+
+    async def _run(self, method: str, batch: Batch, begun: Sequence[Handle] = ()) -> list[Chunk]:
+        deadline = self.pool.deadline
+
+        async def work(slot: Slot) -> list[Any]:
+            await self._ensure(slot, self.published[batch[0].version])
+            returns = wire.returns(batch)
+            return await call(
+                slot, method, batch, *begun, returns=returns, spread=wire.spread, deadline=deadline
+            )
+
+        return wire.gather(await self.pool.run(work))
+
+    async def evaluate(
+        self, weights: Weights, prompts: Sequence[Prompt], noises: Sequence[Noise]
+    ) -> tuple[tuple[bool, ...], Handle]:
+        """Sample ODE images, one per prompt and noise, under the given (averaged) weights.
+
+        Returns:
+            Which of them are finite, and a handle of all.
+        """
+
+        async def work(slot: Slot) -> list[Any]:
+            await self._ensure(slot, weights)
+            return await call(slot, "evaluate", prompts, noises, returns=2, deadline=self.pool.deadline)
+
+        finite, images = await self.pool.run(work)
+        return finite, images
+
+    @property
+    def held(self) -> dict[int, WeightsId]:
+        """The weights that each sampler holds, by its number."""
+        return {slot.number: slot.holds for slot in self.pool.slots if slot.holds}
+
+
+async def _check_published(weights: Weights, deadline: float) -> None:
+    """Raise a learner failure if the learner could not produce the weights: then no sampler has failed."""
+    await settled("publish", weights.checksums, deadline)

@@ -1,0 +1,81 @@
+"""The observers that write a step down: metrics, ledger, alarms, trackers and checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cluster.loop.drift_guard import image_metrics
+from cluster.loop.run import Run, Step
+from cluster.record.checkpoints import Checkpoints, Saver
+from cluster.record.nonfinite import BROKEN
+from cluster.record.run_folder import RunFolder
+
+LEARNER_METRICS: Final = (
+    "loss", "ratio_mean", "ratio_max_deviation", "drift", "clip_fraction", "kl", "advantage_rms", "pull",
+    "grad_norm", "learning_rate", "skipped_updates", "skipped_in_a_row", "seconds_learn",
+)  # fmt: skip
+"""What a step without an update has no value for."""
+
+
+class Metrics:
+    """Adds what a step says of itself to its metrics."""
+
+    async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
+        """Add the numbers of selection and update, counts, and the seconds of every stage."""
+        if made is None:
+            return
+        metrics |= {
+            "policy_version": step - 1,
+            "staleness": step - 1 - min(group.version for group in made.groups),
+            **made.selection.metrics,
+            BROKEN: sum(len(one.broken) for one in made.batch),
+            **(made.update.metrics if made.update else dict.fromkeys(LEARNER_METRICS)),
+            "updates": run.updates,
+            **image_metrics([one.observed for one in made.batch]),
+            **run.watch.seconds(made.batch),
+            **run.stages.status,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Writes every candidate of a step down."""
+
+    folder: RunFolder
+
+    async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
+        """Write the step's rows."""
+        if made is not None:
+            scores = [one.scores for one in made.batch]
+            await asyncio.to_thread(self.folder.record, step, made.groups, scores, made.selection)
+
+
+@dataclass(frozen=True, slots=True)
+class Trackers:
+    """Hands a step's metrics to whoever keeps or shows them."""
+
+    trackers: Sequence[Callable[[dict[str, Any]], None]]
+
+    async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
+        """Hand them over, in order."""
+        for tracker in self.trackers:
+            tracker(metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWriter:
+    """Commits a checkpoint where one is due; the last step and a stop get one."""
+
+    checkpoints: Checkpoints
+    saver: Saver
+
+    async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
+        """Save, and settle what was saved before."""
+        if made is None:
+            return
+        if run.ends(step) or step % run.settings.checkpoint_every == 0:
+            await self.checkpoints.commit(step, self.saver, empty_batches=run.empty_batches)
+        await self.checkpoints.settle(self.saver, wait=run.ends(step))

@@ -1,0 +1,185 @@
+"""Produce scored groups ahead of the learner, within the bound of staleness."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from types import TracebackType
+
+from cluster.config.errors import DataLost
+from cluster.config.settings import RunSettings
+from cluster.loop.shared_batches import Batches
+from cluster.loop.stages import Stages
+from cluster.record.events import GROUP
+from cluster.record.nonfinite import Named, broken_candidates
+from rewards.combine import Scores
+from rollout.batches import Batch, batches
+from rollout.noise import candidate_noises
+from rollout.prompts import prompt_at
+from rollout.records import CandidateGroup, Chunk, Handle, Prompt, SampleRequest, group_of
+from rollout.settings import RolloutSettings
+from selection.selector import screen
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """A scored group, statistics of its images, and when it was sampled and scored (`time.perf_counter`).
+
+    ``broken`` names its images that are not finite, and the previews for which a candidate was left out.
+    """
+
+    group: CandidateGroup
+    scores: Scores
+    observed: Mapping[str, float]
+    sampled: float
+    scored: float
+    broken: Sequence[Named] = ()
+
+
+GroupIds = Callable[[int], Sequence[int]]
+"""The groups of a step."""
+
+
+def consecutive(settings: RunSettings) -> GroupIds:
+    """Number groups through all steps, as many in each."""
+    count = settings.groups_per_step
+    return lambda step: range(step * count, (step + 1) * count)
+
+
+def request_for(
+    settings: RunSettings, prompts: tuple[Prompt, ...], group_id: int, version: int
+) -> SampleRequest:
+    """Ask for a group's candidates, oversampled; with previews, for all those that are begun."""
+    prompt = prompt_at(prompts, settings.seed, group_id)
+    count = settings.selection.previews or settings.selection.candidates
+    return oversampled(prompt, group_id, count, settings.rollout, seed=settings.seed, version=version)
+
+
+def oversampled(
+    prompt: Prompt, group_id: int, count: int, rollout: RolloutSettings, *, seed: int, version: int = 0
+) -> SampleRequest:
+    """Ask for ``count`` candidates of a prompt, each with its own noise."""
+    noises = candidate_noises(seed, prompt.index, group_id, count, rollout)
+    return SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=version)
+
+
+class Production:
+    """The groups of the coming steps, each step's being produced under the version at which it was admitted.
+
+    At most ``max_staleness`` steps are ahead of the one that the learner waits for. A context manager: at its
+    end, what is still being produced is cancelled; a failure of a producer cancels the body and is raised as
+    part of an ``ExceptionGroup``.
+    """
+
+    def __init__(
+        self, settings: RunSettings, prompts: tuple[Prompt, ...], stages: Stages, groups: GroupIds, first: int
+    ) -> None:
+        """Produce from step ``first`` to the last of the run."""
+        self.settings, self.prompts, self.stages, self.groups = settings, prompts, stages, groups
+        self._ahead = iter(range(first, settings.steps))
+        self._inflight: deque[list[asyncio.Task[Produced]]] = deque()
+        self._producers = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Production:
+        """Begin."""
+        await self._producers.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Cancel what nobody waits for any more."""
+        for task in chain(*self._inflight):
+            task.cancel()
+        await self._producers.__aexit__(kind, error, trace)
+
+    async def next(self, version: int) -> list[Produced]:
+        """Return the groups of the next step; admits those that may now begin, under this version."""
+        for step in islice(self._ahead, self.settings.max_staleness + 1 - len(self._inflight)):
+            self._inflight.append(self._admit(step, version))
+        return [await group for group in self._inflight.popleft()]
+
+    def _admit(self, step: int, version: int) -> list[asyncio.Task[Produced]]:
+        """Begin to produce the groups of a step; neighbours may share a batch."""
+        requests = [request_for(self.settings, self.prompts, group, version) for group in self.groups(step)]
+        shared = Batches(batches(requests, self.settings.rollout), self.stages.sample)
+        return [self._producers.create_task(self._produce(request, shared)) for request in requests]
+
+    async def _produce(self, request: SampleRequest, shared: Batches) -> Produced:
+        """Produce one group; again, from the same seeds, if its images are lost before they are scored."""
+        GROUP.set(request.group_id)
+        try:
+            return await self._once(request, shared)
+        except DataLost:
+            shared.lose(request.group_id)
+            return await self._once(request, shared)
+
+    async def _once(self, request: SampleRequest, shared: Batches) -> Produced:
+        if self.settings.selection.previews:
+            finishing = await screened(self.settings, self.stages, request)
+        else:
+            finishing = Finishing(request, shared.chunks(request.group_id))
+        request, chunks = finishing.request, finishing.chunks
+        (group, sampled), (scores, scored), observed = await asyncio.gather(
+            _sampled(finishing),
+            _timed(self.stages.score(request.prompt, chunks)),
+            self.stages.measure(chunks),
+        )
+        finite = [good for chunk in chunks for good in chunk.result().finite]
+        found = [*finishing.broken, *broken_candidates(request, finite)]
+        return Produced(group, scores, observed, sampled, scored, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Finishing:
+    """The candidates of a group that are sampled to the end; ``spent`` seconds came before.
+
+    ``broken`` names the previews that are not finite, of candidates that were therefore left out.
+    """
+
+    request: SampleRequest
+    chunks: Sequence[asyncio.Future[Chunk]]
+    spent: float = 0.0
+    broken: Sequence[Named] = ()
+
+
+async def screened(settings: RunSettings, stages: Stages, request: SampleRequest) -> Finishing:
+    """Begin every candidate of a group and finish those whose previews promise the widest margins."""
+    parts = batches([request], settings.rollout)
+    previews = [asyncio.ensure_future(_only(stages.begin(part))) for part in parts]
+    scores = await stages.score(request.prompt, previews)
+    done = [preview.result() for preview in previews]
+    begun = [handle for preview in done for handle in preview.trajectories]
+    chosen = screen(scores, settings.selection, settings.seed, request.group_id)
+    finite = [good for preview in done for good in preview.finite]
+    harmless = [good or place in chosen for place, good in enumerate(finite)]
+    left_out = broken_candidates(request, harmless, "preview")
+    request = replace(request, noises=tuple(request.noises[i] for i in chosen))
+    handles = iter([begun[i] for i in chosen])
+    chunks = [_finish(stages, part, handles) for part in batches([request], settings.rollout)]
+    return Finishing(request, chunks, sum(preview.seconds for preview in done), left_out)
+
+
+def _finish(stages: Stages, part: Batch, begun: Iterator[Handle]) -> asyncio.Future[Chunk]:
+    count = sum(len(one.noises) for one in part)
+    return asyncio.ensure_future(_only(stages.finish(part, tuple(islice(begun, count)))))
+
+
+async def _only(chunks: Awaitable[Sequence[Chunk]]) -> Chunk:
+    """The chunk of a batch of one group."""
+    (chunk,) = await chunks
+    return chunk
+
+
+async def _timed(scoring: Awaitable[Scores]) -> tuple[Scores, float]:
+    return await scoring, time.perf_counter()
+
+
+async def _sampled(finishing: Finishing) -> tuple[CandidateGroup, float]:
+    """Join the chunks of a group, and say when the last of them was done."""
+    done = await asyncio.gather(*finishing.chunks)
+    return group_of(finishing.request, done, finishing.spent), time.perf_counter()
