@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test study lint format clean
+.PHONY: help train test study docs lint format clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +27,9 @@ study: $(READY)  ## run the whole study on the bundled tasks (hours; it resumes)
 	        --rates 3e-4,1e-3" && $$compare && $$compare --arms $(CLAIMS) --seeds 10 || exit 1; done
 	@$(BIN)/python -m cluster.study report
 
+docs: $(VENV)/.docs  ## build the documentation into site/, which opens offline
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict && echo "site/index.html"
+
 lint: $(READY)  ## check style, format and types
 	@echo "==> style, format, types"
 	@$(BIN)/ruff check --quiet .
@@ -37,7 +40,7 @@ format: $(READY)  ## bring the code into shape
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:  ## remove the environment and every cache; runs stay
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	@rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python that is new enough; uv installs in seconds, and pip takes over where uv finds no index.
@@ -59,4 +62,12 @@ $(READY): pyproject.toml constraints.txt
 	    opencv-python-headless 2>/dev/null \
 	    || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
 	        --constraint constraints.txt opencv-python-headless
+	@touch $@
+
+# Only what the documentation needs besides; the constraints keep everything else as it is.
+$(VENV)/.docs: $(READY)
+	@echo "==> adding what builds the documentation"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+	    -r pyproject.toml --extra docs \
+	    || $(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt
 	@touch $@
