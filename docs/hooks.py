@@ -19,12 +19,36 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 DOCS: Final = ROOT / "docs"
 INCLUDE: Final = re.compile(r"^<!-- include: (?P<path>\S+?)(?P<optional> optional)? -->$", re.MULTILINE)
 SETTINGS: Final = "<!-- settings -->"
+LOADED: Final = re.compile(
+    r"""<(?:script|img|link|iframe|source)\b[^>]*?\b(?:src|href)=["']?(?P<html>(?:https?:)?//[^"'\s>]+)"""
+    r"""|url\(["']?(?P<css>(?:https?:)?//[^"')]+)"""
+)
 LINK: Final = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Expand a page before it becomes HTML; called by mkdocs."""
     return expand(markdown, page.file.src_uri)
+
+
+def on_post_build(*, config: Any, **_: Any) -> None:
+    """Refuse a site that loads scripts, styles, fonts or images from elsewhere; called by mkdocs.
+
+    Raises:
+        PluginError: naming the pages and addresses.
+    """
+    from mkdocs.exceptions import PluginError
+
+    site = Path(config.site_dir)
+    files = [path for path in site.rglob("*") if path.suffix in {".html", ".css"}]
+    found = {f"{path.relative_to(site)}: {url}" for path in files for url in foreign(path.read_text("utf-8"))}
+    if found:
+        raise PluginError("the site must open offline, but loads\n" + "\n".join(sorted(found)))
+
+
+def foreign(text: str) -> list[str]:
+    """List the addresses elsewhere that a page or a style sheet loads by itself; links do not count."""
+    return [found["html"] or found["css"] for found in LOADED.finditer(text)]
 
 
 def expand(markdown: str, page: str) -> str:

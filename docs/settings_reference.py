@@ -89,7 +89,9 @@ def _type(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join("none" if one is NoneType else _type(one) for one in inner)
     if origin is tuple:
-        return f"list of {_type(inner[0])}" if inner[-1] is ... else f"list of {len(inner)} {_type(inner[0])}s"
+        return (
+            f"list of {_type(inner[0])}" if inner[-1] is ... else f"list of {len(inner)} {_type(inner[0])}s"
+        )
     if origin is dict:
         return "table"
     return PLAIN.get(annotation, getattr(annotation, "__name__", str(annotation)))
@@ -125,7 +127,7 @@ def _choice(model: type[BaseModel]) -> str:
     """Name one of several alternatives by its discriminator, the first key with a single choice."""
     for key, field in model.model_fields.items():
         if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
-            return f"`{key} = \"{get_args(field.annotation)[0]}\"`"
+            return f'`{key} = "{get_args(field.annotation)[0]}"`'
     return f"`{model.__name__}`"
 
 

@@ -62,7 +62,9 @@ def draw(found: list[tuple[Shot, Shot]]) -> Image.Image:
                 sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, MARGIN + TEXT - 8))
             pen.rectangle((x, MARGIN + TEXT - 8, x + SIDE - 1, MARGIN + TEXT + SIDE - 9), outline=GREY)
             place = (x + SIDE / 2, MARGIN + TEXT + SIDE)
-            pen.text(place, f"reward {shot.reward:.2f}", COLOURS[kind], ImageFont.load_default(24), anchor="ma")
+            pen.text(
+                place, f"reward {shot.reward:.2f}", COLOURS[kind], ImageFont.load_default(24), anchor="ma"
+            )
     return sheet
 
 
