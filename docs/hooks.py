@@ -1,8 +1,8 @@
 """Turn the pages of docs/ into those of the site: include the checkout's own files, and write the settings.
 
 A line ``<!-- include: PATH -->`` stands for a file of the checkout: Markdown without its title, anything else
-as code. With ``optional`` after the path the file may be missing. ``<!-- settings -->`` stands for the settings
-reference. Links to files of the checkout lead to the page that includes them, or become plain text.
+as code. With ``optional`` after the path the file may be missing. ``<!-- settings -->`` stands for the
+settings reference. Links to files of the checkout lead to the page that includes them, or become text.
 """
 
 from __future__ import annotations

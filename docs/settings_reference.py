@@ -53,7 +53,7 @@ def _by_name(found: list[Section]) -> dict[str, list[type[BaseModel]]]:
 
 def _section(name: str, models: list[type[BaseModel]]) -> str:
     title = " and ".join(f"`{one}`" for one in name.split(", ") if one) or "The run"
-    prefix = _dotted(name.split(", ")[0])
+    prefix = _dotted(name.split(", ", maxsplit=1)[0])
     parts = [f"## {title}"]
     for model in models:
         if len(models) > 1:

@@ -1,7 +1,7 @@
 """Draw the README's picture: the widest pair of each prompt of one step, from a run's images and ledger.
 
-    python -m cluster train shapes --steps 20 --folder runs/pairs
-    python docs/images/widest_pairs.py runs/pairs --step 10
+    python -m cluster train shapes --steps 1 --folder runs/pairs
+    python docs/images/widest_pairs.py runs/pairs --step 1
 
 The two images of a pair share prompt, weights and step; only their noise differs.
 """
