@@ -160,3 +160,24 @@ def test_the_metrics_of_selection_and_of_images_are_described() -> None:
     selected = Selector(SelectionSettings(candidates=4, keep=2), seed=0).select(1, [0], [scores])
     images = group_statistics(np.zeros((2, 8, 8, 3), dtype=np.uint8))
     assert set(selected.metrics) | {f"image_{name}" for name in images} <= described
+
+
+def test_the_workflow_has_few_rights_and_pinned_actions() -> None:
+    text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", used) for used in re.findall(r"uses: (\S+)", text))
+    commands = {step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step}
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"make test", "make docs"} <= commands
+    assert {c.removeprefix("make ") for c in commands if c.startswith("make ")} <= targets | {".venv/.ready"}
+
+
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda f: f.stem
+)
+def test_the_forms_are_yaml(form: Path) -> None:
+    values = yaml.safe_load(form.read_text(encoding="utf-8"))
+    if form.stem != "config":
+        named = [part["id"] for part in values["body"] if part["type"] != "markdown"]
+        assert len(named) == len(set(named)) >= 3
