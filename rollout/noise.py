@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from rollout.records import Noise
-from rollout.settings import RolloutSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MIRRORED: Final = 1 << 63
-"""Set in the seed of an initial noise that is the negative of what the rest of the seed draws."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -22,36 +18,20 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def candidate_noises(
-    run_seed: int, prompt_index: int, group_id: int, count: int, rollout: RolloutSettings | None = None
-) -> tuple[Noise, ...]:
-    """The seeds of a group's candidates: initial noise and SDE path are independent streams.
-
-    ``rollout`` may give the group a structure: ``branches`` candidates in a row share an initial noise, and
-    antithetic ones come in pairs, the second the negative of the first.
-    """
-    branches, antithetic = (rollout.branches, rollout.antithetic) if rollout else (1, False)
+def candidate_noises(run_seed: int, prompt_index: int, group_id: int, count: int) -> tuple[Noise, ...]:
+    """The seeds of a group's candidates: initial noise and SDE path are independent streams."""
     return tuple(
         Noise(
-            initial=_initial(candidate // branches, antithetic, run_seed, prompt_index, group_id),
+            initial=derive_seed("initial", run_seed, prompt_index, group_id, candidate),
             path=derive_seed("path", run_seed, prompt_index, group_id, candidate),
         )
         for candidate in range(count)
     )
 
 
-def _initial(number: int, antithetic: bool, *place: int) -> int:
-    mirrored = number % 2 if antithetic else 0
-    return derive_seed("initial", *place, number - mirrored) | MIRRORED * mirrored
-
-
 def initial_latents(noises: Sequence[Noise], shape: tuple[int, ...]) -> Tensor:
     """Standard normal start states x_T, (N, *shape) float32 on the CPU."""
-    drawn = _normal([noise.initial & ~MIRRORED for noise in noises], shape)
-    for row, noise in zip(drawn, noises, strict=True):
-        if noise.initial & MIRRORED:
-            row.neg_()
-    return drawn
+    return _normal([noise.initial for noise in noises], shape)
 
 
 def path_noise(noises: Sequence[Noise], step: int, shape: tuple[int, ...]) -> Tensor:

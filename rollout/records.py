@@ -32,11 +32,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """The identity of one candidate: the seed of its initial latents and the seed of its SDE path.
-
-    With the highest bit set (`rollout.noise.MIRRORED`), the initial latents are the negative of what the
-    other 63 bits draw.
-    """
+    """The identity of one candidate: the seed of its initial latents and the seed of its SDE path."""
 
     initial: int
     path: int

@@ -65,21 +65,12 @@ def stochastic(settings: RolloutSettings, x: Tensor, v: Tensor, sigmas: tuple[Te
     return DYNAMICS[settings.dynamics](x, v, sigma, sigma_next, settings.noise_level)
 
 
-def _prefixes(noises: Sequence[Noise], owners: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The candidates with whose prefixes it is enough to begin, and whose prefix each candidate continues."""
-    keys = [(owner, noise.initial) for owner, noise in zip(owners, noises, strict=True)]
-    first = {key: place for place, key in reversed([*enumerate(keys)])}
-    order = sorted(first.values())
-    return order, [order.index(first[key]) for key in keys]
-
-
 @torch.no_grad()
 def denoise(
     policy: Policy,
     settings: RolloutSettings,
     conditioning: Tensors,
     noises: Sequence[Noise],
-    owners: Sequence[int],
     schedule: Schedule,
     window: range,
     *,
@@ -88,30 +79,23 @@ def denoise(
 ) -> Rollout:
     """Sample a batch of candidates, or go on with ``begun`` ones, up to step ``stop`` or to the end.
 
-    Every conditioning tensor is (N, ...). Candidates of one owner (N numbers) that share their initial noise
-    also share the ODE's steps before the window, which are then computed once. States in the window pass
-    through the storage precision as they are made: the learner reads what the sampler continued from.
+    Every conditioning tensor is (N, ...). States in the window pass through the storage precision as they
+    are made: the learner reads what the sampler continued from.
     """
     device, shape = schedule.sigmas.device, policy.latent_shape()
-    first, places = _prefixes(noises, owners)
-    x = begun.x if begun else upload(initial_latents([noises[i] for i in first], shape), device)
-    prefix = conditioning  # indexing would copy what is only expanded
-    if len(first) < len(noises):
-        prefix = {name: value[first] for name, value in conditioning.items()}
+    x = begun.x if begun else upload(initial_latents(noises, shape), device)
     storage = getattr(torch, settings.storage)
     states, log_probs, means = _so_far(begun)
     start, stop = begun.steps if begun else 0, stop or len(schedule.timesteps)
     clean = x
     for step in range(start, stop):
-        if step == window.start:
-            x, prefix = x[places], conditioning
         if step in window:
             x = x.to(storage).float()
             states += [x] if not states else []
             # Drawn before the forward pass, while the device is still busy with the last step.
             noise = upload(path_noise(noises, step, shape), device)
         sigmas = tuple(schedule.sigmas[i].expand(len(x)) for i in (step, step + 1))
-        v = policy.velocity(policy.transformer, x, schedule.timesteps[step].expand(len(x)), prefix)
+        v = policy.velocity(policy.transformer, x, schedule.timesteps[step].expand(len(x)), conditioning)
         clean = x - schedule.sigmas[step] * v
         if step not in window:
             x = euler(x, v, schedule.sigmas[step], schedule.sigmas[step + 1])

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rollout.retired_keys import Retired, without_retired
 
 
 class Settings(BaseModel):
     """Base of every settings section: frozen, and unknown keys and numbers that are not finite are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    retired: ClassVar[Mapping[str, Retired]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired(cls, section: Any) -> Any:
+        return without_retired(section, cls.retired)
 
 
 class ModelSettings(Settings):
@@ -52,6 +61,11 @@ class ModelSettings(Settings):
 class RolloutSettings(Settings):
     """How candidates are sampled."""
 
+    retired = {
+        "branches": Retired(default=1, last="0.1.0", why="the study found independent noise better"),
+        "antithetic": Retired(default=False, last="0.1.0", why="the study found independent noise better"),
+    }
+
     width: int = Field(512, gt=0, description="image width in pixels")
     height: int = Field(512, gt=0, description="image height in pixels")
     frames: int = Field(1, ge=1, description="frames of a video (Wan); rewards see the one in the middle")
@@ -64,10 +78,6 @@ class RolloutSettings(Settings):
     window_start: int = Field(0, ge=0, description="first step that may be stochastic and trained")
     window_stop: int | None = Field(None, description="one past the last such step; default steps - 1")
     window_size: int | None = Field(None, ge=1, description="steps trained per group, drawn from the range")
-    branches: int = Field(
-        1, ge=1, description="candidates that share an initial noise, and the steps before the window"
-    )
-    antithetic: bool = Field(False, description="initial noises in pairs, each the other's negative")
     preview_steps: int = Field(
         5, ge=1, description="steps after which selection.previews are judged by the image they point at"
     )

@@ -220,7 +220,7 @@ class RolloutWorker:
         **part: Any,
     ) -> Rollout:
         conditioning = {name: _rows([one[name] for one in encoded], owners) for name in encoded[0]}
-        return denoise(self.policy, self.settings, conditioning, noises, owners, schedule, window, **part)
+        return denoise(self.policy, self.settings, conditioning, noises, schedule, window, **part)
 
     def _window(self, batch: Batch) -> range:
         return trained_window(self.settings, self.seed, batch[0].group_id)

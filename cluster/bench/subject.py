@@ -112,7 +112,7 @@ def requests(one: Subject, groups: int, step: int = 0, share: int = 1) -> list[S
     """What a step asks of a sampler: groups, ``share`` of which fill a batch."""
     count = one.rollout.batch // share
     return [
-        oversampled(Prompt(index=group, text=TEXTS[group % len(TEXTS)]), group, count, one.rollout, seed=0)
+        oversampled(Prompt(index=group, text=TEXTS[group % len(TEXTS)]), group, count, seed=0)
         for group in range(step * groups, (step + 1) * groups)
     ]
 

@@ -138,9 +138,8 @@ def sampling_passes(settings: RunSettings) -> int:
     rollout = settings.rollout
     sampled = settings.groups_per_step * settings.selection.candidates
     previews = settings.groups_per_step * settings.selection.previews
-    shared = sampled - sampled // rollout.branches  # whose steps before the window another one makes
     unfinished = max(0, previews - sampled)
-    return sampled * rollout.steps - shared * rollout.window_start + unfinished * rollout.preview_steps
+    return sampled * rollout.steps + unfinished * rollout.preview_steps
 
 
 def plan(settings: RunSettings, inputs: Inputs) -> Table:

@@ -136,25 +136,15 @@ class RunSettings(Settings):
                 "at least one of eval_rewards needs a weight other than 0, since they replace the training "
                 "rewards in evaluations; list these as well"
             )
-        self._check_noise()
+        self._check_previews()
         named = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
         roles = ["rollout", "learner", "selector", "observer", *named]
         if unknown := self.cluster.nodes.keys() - set(roles):
             raise ValueError(f"cluster.nodes: no {', '.join(sorted(unknown))}; there is {', '.join(roles)}")
         return self
 
-    def _check_noise(self) -> None:
-        branches, selection = self.rollout.branches, self.selection
-        if selection.candidates % branches:
-            raise ValueError(
-                f"selection.candidates must be a multiple of rollout.branches ({branches}), "
-                f"got {selection.candidates}"
-            )
-        if not selection.previews:
-            return
-        if branches > 1:
-            raise ValueError("selection.previews choose candidates one by one: rollout.branches must be 1")
-        if self.rollout.preview_steps >= self.rollout.steps:
+    def _check_previews(self) -> None:
+        if self.selection.previews and self.rollout.preview_steps >= self.rollout.steps:
             raise ValueError(
                 f"rollout.preview_steps must be less than rollout.steps ({self.rollout.steps}) "
                 f"where there are selection.previews, got {self.rollout.preview_steps}"

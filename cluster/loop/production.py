@@ -21,7 +21,6 @@ from rollout.batches import Batch, batches
 from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at
 from rollout.records import CandidateGroup, Chunk, Handle, Prompt, SampleRequest, group_of
-from rollout.settings import RolloutSettings
 from selection.selector import screen
 
 
@@ -56,14 +55,12 @@ def request_for(
     """Ask for a group's candidates, oversampled; with previews, for all those that are begun."""
     prompt = prompt_at(prompts, settings.seed, group_id)
     count = settings.selection.previews or settings.selection.candidates
-    return oversampled(prompt, group_id, count, settings.rollout, seed=settings.seed, version=version)
+    return oversampled(prompt, group_id, count, seed=settings.seed, version=version)
 
 
-def oversampled(
-    prompt: Prompt, group_id: int, count: int, rollout: RolloutSettings, *, seed: int, version: int = 0
-) -> SampleRequest:
+def oversampled(prompt: Prompt, group_id: int, count: int, *, seed: int, version: int = 0) -> SampleRequest:
     """Ask for ``count`` candidates of a prompt, each with its own noise."""
-    noises = candidate_noises(seed, prompt.index, group_id, count, rollout)
+    noises = candidate_noises(seed, prompt.index, group_id, count)
     return SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=version)
 
 

@@ -14,6 +14,8 @@ from cluster.record.checkpoints import Checkpoints
 from cluster.record.events import warn
 from cluster.record.marker import Commit, installed
 from cluster.record.run_folder import RunFolder
+from rollout.retired_keys import RETIRED
+from rollout.settings import explain
 
 SAFE: Final = (
     "folder", "preset", "steps", "eval_every", "image_every", "checkpoint_every", "checkpoints",
@@ -88,7 +90,8 @@ def changed_packages(commit: Commit) -> str:
 
 
 def _check_unchanged(before: dict[str, Any], settings: RunSettings) -> None:
-    old, new = dict(_flat(_completed(before))), dict(_flat(settings.model_dump(mode="json")))
+    fixed = _fixed(before, settings)
+    old, new = dict(_flat(_completed(fixed))), dict(_flat(settings.model_dump(mode="json")))
     changes = [
         f"  {key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -102,11 +105,27 @@ def _check_unchanged(before: dict[str, Any], settings: RunSettings) -> None:
         )
 
 
+def _fixed(values: Any, settings: RunSettings, place: str = "") -> Any:
+    """Leave out what a run may change: an older version may have had values there that are none now."""
+    if isinstance(values, Mapping):
+        named = {key: f"{place}.{key}" if place else key for key in values}
+        return {
+            key: _fixed(value, settings, named[key])
+            for key, value in values.items()
+            if not _safe(named[key], settings)
+        }
+    if isinstance(values, list):
+        return [_fixed(value, settings, f"{place}.{number}") for number, value in enumerate(values)]
+    return values
+
+
 def _completed(before: dict[str, Any]) -> dict[str, Any]:
     """An older version's settings, with the defaults of the keys that it did not have."""
     try:
         return RunSettings.model_validate(before).model_dump(mode="json")
-    except ValidationError:
+    except ValidationError as error:
+        if any(one["type"] == RETIRED for one in error.errors()):
+            raise UserError(f"--resume: the checkpoint's configuration: {explain(error)}") from None
         return before  # the comparison says what is different
 
 

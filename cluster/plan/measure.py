@@ -70,7 +70,7 @@ def learner(settings: RunSettings, prompt: Prompt, chunks: Sequence[Chunk]) -> M
 
     worker = load_learner(settings)
     count = -(-settings.groups_per_step * settings.selection.keep // settings.learner.ranks)
-    request = oversampled(prompt, 0, count, settings.rollout, seed=settings.seed)
+    request = oversampled(prompt, 0, count, seed=settings.seed)
     sampled = [trajectory for chunk in chunks for trajectory in chunk.trajectories]
     like = replace(chunks[0], trajectories=tuple(islice(cycle(sampled), count)))
     kept = [Kept(group_id=0, candidate=i, advantage=(-1.0) ** i) for i in range(count)]

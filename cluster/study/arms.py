@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
@@ -20,8 +20,7 @@ class Arm:
     """A strategy, how many times it oversamples, what stays as in the baseline, and how advantages scale.
 
     ``previews`` counts begun candidates in multiples of the baseline's, judged half-way; ``early`` adds noise
-    and trains in the first half of the steps only, so that a preview is judged when no more noise comes;
-    ``rollout`` changes how noise is drawn.
+    and trains in the first half of the steps only, so that a preview is judged when no more noise comes.
     """
 
     strategy: StrategyName
@@ -30,7 +29,6 @@ class Arm:
     rms_match: bool = False
     previews: int = 0
     early: bool = False
-    rollout: Mapping[str, Any] = field(default_factory=dict)
     what: str
 
 
@@ -42,7 +40,6 @@ def _margin(
     rms: bool = False,
     previews: int = 0,
     early: bool = False,
-    **rollout: Any,
 ) -> Arm:
     return Arm(
         strategy="noise_margin",
@@ -51,7 +48,6 @@ def _margin(
         rms_match=rms,
         previews=previews,
         early=early,
-        rollout=rollout,
         what=what,
     )
 
@@ -74,8 +70,6 @@ ARMS: Final[dict[str, Arm]] = {
     "screened_4x_global_2x": Arm(
         strategy="global_margin", oversample=2, previews=4, what="4x begun, 2x finished, widest of the batch"
     ),
-    "branched_2x": _margin(2, "2x as 4 paths from each initial noise", branches=4, window_start=1),
-    "antithetic_2x": _margin(2, "2x, initial noises in opposite pairs", antithetic=True),
     "flowgrpo_early": Arm(
         strategy="all", early=True, what="control: noise and training in the first half of steps"
     ),
@@ -85,6 +79,12 @@ ARMS: Final[dict[str, Arm]] = {
     ),
 }
 """Every arm by its name on the command line."""
+
+RETIRED: Final[Mapping[str, str]] = {
+    "branched_2x": "2x as 4 paths from each initial noise",
+    "antithetic_2x": "2x, initial noises in opposite pairs",
+}
+"""What was different in arms that were measured and can no longer be run, since they did not pay."""
 
 _EXTRA: Final = 1_000_000_000
 """Where the prompts beyond the baseline's come from in the endless walk: no run gets there."""
@@ -96,6 +96,8 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
     Raises:
         UserError: if there is no such arm, or its budget does not fit the preset.
     """
+    if name in RETIRED:
+        raise UserError(f"arms: {name} was removed after version 0.1.0; finished runs of it still report")
     if name not in ARMS:
         raise UserError(f"arms: no arm {name!r}; there are {', '.join(ARMS)}")
     arm = ARMS[name]
@@ -109,7 +111,6 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
         }
         values = base.model_dump()
         values["selection"] |= chosen | {"previews": arm.previews * base.selection.keep}
-        values["rollout"] |= arm.rollout
         if arm.previews:
             values["rollout"]["preview_steps"] = base.rollout.steps // 2
         if arm.early:
@@ -117,6 +118,11 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
         return RunSettings.model_validate(values | {"groups_per_step": budget.groups})
     except ValueError as error:
         raise UserError(f"arm {name}: {error}") from None
+
+
+def what_differs(name: str) -> str:
+    """Describe an arm, also a retired one, in a few words; empty if nobody knows it."""
+    return ARMS[name].what if name in ARMS else RETIRED.get(name, "")
 
 
 def group_ids(step: int, base: int, count: int) -> list[int]:

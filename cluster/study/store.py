@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, to_toml
 from selection.ledger import write_table
 
 _KEY: Final = b"noisemargin.study"
@@ -60,9 +62,18 @@ def finished(path: Path, about: Mapping[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    if read_about(path)["config"] != about["config"]:
+    if _completed(read_about(path)["config"]) != _completed(about["config"]):
         raise UserError(f"{path} holds results of other settings; choose another --folder")
     return True
+
+
+def _completed(config: str) -> str:
+    """A configuration of an older version as this one writes it; the design stands after it in a comment."""
+    text, mark, design = config.partition("\n# ")
+    try:
+        return to_toml(RunSettings.model_validate(tomllib.loads(text))) + mark + design
+    except ValueError:  # it is no configuration, or none of this version: only the very same will do
+        return config
 
 
 def machine() -> dict[str, Any]:

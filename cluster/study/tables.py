@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from cluster.report.numbers import MISSING, change, show
-from cluster.study.arms import ARMS
+from cluster.study.arms import what_differs
 from cluster.study.results import ArmRun, Compared, Gradients, PreviewKey, Runs, Variance
 from selection.analysis.gradients import Estimate
 from selection.analysis.screening import Agreement
@@ -197,7 +197,7 @@ def ledger_sheet(runs: Runs) -> Sheet:
                 *(show(round(_per_step(seeds, name))) for name in names),
                 show(_seconds(seeds, "seconds")),
                 show(_seconds(seeds, "cpu_seconds")),
-                ARMS[arm].what if arm in ARMS else MISSING,
+                what_differs(arm) or MISSING,
             )
             for arm, seeds in runs.items()
         ),

@@ -11,9 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.noise import MIRRORED, candidate_noises, derive_seed, initial_latents, path_noise
+from rollout.noise import candidate_noises, derive_seed, initial_latents, path_noise
 from rollout.records import Noise
-from rollout.settings import RolloutSettings
 
 SHAPE = (2, 3, 4)
 SEEDS = st.integers(0, 2**63 - 1)
@@ -55,23 +54,6 @@ def test_every_seed_of_a_run_differs() -> None:
 
 def test_more_candidates_leave_the_first_ones_alone() -> None:
     assert candidate_noises(1, 2, 3, 16)[:4] == candidate_noises(1, 2, 3, 4)
-
-
-def test_antithetic_noises_come_in_opposite_pairs() -> None:
-    noises = candidate_noises(1, 2, 3, 6, RolloutSettings(antithetic=True))
-    latents = initial_latents(noises, SHAPE)
-    assert torch.equal(latents[1::2], -latents[::2])
-    assert noises[::2] == candidate_noises(1, 2, 3, 6)[::2]
-    assert len({noise.initial for noise in noises}) == len({noise.path for noise in noises}) == 6
-    assert all(noise.initial < 2 * MIRRORED for noise in noises)  # the ledger's unsigned 64 bits hold it
-
-
-def test_branches_share_initial_noise_and_nothing_else() -> None:
-    noises = candidate_noises(1, 2, 3, 8, RolloutSettings(branches=4))
-    initials = [noise.initial for noise in noises]
-    assert initials == [initials[0]] * 4 + [initials[4]] * 4
-    assert initials[0] != initials[4]
-    assert [noise.path for noise in noises] == [noise.path for noise in candidate_noises(1, 2, 3, 8)]
 
 
 def test_the_streams_are_standard_normal_and_uncorrelated() -> None:

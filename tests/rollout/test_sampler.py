@@ -36,7 +36,7 @@ def policy(pipeline_folder: Path) -> Any:
 def sample(policy: Any, chosen: RolloutSettings, window: range, count: int = len(NOISES)) -> Rollout:
     conditioning = {name: value.expand(count, *value.shape) for name, value in policy.encode(TEXT).items()}
     schedule = policy.schedule(chosen.steps)
-    return denoise(policy, chosen, conditioning, NOISES[:count], [0] * count, schedule, window)
+    return denoise(policy, chosen, conditioning, NOISES[:count], schedule, window)
 
 
 @given(st.integers(2, 20), st.data(), st.integers(0, 2**31), st.integers(0, 10**6))

@@ -100,31 +100,16 @@ def test_both_streams_of_noise_decide(worker: RolloutWorker) -> None:
     assert not close(images[0], images[2], tolerance=10)
 
 
-def test_branches_share_the_steps_before_the_window_and_change_no_image(pipeline_folder: Path) -> None:
-    branching = start(pipeline_folder, steps=5, window_start=2, branches=3)
-    noises = candidate_noises(0, PROMPT.index, 7, 6, branching.settings)
-    rows: list[int] = []
-    branching.policy.transformer.register_forward_hook(lambda module, given, out: rows.append(len(out[0])))
-    _, images, _, *trajectories = parts(branching.sample([request(noises)]))
-    assert rows == [2, 2, 6, 6, 6]
-    alone = [branching.sample([request((noise,))])[0].images for noise in noises]
-    assert all(close(image, found[0]) for image, found in zip(images, alone, strict=True))
-    starts = [unpack(one.latents)[0] for one in trajectories]
-    assert torch.equal(starts[0], starts[2])
-    assert not torch.equal(starts[0], starts[3])
-    assert not close(images[0], images[1])
-
-
 OTHER = Prompt(index=5, text="a photo of two blue squares")
 
 
-@pytest.mark.parametrize("window", [{}, {"window_start": 1, "branches": 2}, {"window_size": 2}])
+@pytest.mark.parametrize("window", [{}, {"window_start": 1}, {"window_size": 2}])
 def test_groups_that_share_batches_are_sampled_as_if_alone(
     pipeline_folder: Path, window: dict[str, int]
 ) -> None:
     """Also when their noise is the same, though not their prompt."""
     together = start(pipeline_folder, steps=5, batch=4, **window)
-    noises = candidate_noises(0, 4, 7, 6, together.settings)
+    noises = candidate_noises(0, 4, 7, 6)
     asked = [
         SampleRequest(group_id=group, prompt=prompt, noises=noises, version=0)
         for group, prompt in ((7, PROMPT), (8, OTHER))

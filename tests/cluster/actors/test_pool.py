@@ -227,9 +227,7 @@ def samplers(configure: Any) -> Samplers:
 
 def batches_of(size: int, groups: Sequence[int], version: int) -> list[Batch]:
     rollout = RolloutSettings(batch=size)
-    return batches(
-        [oversampled(PROMPT, group, 4, rollout, seed=0, version=version) for group in groups], rollout
-    )
+    return batches([oversampled(PROMPT, group, 4, seed=0, version=version) for group in groups], rollout)
 
 
 async def sampled(samplers: Samplers, group_id: int, *, version: int) -> Any:
@@ -330,7 +328,7 @@ def test_groups_that_do_not_fill_a_forward_pass_share_it(samplers: Samplers) -> 
         sizes = [[(part.group_id, len(part.noises)) for part in batch] for batch in asked]
         assert sizes == [[(5, 3)], [(5, 1), (6, 2)], [(6, 2), (7, 1)], [(7, 3)]]
         shared = Batches(asked, samplers.sample)
-        for request in (oversampled(PROMPT, group, 4, RolloutSettings(), seed=0) for group in (5, 6, 7)):
+        for request in (oversampled(PROMPT, group, 4, seed=0) for group in (5, 6, 7)):
             chunks = await asyncio.gather(*shared.chunks(request.group_id))
             images = np.concatenate([await chunk.images for chunk in chunks])
             seeds = [[noise.initial % 251, noise.path % 251] for noise in request.noises]

@@ -80,11 +80,6 @@ def test_judges_default_to_the_training_rewards() -> None:
         (["--rollout.steps", "1"], ["rollout.steps", "'1'"]),
         (["--rollout.window_start", "5"], ["rollout", "window [5, 5)", "step 5"]),
         (["--rollout.dynamics", "cps", "--rollout.noise_level", "1.2"], ["noise_level", "1.2", "cps"]),
-        (["--rollout.branches", "3"], ["selection.candidates", "rollout.branches (3)", "16"]),
-        (
-            ["--rollout.branches", "2", "--selection.previews", "32"],
-            ["previews", "branches must be 1"],
-        ),
         (
             ["--selection.previews", "32", "--rollout.preview_steps", "6"],
             ["preview_steps", "steps (6)", "got 6"],

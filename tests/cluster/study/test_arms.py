@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings, resolve
-from cluster.study.arms import ARMS, BASELINE, arm_settings, group_ids
+from cluster.study.arms import ARMS, BASELINE, RETIRED, arm_settings, group_ids, what_differs
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,17 @@ def test_an_arm_changes_nothing_but_selection_noise_and_prompts_per_step(base: R
         half = {"preview_steps": 3} if ARMS[arm].previews else {}
         half |= {"window_stop": 3} if ARMS[arm].early else {}
         changed["rollout"] = base.rollout
-        assert found.rollout == base.rollout.model_copy(update={**ARMS[arm].rollout, **half})
+        assert found.rollout == base.rollout.model_copy(update=half)
         assert found.model_copy(update=changed) == base
         assert found.selection.previews == ARMS[arm].previews * base.selection.keep
+
+
+@pytest.mark.parametrize("arm", RETIRED)
+def test_a_retired_arm_is_described_and_does_not_run(base: RunSettings, arm: str) -> None:
+    assert what_differs(arm) == RETIRED[arm]
+    with pytest.raises(UserError, match=f"{arm} was removed after version 0.1.0"):
+        arm_settings(arm, base)
+    assert not what_differs("nonesuch")
 
 
 def test_the_filter_oversamples_prompts_and_not_noise(base: RunSettings) -> None:

@@ -93,7 +93,7 @@ def test_a_multistep_solvers_schedule_starts_from_pure_noise(name: str, tmp_path
 
     noises = candidate_noises(0, 0, 0, 1)
     conditioning = {key: value[None] for key, value in policy.encode("a cat").items()}
-    clean = denoise(policy, rollout, conditioning, noises, range(len(noises)), found, range(0)).clean
+    clean = denoise(policy, rollout, conditioning, noises, found, range(0)).clean
     expected = policy.pipeline(
         prompt="a cat", generator=torch.Generator().manual_seed(noises[0].initial), output_type="latent",
         **call_arguments(str(folder), rollout),

@@ -65,7 +65,7 @@ def draw(policy: Any, rollout: RolloutSettings) -> Tensor:
     encoded = [policy.encode(text) for text in TEXTS]
     conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}
     schedule = policy.schedule(rollout.eval_steps)
-    clean = denoise(policy, rollout, conditioning, NOISES, range(len(NOISES)), schedule, range(0)).clean
+    clean = denoise(policy, rollout, conditioning, NOISES, schedule, range(0)).clean
     with torch.no_grad():
         return (policy.pixels(clean) / 2 + 0.5).clamp(0, 1)
 

@@ -73,7 +73,7 @@ def make_case(base: Path, folder: Path, **model: Any) -> Case:
     images = worker.evaluate([Prompt(index=0, text=TEXT)], [NOISE])[1]
     conditioning = {name: value[None] for name, value in worker.policy.encode(TEXT).items()}
     schedule = worker.policy.schedule(STEPS)
-    clean = denoise(worker.policy, ROLLOUT, conditioning, [NOISE], [0], schedule, range(0)).clean
+    clean = denoise(worker.policy, ROLLOUT, conditioning, [NOISE], schedule, range(0)).clean
     return Case(settings, weights, clean.numpy(), images)
 
 

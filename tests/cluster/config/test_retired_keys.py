@@ -1,0 +1,92 @@
+"""What version 0.1.0 wrote still loads: its keys that are gone are dropped, unless they were in use."""
+
+from __future__ import annotations
+
+import asyncio
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings, resolve, to_toml
+from cluster.loop.resume import resumable
+from cluster.record.checkpoints import Checkpoints
+from cluster.record.marker import from_marker
+from cluster.record.run_folder import RunFolder
+from cluster.study.store import finished, write_rows
+from tests.support.paths import ROOT
+from tests.support.saving import SavingLearner
+
+OLD = ROOT / "tests" / "support" / "version_0_1"
+CONFIG = OLD / "config.toml"
+USED = [
+    (
+        {"rollout": {"branches": 4}},
+        "rollout: branches = 4 is not supported: branches was removed after version 0.1.0",
+    ),
+    ({"rollout": {"antithetic": True}}, "rollout: antithetic = True is not supported"),
+]
+
+
+def old_settings() -> dict[str, Any]:
+    """The configuration in the marker of an old checkpoint, as it stands there."""
+    return from_marker((OLD / "COMMITTED").read_bytes()).settings
+
+
+def resume(tmp_path: Path, before: dict[str, Any]) -> int:
+    """Continue, by the old config.toml, from a checkpoint that says it was made by other settings."""
+    now, folder, learner = resolve(str(CONFIG), {}), RunFolder(tmp_path / "run"), SavingLearner()
+    folder.create(now)
+    saved = Checkpoints(str(folder.checkpoints), 2, before)
+
+    async def commit() -> None:
+        await saved.commit(2, learner)  # type: ignore[arg-type]
+        await saved.settle(learner, wait=True)  # type: ignore[arg-type]
+
+    asyncio.run(commit())
+    return resumable(now, folder, saved).step
+
+
+def test_an_old_configuration_means_what_it_did() -> None:
+    written = tomllib.loads(CONFIG.read_text(encoding="utf-8"))
+    settings = resolve(str(CONFIG), {})
+    assert settings == RunSettings.model_validate(old_settings())
+    assert (written["rollout"].pop("branches"), written["rollout"].pop("antithetic")) == (1, False)
+    now = tomllib.loads(to_toml(settings))
+    assert written.items() <= now.items()
+    assert written["rollout"].items() <= now["rollout"].items()
+
+
+@pytest.mark.parametrize(("change", "said"), USED)
+def test_a_retired_key_that_was_in_use_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(str(CONFIG), change)
+    assert said in str(caught.value)
+    assert "delete the key" in str(caught.value)
+
+
+def test_a_retired_key_is_unknown_in_other_sections() -> None:
+    with pytest.raises(UserError, match=r"unknown key selection\.branches"):
+        resolve("shapes", {"selection": {"branches": 1}})
+
+
+def test_an_old_checkpoint_continues(tmp_path: Path) -> None:
+    assert resume(tmp_path, old_settings()) == 2
+
+
+def test_a_checkpoint_of_what_is_gone_is_refused(tmp_path: Path) -> None:
+    before = old_settings()
+    before["rollout"]["branches"] = 2
+    with pytest.raises(UserError, match=r"--resume: the checkpoint's configuration: rollout: branches = 2"):
+        resume(tmp_path, before)
+
+
+def test_old_results_of_the_study_are_of_the_same_settings(tmp_path: Path) -> None:
+    old, now = CONFIG.read_text(encoding="utf-8"), to_toml(resolve(str(CONFIG), {}))
+    write_rows(tmp_path / "rows.parquet", [{"step": 0}], {"config": f"{old}\n# design: 3"})
+    assert finished(tmp_path / "rows.parquet", {"config": f"{now}\n# design: 3"})
+    for other in (f"{now}\n# design: 4", now.replace("seed = 0", "seed = 1") + "\n# design: 3"):
+        with pytest.raises(UserError, match="other settings"):
+            finished(tmp_path / "rows.parquet", {"config": other})
