@@ -89,12 +89,6 @@ def spread(judgement: Judgement, seen: Sequence[bool]) -> Judgement:
     return Judgement(values=whole.values, valid=whole.valid, details=details)
 
 
-def cut(judgement: Judgement, start: int, stop: int) -> Judgement:
-    """What a judgement says of the images from ``start`` to ``stop``."""
-    details = {name: detail[start:stop] for name, detail in judgement.details.items()}
-    return Judgement(values=judgement.values[start:stop], valid=judgement.valid[start:stop], details=details)
-
-
 def stray(scores: NDArray[np.float64], traits: Traits) -> str:
     """What is wrong with scores outside the declared range, or nothing; NaN is not judged."""
     outside = scores[(scores < traits.low - ROUNDING) | (scores > traits.high + ROUNDING)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from rollout.retired_keys import Retired
 from rollout.settings import Settings, finite
 
 Combination = Literal["raw", "standardised"]
@@ -14,6 +16,10 @@ Combination = Literal["raw", "standardised"]
 
 class RewardSettings(Settings):
     """One reward, its share of the total, and the pool of shards that computes it."""
+
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "max_wait": Retired(default=0, last="0.1.0", why="calls merged by time made runs unrepeatable")
+    }
 
     name: str = Field(description="what it is called; a built-in reward or module:Class, unless scorer says")
     scorer: str | None = Field(
@@ -25,9 +31,6 @@ class RewardSettings(Settings):
     gpus: float = Field(0, ge=0, description="GPUs per shard, or a fraction of one")
     threads: int = Field(1, ge=1, description="CPU threads per shard")
     batch: int = Field(16, ge=1, description="images per call at most; more are split over the shards")
-    max_wait: float = Field(
-        0, ge=0, description="seconds a small call waits for images of other groups; 0 never merges groups"
-    )
     deadline: float = Field(120, gt=0, description="seconds a call may take before its shard is replaced")
     attempts: int = Field(3, ge=1, description="calls made for an image before its reward is missing")
     runtime_env: dict[str, Any] = Field(

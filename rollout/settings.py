@@ -61,7 +61,7 @@ class ModelSettings(Settings):
 class RolloutSettings(Settings):
     """How candidates are sampled."""
 
-    retired = {
+    retired: ClassVar[Mapping[str, Retired]] = {
         "branches": Retired(default=1, last="0.1.0", why="the study found independent noise better"),
         "antithetic": Retired(default=False, last="0.1.0", why="the study found independent noise better"),
     }

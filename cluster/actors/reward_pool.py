@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from itertools import chain
 from typing import Any, Final
 
 from ray.exceptions import RayTaskError
@@ -15,9 +13,9 @@ from cluster.actors.actor_spec import Role
 from cluster.actors.outage import Outage
 from cluster.actors.pool import LOST, Pool, PoolError, Slot, call, reason
 from cluster.record.events import warn
-from rewards.scorer import Judgement, Unavailable, cut, join, missing
+from rewards.scorer import Judgement, Unavailable, join, missing
 from rewards.settings import RewardSettings
-from rewards.spans import Span, arguments
+from rewards.spans import Span, arguments, calls
 from rollout.records import Prompt
 
 ENOUGH: Final = 1.4
@@ -89,25 +87,11 @@ class Drought:
         return bool(self._suspects)
 
 
-class _Basket:
-    """Spans of several groups that wait for each other to travel in one call."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.full = asyncio.Event()
-        self.call: asyncio.Task[Judgement]
-
-    @property
-    def size(self) -> int:
-        return sum(len(span.prompts) for span in self.spans)
-
-
 class Shards:
     """The pool of one reward. A call goes to a shard when it is free, so what waits, waits as a handle.
 
-    Calls are cut from what was sampled together, which does not depend on time or on the number of shards;
-    only with ``max_wait`` are they merged as they happen to come, and then a model whose last bits depend
-    on the batch does not give the same bits again.
+    Calls are cut from what was sampled together, which does not depend on time or on the number of shards,
+    so a model whose last bits depend on the batch gives the same bits again.
     """
 
     def __init__(
@@ -123,14 +107,13 @@ class Shards:
             arguments={"name": reward.target, "options": reward.options},
             gpus=reward.gpus, threads=reward.threads, runtime_env=reward.runtime_env, node=node,
         )  # fmt: skip
-        self.name, self.batch, self.max_wait = reward.name, reward.batch, reward.max_wait
+        self.name, self.batch = reward.name, reward.batch
         self.groupwise = groupwise
         self.pool = Pool(role, reward.workers, reward.deadline, reward.attempts)
         self.failure = self._remark = ""
         self._turns = asyncio.Semaphore(reward.workers)
         self._drought = Drought(reward.deadline, 1 if watches else reward.attempts)
         self.outage = Outage(reward.name) if watches else None
-        self._basket: _Basket | None = None
 
     async def score(self, spans: Sequence[Span]) -> Judgement:
         """Score spans, in their order; what no attempt could score is missing.
@@ -138,40 +121,11 @@ class Shards:
         Raises:
             PoolError: if the reward is broken and does not only watch.
         """
-        if self.groupwise:
-            return await self._send(spans)
-        pieces = chain.from_iterable(span.split(self.batch) for span in spans)
-        send = self._merged if self.max_wait else self._alone
-        return join(await asyncio.gather(*(send(piece) for piece in pieces)))
+        parts = calls(spans, self.batch, groupwise=self.groupwise)
+        return join(await asyncio.gather(*(self._send(part) for part in parts)))
 
-    async def _alone(self, span: Span) -> Judgement:
-        return await self._send([span])
-
-    async def _merged(self, span: Span) -> Judgement:
-        basket = self._basket
-        if basket is None or basket.size + len(span.prompts) > self.batch:
-            self._close(basket)
-            basket = self._basket = _Basket()
-            basket.call = asyncio.create_task(self._send(basket.spans, basket))
-        start = basket.size
-        basket.spans.append(span)
-        if basket.size == self.batch:
-            self._close(basket)
-        # Shielded, since others wait for the same call.
-        return cut(await asyncio.shield(basket.call), start, start + len(span.prompts))
-
-    def _close(self, basket: _Basket | None) -> None:
-        if basket is not None:
-            basket.full.set()
-        if basket is self._basket:
-            self._basket = None
-
-    async def _send(self, spans: Sequence[Span], basket: _Basket | None = None) -> Judgement:
-        if basket is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(basket.full.wait(), self.max_wait)
+    async def _send(self, spans: Sequence[Span]) -> Judgement:
         async with self._turns:
-            self._close(basket)  # only now, so that it fills while every shard is busy
             return await self._judgement(spans)
 
     async def _judgement(self, spans: Sequence[Span]) -> Judgement:

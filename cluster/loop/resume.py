@@ -22,9 +22,10 @@ SAFE: Final = (
     "keep_checkpoints", "max_empty_batches", "cluster.*", "rollout.*workers", "rollout.gpus",
     "rollout.threads", "learner.ranks", "learner.gpus", "learner.threads", "learner.bucket_mb",
     "learner.max_skipped", "rewards.*.workers", "rewards.*.gpus", "rewards.*.deadline",
-    "rewards.*.threads", "rewards.*.max_wait", "rewards.*.attempts", "rewards.*.runtime_env*",
+    "rewards.*.threads", "rewards.*.attempts", "rewards.*.runtime_env*",
     "eval_rewards.*.workers", "eval_rewards.*.gpus", "eval_rewards.*.deadline", "eval_rewards.*.threads",
-    "eval_rewards.*.max_wait", "eval_rewards.*.attempts", "eval_rewards.*.runtime_env*", "guard.*",
+    "eval_rewards.*.attempts", "eval_rewards.*.runtime_env*", "guard.*",
+    "rewards.*.max_wait", "eval_rewards.*.max_wait",  # in old checkpoints
 )  # fmt: skip
 """What a run may change when it continues: how long, where and how it runs, not what it computes."""
 

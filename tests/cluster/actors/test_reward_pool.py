@@ -106,42 +106,14 @@ def test_a_group_that_is_judged_as_one_is_never_cut(make: Make) -> None:
     assert pool.calls == [[(0, 4), (0, 2)]]
 
 
-def test_small_calls_wait_for_company_up_to_the_batch(make: Make) -> None:
-    shards, pool = make(batch=8, max_wait=5.0)
-    groups = [[span(handle, 4)] for handle in range(4)]
-    assert judged(shards, *groups) == [[10 * h + i for i in range(4)] for h in range(4)]
-    assert pool.calls == [[(0, 4), (0, 4)]] * 2
-
-
-def test_company_that_does_not_fit_goes_on_its_own(make: Make) -> None:
-    shards, pool = make(batch=8, max_wait=0.05)
-    assert judged(shards, [span(0, 6)], [span(1, 6)]) == [list(range(6)), list(range(10, 16))]
-    assert pool.calls == [[(0, 6)], [(0, 6)]]
-
-
-def test_nobody_waits_longer_than_allowed(make: Make) -> None:
-    shards, pool = make(batch=100, max_wait=0.05)
-
-    async def scenario() -> float:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await shards.score([span(1, 2)])
-        return loop.time() - began
-
-    assert 0.05 <= asyncio.run(scenario()) < 2
-    assert pool.calls == [[(0, 2)]]
-
-
-@given(
-    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), batch=st.integers(1, 8), merge=st.booleans()
-)
-def test_every_image_is_scored_once_whatever_the_cut(sizes: list[int], batch: int, merge: bool) -> None:
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), batch=st.integers(1, 8))
+def test_every_image_is_scored_once_whatever_the_cut(sizes: list[int], batch: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         pool = FakePool()
         patch.setattr(module, "Pool", lambda *arguments: pool)
         patch.setattr(module, "call", pool.call)
         shards = Shards(
-            RewardSettings(name="jpeg", batch=batch, workers=2, max_wait=0.001 if merge else 0),
+            RewardSettings(name="jpeg", batch=batch, workers=2),
             groupwise=False,
         )
         found = judged(shards, *([span(handle, size)] for handle, size in enumerate(sizes)))
@@ -149,9 +121,8 @@ def test_every_image_is_scored_once_whatever_the_cut(sizes: list[int], batch: in
     assert max(sum(b - a for a, b in call) for call in pool.calls) <= batch
 
 
-@pytest.mark.parametrize("max_wait", [0, 0.02])
-def test_a_call_that_fails_leaves_only_its_own_images_missing(make: Make, max_wait: float) -> None:
-    shards, pool = make(batch=2, max_wait=max_wait)
+def test_a_call_that_fails_leaves_only_its_own_images_missing(make: Make) -> None:
+    shards, pool = make(batch=2)
     pool.fails = lambda number: number == 2
     (values,) = judged(shards, [span(1, 6)])
     assert np.isnan(values).tolist() == [False, False, True, True, False, False]

@@ -211,16 +211,6 @@ def test_work_of_a_shard_that_hangs_is_done_by_another_while_it_restarts(make: A
     assert not rewards.failures
 
 
-def test_small_groups_may_share_a_call(make: Any) -> None:
-    rewards = make({"name": "CountingScorer", "batch": 4, "max_wait": 5})
-
-    async def scenario() -> list[Scores]:
-        await rewards.pools[0].ready()
-        return await asyncio.gather(*(rewards.score(PROMPT, [sampled([1, 1])]) for _ in range(2)))
-
-    assert [scores.total.tolist() for scores in asyncio.run(scenario())] == [[4, 4], [4, 4]]
-
-
 def test_a_reward_past_its_deadline_is_missing(make: Any) -> None:
     rewards = make({"name": "HungScorer", "deadline": 0.5, "attempts": 1})
     scores = asyncio.run(score(rewards, [1, 2, 3]))

@@ -27,6 +27,8 @@ USED = [
         "rollout: branches = 4 is not supported: branches was removed after version 0.1.0",
     ),
     ({"rollout": {"antithetic": True}}, "rollout: antithetic = True is not supported"),
+    ({"rewards": [{"name": "shapes", "max_wait": 0.5}]}, "rewards.0: max_wait = 0.5 is not supported"),
+    ({"eval_rewards": [{"name": "jpeg", "max_wait": 1}]}, "eval_rewards.0: max_wait = 1 is not supported"),
 ]
 
 
@@ -54,6 +56,7 @@ def test_an_old_configuration_means_what_it_did() -> None:
     settings = resolve(str(CONFIG), {})
     assert settings == RunSettings.model_validate(old_settings())
     assert (written["rollout"].pop("branches"), written["rollout"].pop("antithetic")) == (1, False)
+    assert written["rewards"][0].pop("max_wait") == 0
     now = tomllib.loads(to_toml(settings))
     assert written.items() <= now.items()
     assert written["rollout"].items() <= now["rollout"].items()
@@ -81,6 +84,13 @@ def test_a_checkpoint_of_what_is_gone_is_refused(tmp_path: Path) -> None:
     before["rollout"]["branches"] = 2
     with pytest.raises(UserError, match=r"--resume: the checkpoint's configuration: rollout: branches = 2"):
         resume(tmp_path, before)
+
+
+def test_a_checkpoint_continues_without_a_retired_key_that_was_free_to_change(tmp_path: Path) -> None:
+    before = old_settings()
+    before["rewards"][0]["max_wait"] = 0.5
+    del before["learner"]["ema_every"]  # as if from a version that did not have this key yet
+    assert resume(tmp_path, before) == 2
 
 
 def test_old_results_of_the_study_are_of_the_same_settings(tmp_path: Path) -> None:
