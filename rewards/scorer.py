@@ -32,7 +32,8 @@ class Traits:
     """What a pool has to know of a scorer before it places one.
 
     ``low`` and ``high`` bound the scores; ``groupwise`` says that scores of a group depend on each
-    other, so that a group must not be split over calls.
+    other, so that a group must not be split over calls. ``needs_gpu`` is a remark to the reader, which the
+    reward server's protocol passes on; nothing acts on it.
     """
 
     low: float

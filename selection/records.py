@@ -20,15 +20,13 @@ class GroupStatistics:
     """One group in numbers, over all of its valid candidates and not only the selected ones.
 
     ``reward_std`` is the population standard deviation. ``margin`` is the highest minus the lowest reward:
-    the widest margin there was, whatever the strategy. Without a valid candidate ``reward_mean`` is NaN
-    and the other two are zero.
+    the widest margin there was, whatever the strategy. Both are zero without a valid candidate.
     """
 
     group_id: int
     candidates: int
     valid: int
     selected: int
-    reward_mean: float
     reward_std: float
     margin: float
 

@@ -144,7 +144,6 @@ def _statistics(group_id: int, scores: Scores, rewards: Floats, selected: int) -
         candidates=len(scores.total),
         valid=len(rewards),
         selected=selected,
-        reward_mean=float(rewards.mean()) if some else float("nan"),
         reward_std=float(rewards.std()) if some else 0.0,
         margin=float(np.ptp(rewards)) if some else 0.0,
     )

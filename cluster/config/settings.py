@@ -89,11 +89,6 @@ class RunSettings(Settings):
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     @property
-    def window(self) -> int:
-        """Groups in flight at most; this is the staleness bound."""
-        return (self.max_staleness + 1) * self.groups_per_step
-
-    @property
     def judges(self) -> tuple[RewardSettings, ...]:
         """The rewards of an evaluation."""
         return self.eval_rewards or self.rewards

@@ -53,9 +53,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Clause:
-    """One include clause judged: how many were found, which ones matched, and what each check said."""
+    """One include clause judged: which detections matched, and what each check said."""
 
-    found: int
     matched: tuple[Detection, ...] | None
     terms: tuple[float, ...]
 
@@ -136,7 +135,7 @@ def _judge_clause(
         # A wrong colour ends the match in GenEval before the position is looked at, so it fails as well.
         matched &= _all_related(chosen, relation, earlier[index].matched, rules)
         terms.append(float(matched))
-    return _Clause(len(found), chosen if matched else None, tuple(terms))
+    return _Clause(chosen if matched else None, tuple(terms))
 
 
 def _all_related(

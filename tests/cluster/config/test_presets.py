@@ -88,10 +88,11 @@ def test_a_published_preset_fits_a_node_of_eight_gpus(name: str) -> None:
 
 
 def step_gigabytes(settings: RunSettings) -> float:
-    """Latents and images of all candidates of a step in the object store; SD3 has 16 channels at 1/8."""
+    """Latents and images of all candidates in flight in the object store; SD3 has 16 channels at 1/8."""
     pixels = settings.rollout.width * settings.rollout.height
     latents = 2 * (settings.rollout.trained_steps + 1) * 16 * pixels / 64
-    return settings.window * settings.selection.candidates * (latents + 3 * pixels) / 1e9
+    in_flight = (settings.max_staleness + 1) * settings.groups_per_step
+    return in_flight * settings.selection.candidates * (latents + 3 * pixels) / 1e9
 
 
 @pytest.mark.parametrize("name", BUNDLED + PUBLISHED)

@@ -61,11 +61,6 @@ def test_toml_reads_back_as_the_same_configuration(name: str, tmp_path: Path) ->
     assert resolve(str(path), {}) == settings
 
 
-def test_the_window_follows_staleness() -> None:
-    assert from_flags("--groups_per_step", "4").window == 4
-    assert from_flags("--groups_per_step", "4", "--max_staleness", "2").window == 12
-
-
 def test_judges_default_to_the_training_rewards() -> None:
     assert [reward.name for reward in resolve("shapes", {}).judges] == ["shapes"]
     assert [reward.name for reward in resolve("preference", {}).judges] == ["pickscore", "shapes"]
