@@ -40,7 +40,9 @@ def test_the_promised_presets_ship() -> None:
 @pytest.mark.parametrize("name", BUNDLED + PUBLISHED)
 def test_a_preset_resolves_and_says_what_it_is_for(name: str) -> None:
     assert resolve(name, {}).preset == name
-    assert (PRESETS / f"{name}.toml").read_text().startswith("# ")
+    lines = (PRESETS / f"{name}.toml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines) <= 25
 
 
 @pytest.mark.parametrize("name", BUNDLED + PUBLISHED)
@@ -56,6 +58,30 @@ def test_a_bundled_preset_needs_nothing_but_the_checkout(name: str) -> None:
     train = load_prompts(ROOT / settings.prompts.train)
     held_out = load_prompts(ROOT / settings.prompts.eval)
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in held_out}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "steps", "evaluation"),
+    [
+        ("shapes", (32, 32), 170, (34, 4)),
+        ("words", (48, 16), 60, (20, 2)),
+        ("preference", (32, 32), 100, (50, 4)),
+    ],
+)
+def test_a_bundled_preset_trains_on_the_widest_margins_of_twice_the_candidates(
+    name: str, size: tuple[int, int], steps: int, evaluation: tuple[int, int]
+) -> None:
+    settings = resolve(name, {})
+    rollout, learner, selection = settings.rollout, settings.learner, settings.selection
+    assert (settings.steps, settings.groups_per_step, settings.max_staleness) == (steps, 8, 0)
+    assert (settings.eval_every, settings.eval_samples) == evaluation
+    assert (rollout.width, rollout.height) == size
+    assert (rollout.steps, rollout.eval_steps, rollout.trained_steps) == (6, 12, 5)
+    assert (rollout.guidance, rollout.text_tokens, rollout.noise_level) == (1, 0, 0.7)
+    assert (selection.candidates, selection.keep, selection.strategy) == (16, 8, "noise_margin")
+    assert (learner.learning_rate, learner.updates, learner.clip) == (3e-4, 2, 1e-3)
+    assert (learner.micro_batch, learner.beta) == (80, 0)
+    assert (rollout.workers, learner.ranks, learner.threads) == (2, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +102,9 @@ def test_a_published_preset_is_flow_grpo_with_twice_the_candidates(name: str, be
     assert (learner.learning_rate, learner.weight_decay, learner.betas) == (3e-4, 1e-4, (0.9, 0.999))
     assert (learner.beta, learner.kl, learner.clip) == (beta, "flow_grpo", 1e-4)
     assert (learner.advantage_clip, learner.updates) == (5, 2)
-    assert (learner.ema_decay, learner.ema_every, settings.max_staleness) == (0.9, 8, 0)
+    assert (learner.ema_decay, learner.ema_every, learner.micro_batch) == (0.9, 8, 16)
+    assert (settings.steps, settings.max_staleness) == (2000, 0)
+    assert (settings.eval_every, settings.checkpoint_every, settings.image_every) == (60, 60, 60)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
