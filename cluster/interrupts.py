@@ -15,13 +15,12 @@ from typing import Final, NoReturn
 import psutil
 from rich.console import Console
 
+from cluster.config.command import Status
 from cluster.record.events import note
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 ANSWER: Final = 0.5
 """Seconds that an answer has, which waits if the main thread was just writing."""
-INTERRUPTED: Final = 130
-"""The exit status of a run that was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ class Interrupts:
         self._say(self._phase.second)
         self.console.show_cursor()
         _kill_descendants()
-        os._exit(INTERRUPTED)
+        os._exit(Status.INTERRUPTED)
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)

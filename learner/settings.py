@@ -14,7 +14,7 @@ FORWARD_TOKENS: Final = 8192
 
 
 class LearnerSettings(Settings):
-    """How FlowGRPO updates the policy."""
+    """Updates of the policy by FlowGRPO."""
 
     ranks: int = Field(1, ge=1, description="data-parallel DeepSpeed ranks")
     gpus: float = Field(1, ge=0, description="GPUs per rank; 0 trains on the CPU over gloo")
@@ -22,9 +22,9 @@ class LearnerSettings(Settings):
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         "adamw", description="adamw8bit keeps its moments in 8 bits; needs a GPU and bitsandbytes"
     )
-    learning_rate: float = Field(3e-4, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
+    learning_rate: float = Field(3e-4, gt=0, description="learning rate after the warm-up")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of AdamW's two moments")
     warmup: int = Field(0, ge=0, description="optimizer steps of linear learning-rate warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after the warm-up; linear and cosine end at 0 with the run"
@@ -37,12 +37,12 @@ class LearnerSettings(Settings):
     ratio: Literal["plain", "guard"] = Field(
         "plain", description="guard centres each step's ratio and evens out the steps (GRPO-Guard)"
     )
-    advantage_clip: float = Field(5.0, gt=0, description="advantages are cut at plus and minus this")
+    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to plus and minus this")
     beta: float = Field(0.0, ge=0, description="weight of the KL to the frozen start policy; 0 turns it off")
     kl: Literal["gaussian", "flow_grpo"] = Field(
         "gaussian", description="gaussian divides by 2 std^2; flow_grpo by 2 s^2, without the step size"
     )
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="norm to which the gradient of an update is clipped")
     max_skipped: int = Field(
         4, ge=1, description="optimizer steps in a row skipped as non-finite before stopping"
     )
@@ -50,11 +50,15 @@ class LearnerSettings(Settings):
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none", description="keep on the CPU: the optimizer's state, or with ZeRO 3 the parameters as well"
     )
-    deepspeed: Path | None = Field(None, description="a DeepSpeed JSON for what has no key here")
-    gradient_checkpointing: bool = False
+    deepspeed: Path | None = Field(None, description="DeepSpeed JSON file for options that have no key here")
+    gradient_checkpointing: bool = Field(
+        False, description="keep no activations and compute them again: less memory, about a third more time"
+    )
     ema_decay: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights")
     ema_every: int = Field(8, ge=1, description="optimizer steps between two averagings")
-    bucket_mb: float = Field(128, gt=0, description="weights travel to the samplers in parts of this size")
+    bucket_mb: float = Field(
+        128, gt=0, description="size in MB of the parts in which weights are sent to the samplers"
+    )
 
     def pairs(self, tokens: int) -> int:
         """How many (trajectory, step) pairs a forward pass holds, of candidates with that many image tokens.

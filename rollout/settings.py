@@ -25,7 +25,7 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """The pipeline to train and how."""
+    """The pipeline to train, and the part of it that is trained."""
 
     path: str = Field(description="diffusers pipeline: a folder, or a hub name")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -59,7 +59,7 @@ class ModelSettings(Settings):
 
 
 class RolloutSettings(Settings):
-    """How candidates are sampled."""
+    """Sampling of the candidates of every prompt."""
 
     retired: ClassVar[Mapping[str, Retired]] = {
         "branches": Retired(default=1, last="0.1.0", why="the study found independent noise better"),
@@ -71,15 +71,27 @@ class RolloutSettings(Settings):
     frames: int = Field(1, ge=1, description="frames of a video (Wan); rewards see the one in the middle")
     steps: int = Field(10, ge=2, description="denoising steps when sampling candidates")
     eval_steps: int = Field(40, ge=1, description="denoising steps of the ODE when evaluating")
-    guidance: float = Field(4.5, ge=1, description="true or distilled guidance; 1 turns the first off")
-    text_tokens: int = Field(128, ge=0, description="length of a prompt (SD3: of T5's part)")
-    dynamics: Literal["sde", "cps"] = Field("sde", description="Flow-GRPO's SDE, or CPS")
-    noise_level: float = Field(0.7, gt=0, le=1.5, description="a: how stochastic a step is")
+    guidance: float = Field(
+        4.5,
+        ge=1,
+        description="guidance scale: classifier-free, which 1 turns off, or that of a distilled model",
+    )
+    text_tokens: int = Field(
+        128, ge=0, description="tokens of a prompt; longer ones are cut (SD3: of T5's part)"
+    )
+    dynamics: Literal["sde", "cps"] = Field(
+        "sde", description="stochastic steps: Flow-GRPO's SDE, or coefficients-preserving sampling"
+    )
+    noise_level: float = Field(0.7, gt=0, le=1.5, description="noise level a of the stochastic steps")
     window_start: int = Field(0, ge=0, description="first step that may be stochastic and trained")
-    window_stop: int | None = Field(None, description="one past the last such step; default steps - 1")
-    window_size: int | None = Field(None, ge=1, description="steps trained per group, drawn from the range")
+    window_stop: int | None = Field(None, description="one past the last such step; default: steps - 1")
+    window_size: int | None = Field(
+        None,
+        ge=1,
+        description="consecutive steps trained per group, drawn from the window; default: all of it",
+    )
     preview_steps: int = Field(
-        5, ge=1, description="steps after which selection.previews are judged by the image they point at"
+        5, ge=1, description="denoising steps before the predicted clean image is scored as a preview"
     )
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
     batch: int = Field(16, ge=1, description="images per forward pass, of several groups where one has fewer")
@@ -87,12 +99,15 @@ class RolloutSettings(Settings):
         "whole", description="sliced decodes one image at a time; tiled also cuts it up, and blends the seams"
     )
     offload_text: bool = Field(
-        False, description="text encoders lie in CPU memory and visit the GPU for a new prompt"
+        False,
+        description="keep text encoders in CPU memory, and on the GPU only while they encode a new prompt",
     )
-    embeddings: Path | None = Field(None, description="folder of encoded prompts: none is encoded twice")
+    embeddings: Path | None = Field(
+        None, description="folder that keeps encoded prompts, so that none is encoded twice"
+    )
     workers: int = Field(1, ge=1, description="rollout actors")
     min_workers: int | None = Field(
-        None, ge=1, description="rollout actors that training needs to begin; others join later; default all"
+        None, ge=1, description="rollout actors that training needs to begin; others join later; default: all"
     )
     gpus: float = Field(1, ge=0, description="GPUs per rollout actor; 0 samples on the CPU")
     threads: int = Field(1, ge=1, description="CPU threads per rollout actor")

@@ -1,10 +1,12 @@
-"""What a user may set about selection; light enough for the driver (pydantic only)."""
+"""The settings of selection; light enough for the driver to import."""
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from rollout.settings import Settings
 
 StrategyName = Literal["all", "random", "noise_margin", "max_variance", "global_margin", "prompt_filter"]
 """The names of `selection.strategies.STRATEGIES`."""
@@ -19,30 +21,41 @@ PAIR_STRATEGIES: Final[frozenset[StrategyName]] = frozenset({"noise_margin", "gl
 """Strategies that keep pairs, and so an even number."""
 
 
-class SelectionSettings(BaseModel):
-    """The ``selection`` section of the configuration.
+class SelectionSettings(Settings):
+    """Choice of the candidates to train on, out of those sampled.
 
-    Of ``candidates`` per prompt, ``keep`` are trained on, chosen by ``strategy`` (``all`` ignores ``keep``;
-    ``global_margin`` and ``prompt_filter`` keep that many on average). ``advantages`` says whose statistics
-    normalise; ``rms_match`` gives advantages the size that training on every candidate would have;
-    ``tolerance`` is the margin, in units of the reward, at or below which two candidates count as equal.
-    ``margin = "each"`` (with ``noise_margin``) shares the kept pairs among the weighted rewards: each in turn
-    takes the widest pair that is left, so that the reward with the widest scale does not choose all of them.
-    With ``previews``, that many candidates are begun and scored by a preview, and the ``candidates`` among
-    them that promise the widest margins are finished.
-    Raises ``ValidationError`` (a ``ValueError``) naming the key, the value and what was expected.
+    ``global_margin`` and ``prompt_filter`` keep ``keep`` candidates per prompt on average.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    previews: int = Field(default=0, ge=0)
-    candidates: int = Field(default=16, ge=2)
-    keep: int = Field(default=8, ge=2)
-    strategy: StrategyName = "noise_margin"
-    advantages: Normalisation = "batch"
-    rms_match: bool = False
-    tolerance: float = Field(default=1e-6, ge=0.0, allow_inf_nan=False)
-    margin: Margin = "total"
+    previews: int = Field(
+        0,
+        ge=0,
+        description="candidates begun and scored by a preview, of which those that promise the widest "
+        "margins are finished; 0 turns previews off",
+    )
+    candidates: int = Field(16, ge=2, description="candidates sampled per prompt, each from its own noise")
+    keep: int = Field(8, ge=2, description="candidates per prompt to train on; the strategy all ignores it")
+    strategy: StrategyName = Field(
+        "noise_margin",
+        description="noise_margin keeps the widest pairs of every prompt, global_margin of the whole batch, "
+        "max_variance the subset that varies most, prompt_filter whole prompts; random is the control",
+    )
+    advantages: Normalisation = Field(
+        "batch",
+        description="rewards that normalise advantages: those of all candidates of the prompt, of the "
+        "selected ones, or in spread those of the whole batch",
+    )
+    rms_match: bool = Field(
+        False, description="scale advantages to the root mean square of training on every candidate"
+    )
+    tolerance: float = Field(
+        1e-6, ge=0, description="margin, in units of the reward, at or below which two candidates tie"
+    )
+    margin: Margin = Field(
+        "total",
+        description="reward that noise_margin compares: the total, or every weighted one in turn, so that "
+        "the one of the widest scale does not choose all pairs",
+    )
 
     @model_validator(mode="after")
     def _keep_fits(self) -> SelectionSettings:

@@ -100,7 +100,83 @@ def test_selection_is_pure() -> None:
     assert not {name(path) for path in (ROOT / "selection").rglob("*.py") if imports(path) & heavy}
 
 
-@pytest.mark.parametrize("driver", ["cluster.train", "cluster.bench.scale"])
+def at_import(path: Path) -> set[str]:
+    """The modules that a file imports when it is imported: not in functions, and not for type checkers."""
+    found: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, FunctionNode) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        pending += ast.iter_child_nodes(node)
+    return found
+
+
+def file_of(module: str) -> Path | None:
+    """The file of one of our modules; a package counts as its ``__init__``."""
+    plain = ROOT / module.replace(".", "/")
+    return next((path for path in (plain.with_suffix(".py"), plain / "__init__.py") if path.is_file()), None)
+
+
+def way_to(library: str, start: Path) -> list[str]:
+    """The files by which importing one of ours imports a library; empty if it does not."""
+    ways = {start: [name(start)]}
+    pending = [start]
+    while pending:
+        path = pending.pop()
+        modules = at_import(path)
+        if library in {module.split(".")[0] for module in modules}:
+            return ways[path]
+        for inner in filter(None, map(file_of, sorted(modules))):
+            if inner not in ways:
+                ways[inner] = [*ways[path], name(inner)]
+                pending.append(inner)
+    return []
+
+
+WITHOUT_RAY = """
+    cluster/config cluster/record cluster/local cluster/study cluster/plan cluster/report cluster/watch
+    cluster/export rewards cluster/train.py cluster/__main__.py
+"""
+
+
+def test_the_way_to_a_library_is_found() -> None:
+    assert way_to("ray", ROOT / "cluster/service.py")[0] == "cluster/service.py"
+    assert way_to("plotly", ROOT / "cluster/service.py")
+
+
+@pytest.mark.parametrize("room", WITHOUT_RAY.split())
+def test_what_needs_no_ray_imports_without_it(room: str) -> None:
+    place = ROOT / room
+    ways = [way_to("ray", path) for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+    assert ways
+    assert not [" > ".join(way) for way in ways if way]
+
+
+@pytest.mark.parametrize("library", ["plotly", "jinja2", "tensorboard"])
+def test_submitting_loads_nothing_that_draws(library: str) -> None:
+    files = [*sorted((ROOT / "cluster/submit").glob("*.py")), ROOT / "cluster/config/preflight.py"]
+    assert not [" > ".join(way) for way in (way_to(library, file) for file in files) if way]
+
+
+def test_the_configuration_needs_no_other_room() -> None:
+    found = {}
+    for path in sorted((ROOT / "cluster" / "config").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        rooms = {module for module in modules if module.startswith("cluster")}
+        found[name(path)] = {module for module in rooms if not module.startswith("cluster.config.")}
+        assert not {"ray", "torch", "diffusers"} & imports(path)
+    assert not {file: rooms for file, rooms in found.items() if rooms}
+
+
+@pytest.mark.parametrize("driver", ["cluster.train", "cluster.service", "cluster.bench.scale"])
 def test_the_driver_stays_light(driver: str) -> None:
     probe = f"import sys, {driver}; sys.exit(', '.join({{'torch', 'diffusers'}} & set(sys.modules)) or 0)"
     done = subprocess.run(

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from cluster.config.settings import parse_overrides, preset_names, resolve
+from cluster.config.sources import parse_overrides, preset_names, resolve
 from tests.support.paths import ROOT
 
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,9 +1,8 @@
-"""Wrap plain workers as Ray actors, from outside, and start or join the Ray cluster."""
+"""Wrap plain workers as Ray actors, from outside."""
 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -15,26 +14,12 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.actors.connection import check_answers
 from cluster.actors.library_warnings import forward
-from cluster.config.errors import UserError
-from cluster.config.object_store import check_object_store
-from cluster.config.settings import ClusterSettings
 
-JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the driver of a submitted job."""
-LOCAL: Final = "local"
-"""The address by which Ray starts a node of its own."""
 ROLE_VARIABLE: Final = "NOISEMARGIN_ROLE"
 """Tells the processes of the actors apart."""
 NODE_LABEL: Final = "noisemargin.io/role"
 """The label of Ray nodes by which `cluster.nodes` places actors."""
-SHARING: Final = {"RAY_worker_niceness": "0", "GOMP_SPINCOUNT": "1000"}
-"""How the workers of a node of our own share its cores, unless the environment says otherwise.
-
-Ray's niceness of 15 lets any busy neighbour starve them, and OpenMP's threads wait for each other by spinning
-for so long that they use up the turns in which the others could catch up (``python -m cluster.bench busy``).
-"""
 CPU_SHARE: Final = 0.01
 """What an actor without a GPU takes, so that none goes to a node without CPUs, such as a head."""
 
@@ -123,89 +108,3 @@ def _strategy(role: Role, number: int) -> PlacementGroupSchedulingStrategy | str
     if role.group:
         return PlacementGroupSchedulingStrategy(role.group, placement_group_bundle_index=number)
     return "SPREAD" if float(role.gpus).is_integer() else "DEFAULT"
-
-
-def connect(settings: ClusterSettings) -> None:
-    """Join the cluster that was named or that this job runs on; else start a node on this machine.
-
-    Raises:
-        UserError: if the cluster cannot be reached, or the local node cannot be started as configured.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A failed call fails all of its results; the pool looks at the first and that is enough.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    check_address(settings)
-    if address := joined(settings):
-        _reach(address, _named_by(settings), lambda there: ray.init(address=there, log_to_driver=False))
-    else:
-        _start_local(settings)
-
-
-def joined(settings: ClusterSettings) -> str | None:
-    """The cluster that a run joins: the one that was named, or that this job runs on; none: its own node."""
-    surrounding = os.environ.get("RAY_ADDRESS") or ("auto" if JOB_VARIABLE in os.environ else None)
-    address = settings.address or surrounding
-    return None if address == LOCAL else address
-
-
-def check_address(settings: ClusterSettings) -> None:
-    """Refuse an address at which no cluster answers.
-
-    Raises:
-        UserError: naming where the address is from, and what there is instead.
-    """
-    if address := joined(settings):
-        _reach(address, _named_by(settings), check_answers)
-
-
-def _named_by(settings: ClusterSettings) -> str:
-    """Where the address of the cluster comes from."""
-    if settings.address:
-        return "cluster.address"
-    return "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "the job's cluster"
-
-
-def _reach(address: str, source: str, way: Callable[[str], Any]) -> None:
-    try:
-        way(address)
-    except Exception as error:  # Ray raises many kinds
-        raise UserError(f"{source}: cannot reach Ray at {address}: {_line(error)}") from None
-
-
-def _start_local(settings: ClusterSettings) -> None:
-    for name, value in SHARING.items():
-        os.environ.setdefault(name, value)
-    check_object_store(settings.object_store_gb)
-    try:
-        ray.init(
-            address=LOCAL,
-            include_dashboard=settings.dashboard_port is not None,
-            dashboard_host="127.0.0.1",
-            dashboard_port=settings.dashboard_port,
-            object_store_memory=int(settings.object_store_gb * 1e9),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except Exception as error:  # Ray raises a bare one when its node does not come up in time
-        story = _line(error)
-        about = "cluster.object_store_gb: " if "object store" in story.lower() else ""
-        raise UserError(f"{about}cannot start a Ray node on this machine: {story}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def check_port(port: int | None) -> None:
-    """Refuse a dashboard port that something else listens on.
-
-    Raises:
-        UserError: if it is taken.
-    """
-    if port is None:
-        return
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UserError(f"cluster.dashboard_port: port {port} is not free: {error.strerror}") from None

@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster.actors.actor_spec import Role, spawn
 from cluster.actors.pool import DIED, LOST, START_DEADLINE, reason, unbuildable
+from cluster.config.errors import LearnerError, LearnerLost
 from cluster.config.settings import RunSettings
 from learner import wire
 from learner.rank_shares import rank_updates
@@ -21,14 +22,6 @@ from selection.records import Selection
 
 NOTICED: Final = 45.0
 """Seconds in which Ray notices a dead node, also with its default health checks (30 s were measured)."""
-
-
-class LearnerError(RuntimeError):
-    """The learner failed by itself, and would again: out of memory, a full disk."""
-
-
-class LearnerLost(RuntimeError):
-    """A rank died or hangs. Ranks live and die together: all start anew, from the last checkpoint."""
 
 
 async def settled(what: str, refs: Sequence[Any], deadline: float) -> list[Any]:

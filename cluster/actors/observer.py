@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from cluster.actors.actor_spec import Role
-from cluster.actors.pool import Pool, PoolError, Slot, call
+from cluster.actors.pool import Pool, Slot, call
+from cluster.config.errors import PoolError
 from cluster.config.settings import RunSettings
 from rollout.records import Chunk
 

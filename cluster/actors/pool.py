@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
 from cluster.actors.actor_spec import Role, spawn
-from cluster.config.errors import DataLost
+from cluster.config.errors import DataLost, PoolError
 from cluster.record.events import warn
 from rollout.records import WeightsId
 
@@ -22,10 +22,6 @@ PAUSES: Final = (0.5, 60.0)
 """Seconds before an actor that could not start is tried again: the first time, and at most."""
 DIED: Final = (ActorDiedError, ActorUnavailableError)
 LOST: Final = (*DIED, TimeoutError)
-
-
-class PoolError(RuntimeError):
-    """A call failed on every attempt; the message holds the last cause."""
 
 
 class Slot:

@@ -17,7 +17,8 @@ from typing import Any, Final
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from cluster.actors.actor_spec import CPU_SHARE, NODE_LABEL, joined
+from cluster.actors.actor_spec import CPU_SHARE, NODE_LABEL
+from cluster.config.address import joined
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from cluster.record.events import warn

@@ -11,7 +11,8 @@ from ray.exceptions import RayTaskError
 
 from cluster.actors.actor_spec import Role
 from cluster.actors.outage import Outage
-from cluster.actors.pool import LOST, Pool, PoolError, Slot, call, reason
+from cluster.actors.pool import LOST, Pool, Slot, call, reason
+from cluster.config.errors import PoolError
 from cluster.record.events import warn
 from rewards.scorer import Judgement, Unavailable, join, missing
 from rewards.settings import RewardSettings

@@ -12,16 +12,13 @@ from ray.exceptions import RayTaskError
 from cluster.actors.actor_spec import Role
 from cluster.actors.learner import settled
 from cluster.actors.pool import LOST, Pool, Slot, call, reason
+from cluster.config.errors import WeightsError
 from cluster.config.settings import RunSettings
 from rollout import wire
 from rollout.batches import Batch
 from rollout.records import Chunk, Handle, Noise, Prompt, Weights, WeightsId, WeightsMismatch
 
 SAMPLER: Final = "rollout.worker:RolloutWorker"
-
-
-class WeightsError(RuntimeError):
-    """Weights did not arrive as they were sent, twice."""
 
 
 def sampler_spec(settings: RunSettings) -> Role:

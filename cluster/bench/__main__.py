@@ -1,22 +1,25 @@
-"""Benchmarks: ``python -m cluster.bench NAME [--json FILE] ...``; ``NAME --help`` says what can be set.
+"""Measure a part of NoiseMargin.
 
-Each prints medians with their spread as a table, and writes every value, the command and the machine as JSON.
+Each benchmark prints medians with their spread as a table, and with --json writes every value, the command
+and the machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from cluster.config.command import Parser, Status, guarded, program
 from cluster.config.errors import UserError
 from cluster.process import leave
 
 PROG: Final = "python -m cluster.bench"
+"""The spelling of the command in reports."""
 
 BENCHMARKS: Final = {
     "sampler": ("cluster.bench.sampler", "our sampler against the diffusers pipeline"),
@@ -36,29 +39,29 @@ BENCHMARKS: Final = {
 A module has ``options(parser)`` and ``measure(options, rest)``, which returns a `Report`.
 """
 
+CONFIGURED: Final = frozenset({"busy", "overhead"})
+"""Benchmarks in which every key of the configuration can be overridden."""
 
-def main(arguments: list[str]) -> int:
+
+@guarded
+def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     name, *rest = arguments or ["--help"]
-    if name not in BENCHMARKS:
-        listed = "\n".join(f"  {one:<10} {what}" for one, (_, what) in BENCHMARKS.items())
-        Console().print(f"{__doc__}\n{listed}", markup=False, highlight=False)
-        return 0 if name in {"-h", "--help"} else 2
-    try:
-        _run(name, rest)
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
-
-
-def _run(name: str, arguments: list[str]) -> None:
-    module: Any = import_module(BENCHMARKS[name][0])
-    parser = argparse.ArgumentParser(
-        prog=f"{PROG} {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    if name in BENCHMARKS:
+        return _run(name, rest)
+    listed = "\n".join(f"  {one:<10} {what}" for one, (_, what) in BENCHMARKS.items())
+    if name not in ("-h", "--help"):
+        raise UserError(f"no benchmark {name!r}; there is {', '.join(BENCHMARKS)}")
+    print(
+        f"usage: {program('bench NAME ...')}\n\n{__doc__}\n{listed}\n\n"
+        f"{program('bench NAME --help')} says more of each."
     )
+    return Status.DONE
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    module: Any = import_module(BENCHMARKS[name][0])
+    parser = Parser(keys=name in CONFIGURED, prog=program(f"bench {name}"), description=module.__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
     module.options(parser)
     options, rest = parser.parse_known_args(arguments)
@@ -66,6 +69,7 @@ def _run(name: str, arguments: list[str]) -> None:
     Console().print(report.table())
     if options.json:
         report.write(options.json, [*PROG.split(), name, *arguments])
+    return Status.DONE
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Final
 
 from cluster.bench.table import Report, Row
 from cluster.config.errors import UserError
-from cluster.config.settings import parse_overrides
+from cluster.config.sources import parse_overrides
 
 PROG: Final = "python -m cluster.bench busy"
 WARMUP: Final = 2

@@ -18,11 +18,12 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cluster.actors.actor_spec import connect
+from cluster.actors.connection import connect
 from cluster.actors.stages import start_stages
 from cluster.bench.table import Report, Row
 from cluster.config.preflight import Inputs, check
-from cluster.config.settings import RunSettings, parse_overrides, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import parse_overrides, resolve
 from cluster.local.in_process import LocalStages, load_scorers
 from cluster.loop.loop import train
 from cluster.loop.observers import Ledger

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cluster.actors.actor_spec import connect
+from cluster.actors.connection import connect
 from cluster.actors.reward_pool import Shards
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings

@@ -15,7 +15,7 @@ from typing import Any, Final
 import psutil
 import ray
 
-from cluster.actors.actor_spec import connect
+from cluster.actors.connection import connect
 from cluster.actors.learner import Learner, learner_spec
 from cluster.actors.rewards import Rewards
 from cluster.actors.samplers import Samplers, sampler_spec
@@ -24,7 +24,8 @@ from cluster.actors.stages import RayStages
 from cluster.bench.sleeping_actors import CANDIDATES, SECONDS
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.preflight import Inputs
-from cluster.config.settings import ClusterSettings, RunSettings, resolve
+from cluster.config.settings import ClusterSettings, RunSettings
+from cluster.config.sources import resolve
 from cluster.loop.course import course_of
 from cluster.loop.loop import train
 from cluster.record.checkpoints import Checkpoints

@@ -21,11 +21,13 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cluster.actors.actor_spec import Role, connect, spawn
+from cluster.actors.actor_spec import Role, spawn
+from cluster.actors.connection import connect
 from cluster.actors.learner import Learner
 from cluster.actors.samplers import Samplers
 from cluster.bench.table import Report, Row, no_more
-from cluster.config.settings import ClusterSettings, RunSettings, resolve
+from cluster.config.settings import ClusterSettings, RunSettings
+from cluster.config.sources import resolve
 from cluster.process_memory import private_bytes
 from rollout.records import WeightsId
 from rollout.tiny.build import World, build_world

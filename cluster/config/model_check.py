@@ -9,7 +9,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from cluster.actors.actor_spec import joined
+from cluster.config.address import joined
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from rollout.records import Prompt

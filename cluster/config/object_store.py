@@ -1,4 +1,4 @@
-"""Whether the object store of a local node fits into shared memory; elsewhere Ray would put it on disk."""
+"""Check that the object store of a local node fits into shared memory; else Ray would put it on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from cluster.config.errors import UserError
-from cluster.record.events import warn
 
 SHARED_MEMORY: Final = Path("/dev/shm")
 """Where Ray keeps objects on Linux."""
@@ -19,24 +18,25 @@ MARGIN: Final = 1.1
 """How much larger than the store shared memory should be, as Ray advises."""
 
 
-def check_object_store(gigabytes: float) -> None:
+def check_object_store(gigabytes: float) -> str:
     """Refuse a store larger than what is free of shared memory, since every image and weight goes through it.
+
+    Returns a remark if it is too large and the user puts up with that; else an empty text.
 
     Raises:
         UserError: naming both sizes and what helps.
     """
     if sys.platform != "linux":
-        return
+        return ""
     try:
         total, _, free = shutil.disk_usage(SHARED_MEMORY)
     except OSError as error:
         raise UserError(f"cluster.object_store_gb: Ray needs {SHARED_MEMORY}: {error.strerror}") from None
     if gigabytes * 1e9 <= free:
-        return
+        return ""
     sizes = f"{gigabytes:g} GB, but {SHARED_MEMORY} has {free / 1e9:.3g} GB free of {total / 1e9:.3g} GB"
     if os.environ.get(ANYWAY):
-        warn("object store on disk", reason=f"{sizes}, and {ANYWAY} is set")
-        return
+        return f"{sizes}, and {ANYWAY} is set"
     raise UserError(
         f"cluster.object_store_gb: {sizes}, so objects would go through the disk; lower it, start the "
         f"container with --shm-size={round(gigabytes * MARGIN * 1000)}m, or set {ANYWAY}=1 to run slowly"

@@ -1,21 +1,20 @@
-"""What is checked before any actor starts, and the plan that ``--dry-run`` prints."""
+"""Check everything that can be wrong with a run before any actor starts."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import psutil
 from fsspec.core import url_to_fs
-from rich.table import Table
 
-from cluster.actors.actor_spec import check_address, check_port, joined
+from cluster.config.address import check_port, joined
 from cluster.config.errors import UserError
 from cluster.config.model_check import check_embeddings, check_model
 from cluster.config.object_store import check_object_store
-from cluster.config.settings import RunSettings
+from cluster.config.settings import ClusterSettings, RunSettings
 from learner.deepspeed_config import deepspeed_config
 from rewards.options import check_options
 from rewards.registry import resolve
@@ -45,10 +44,10 @@ class Inputs:
     remarks: tuple[str, ...] = ()
 
 
-def check(settings: RunSettings, *, reach: bool = False) -> Inputs:
+def check(settings: RunSettings, *, reach: Callable[[ClusterSettings], None] | None = None) -> Inputs:
     """Read and check everything that can be wrong before resources are held.
 
-    With ``reach`` the cluster that a run is to join must answer: a run starts next.
+    Where a run starts next, ``reach`` raises a `UserError` if the cluster that it is to join does not answer.
 
     Raises:
         UserError: naming file, line or key, the value and what was expected.
@@ -71,12 +70,19 @@ def check(settings: RunSettings, *, reach: bool = False) -> Inputs:
     for name in sorted(rewards):
         _check_reward(name, prompts.values())
     if not joined(settings.cluster):
-        check_port(settings.cluster.dashboard_port)
-        check_object_store(settings.cluster.object_store_gb)
-        _check_memory(settings)
+        inputs = replace(inputs, remarks=_check_machine(settings))
     elif reach:
-        check_address(settings.cluster)  # before the model, which takes longer
-    return replace(inputs, remarks=tuple(check_model(settings, inputs.train, inputs.held_out)))
+        reach(settings.cluster)  # before the model, which takes longer
+    remarks = check_model(settings, inputs.train, inputs.held_out)
+    return replace(inputs, remarks=(*inputs.remarks, *remarks))
+
+
+def _check_machine(settings: RunSettings) -> tuple[str, ...]:
+    """Check what a node on this machine needs; returns what the user should know of it."""
+    check_port(settings.cluster.dashboard_port)
+    remark = check_object_store(settings.cluster.object_store_gb)
+    _check_memory(settings)
+    return (f"cluster.object_store_gb: {remark}",) if remark else ()
 
 
 def _check_checkpoints(settings: RunSettings) -> None:
@@ -131,39 +137,3 @@ def _check_memory(settings: RunSettings) -> None:
             f"the run needs about {needed:.1f} GB of memory ({counts}), but {free:.1f} GB are free; "
             "lower rollout.workers, learner.ranks or cluster.object_store_gb"
         )
-
-
-def sampling_passes(settings: RunSettings) -> int:
-    """How often the transformer runs for a candidate in a step, guidance aside; previews are part of it."""
-    rollout = settings.rollout
-    sampled = settings.groups_per_step * settings.selection.candidates
-    previews = settings.groups_per_step * settings.selection.previews
-    unfinished = max(0, previews - sampled)
-    return sampled * rollout.steps + unfinished * rollout.preview_steps
-
-
-def plan(settings: RunSettings, inputs: Inputs) -> Table:
-    """What a step does and costs, in numbers."""
-    selection, rollout, learner = settings.selection, settings.rollout, settings.learner
-    sampled = settings.groups_per_step * selection.candidates
-    kept = settings.groups_per_step * selection.keep
-    halves = 2 if rollout.guidance > 1 else 1
-    previews = settings.groups_per_step * selection.previews
-    passes = sampling_passes(settings)
-    together = sampled if rollout.same_window else selection.candidates
-    batches = sampled // together * -(-together // rollout.batch)
-    table = Table("", "per step", title="plan", title_justify="left")
-    table.add_row("prompts", f"{settings.groups_per_step} of {len(inputs.train)}")
-    if previews:
-        table.add_row("candidates begun and previewed", f"{previews} ({selection.previews} per prompt)")
-    table.add_row("candidates sampled", f"{sampled} ({selection.candidates} per prompt)")
-    table.add_row("batches of them", f"{batches} of at most {rollout.batch}, for {rollout.workers} samplers")
-    table.add_row("candidates trained, at most", f"{kept} ({selection.keep} per prompt)")
-    table.add_row("transformer passes, sampling", f"{passes * halves}")
-    table.add_row("transformer passes, training", f"{kept * rollout.trained_steps * halves}")
-    table.add_row("optimizer steps", f"{learner.updates}")
-    table.add_row("images scored", f"{sampled + previews} by {', '.join(r.name for r in settings.rewards)}")
-    table.add_row("held-out images", f"{len(inputs.held_out) * settings.eval_samples}")
-    table.add_row("processes", ", ".join(f"{n} {kind}" for kind, n in processes(settings).items() if n))
-    table.add_row("memory, estimated", f"{memory_gb(settings):.1f} GB")
-    return table

@@ -1,62 +1,34 @@
-"""Export: ``python -m cluster.export RUN --what lora|pipeline``.
+"""Make a folder that plain diffusers loads, from a run's newest committed checkpoint.
 
-Makes a folder that plain diffusers loads from a run's newest committed checkpoint: ``lora`` for
-`load_lora_weights`, ``pipeline`` for `from_pretrained`, each with a model card. It holds the current
-weights; ``--ema`` takes their average instead, with which the run's evaluations draw.
+``lora`` is for `load_lora_weights`, ``pipeline`` for `from_pretrained`, each with a model card. The folder
+holds the current weights; ``--ema`` takes their average instead, with which the run's evaluations draw.
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
-import httpx
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.constants import is_offline_mode
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, resolve
-from cluster.export.model_card import CARD, Export, model_card
-from cluster.record.checkpoints import Checkpoints, checkpoints_of
-from cluster.record.run_folder import RunFolder
-from cluster.record.stored_checkpoints import DamagedError
-from rollout.families.registry import ModelFolderError, family_of
-
-PROG: Final = "python -m cluster.export"
-WEIGHTS: Final = {False: "weights.safetensors", True: "average.safetensors"}
-"""The file of a checkpoint with the current weights, and the one with their average."""
+from cluster.config.command import Parser, Status, guarded, program
 
 
-class PushError(Exception):
-    """The hub did not take an export."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Export from the command line; returns the exit status."""
+@guarded
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        order = check(options)
-        write(order)
-        print(order.folder)
-        if order.push is not None:
-            print(push(order.folder, order.push))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except PushError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    return 0
+    from cluster.export.steps import check, push, write
+
+    order = check(options)
+    write(order)
+    print(order.folder)
+    if order.push is not None:
+        print(push(order.folder, order.push))
+    return Status.DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=__doc__.partition("\n\n")[2], allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog=program("export"), description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument(
         "--what", choices=["lora", "pipeline"], required=True,
@@ -72,127 +44,5 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(options: argparse.Namespace) -> Export:
-    """Find everything that can be wrong before the model is loaded.
-
-    Raises:
-        UserError: naming the flag or file, its value and what was expected.
-    """
-    run = RunFolder(options.run)
-    config = run.path / "config.toml"
-    if not config.is_file():
-        raise UserError(f"{run.path} is no run folder: there is no {config}")
-    settings = resolve(str(config), {})
-    if options.what == "lora" and not settings.model.trains_adapter:
-        raise UserError(
-            "--what lora: the run trained every parameter (model.lora_rank = 0); use --what pipeline"
-        )
-    step, weights = _checkpoint(run, settings, options.step, options.ema)
-    if options.push is not None:
-        _check_push(options.push)
-    try:
-        family_of(settings.model.path)
-    except ModelFolderError as error:
-        raise UserError(str(error)) from None
-    name = f"{options.what}-step-{step}{'-ema' if options.ema else ''}"
-    folder = options.to or run.path / "export" / name
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--to: {folder} is already used; choose a folder that is empty or does not exist")
-    return Export(
-        run=run, settings=settings, step=step, what=options.what, averaged=options.ema, weights=weights,
-        folder=folder, push=options.push,
-    )  # fmt: skip
-
-
-def _checkpoint(
-    run: RunFolder, settings: RunSettings, wanted: int | None, averaged: bool
-) -> tuple[int, Path]:
-    checkpoints = checkpoints_of(settings, run)
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{checkpoints.root} holds no committed checkpoint")
-    if wanted is not None and wanted not in steps:
-        known = ", ".join(map(str, steps))
-        raise UserError(f"--step {wanted}: {checkpoints.root} holds no such checkpoint, only {known}")
-    try:
-        return _newest_file(checkpoints, steps if wanted is None else [wanted], WEIGHTS[averaged])
-    except FileNotFoundError as error:
-        raise UserError(f"{error}; expected every trained parameter in it, by name") from None
-
-
-def _newest_file(checkpoints: Checkpoints, steps: Sequence[int], name: str) -> tuple[int, Path]:
-    """A file of the newest of some checkpoints in which it is not damaged, and the step of that one."""
-    *older, step = steps
-    try:
-        return step, checkpoints.file(step, name)
-    except DamagedError as error:
-        if not older:
-            raise
-        print(f"damaged, so an older checkpoint is taken: {error}", file=sys.stderr)
-        return _newest_file(checkpoints, older, name)
-
-
-def _check_push(name: str) -> None:
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise UserError(f"--push {name}: {error}") from None
-    if "/" not in name:
-        raise UserError(f"--push {name}: expected OWNER/NAME")
-    if is_offline_mode():
-        raise UserError(f"--push {name}: HF_HUB_OFFLINE is set, so nothing can be uploaded")
-    if get_token() is None:
-        raise UserError(f"--push {name}: no token for the hub; log in with `hf auth login` or set HF_TOKEN")
-
-
-def write(order: Export) -> None:
-    """Write the folder; it appears whole or not at all.
-
-    Raises:
-        UserError: if the weights do not belong to the model, or the folder cannot be written.
-    """
-    from rollout.tools.export import (
-        ExportError,
-        absent_components,
-        call_arguments,
-        write_lora,
-        write_pipeline,
-    )
-
-    writer = {"lora": write_lora, "pipeline": write_pipeline}[order.what]
-    whole = order.folder.absolute()
-    draft = whole.with_name(f".{whole.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
-        writer(order.weights, order.settings.model, order.settings.rollout, draft)
-        base = order.settings.model.path
-        card = model_card(order, absent_components(base), call_arguments(base, order.settings.rollout))
-        (draft / CARD).write_text(card, encoding="utf-8")
-        draft.replace(whole)
-    except ExportError as error:
-        raise UserError(str(error)) from None
-    except OSError as error:
-        raise UserError(f"{order.folder}: cannot export: {error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def push(folder: Path, name: str) -> str:
-    """Upload an export to the model hub, into a private repository if it is new; returns its address.
-
-    Raises:
-        PushError: if the hub cannot be reached or refuses; the folder stays.
-    """
-    api = HfApi()
-    try:
-        url = api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from NoiseMargin")
-    except (httpx.HTTPError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PushError(f"--push {name}: {reason}; the export stays in {folder}") from error
-    return str(url)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cluster.config.errors import RunStopped
 from cluster.loop.run import Run, Step
 from cluster.record.nonfinite import BROKEN
 from cluster.record.nothing_learned import nothing_learned, some
@@ -15,10 +16,6 @@ from learner.records import Update
 
 RATIO_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 2e-2}
 """How far an on-policy ratio may be from one before the sampler and the learner count as different."""
-
-
-class RunStopped(RuntimeError):
-    """The run cannot go on usefully; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

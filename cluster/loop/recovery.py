@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from cluster.actors.learner import LearnerLost
-from cluster.config.errors import DataLost
+from cluster.config.errors import DataLost, GaveUp, LearnerLost
 from cluster.loop.course import Course
 from cluster.loop.loop import train
 from cluster.record.events import warn
@@ -20,10 +19,6 @@ PAUSE: Final = 5.0
 """Seconds before it goes back once more, and twice as many then: Ray may not know yet that a node is dead."""
 LOSSES: Final = (LearnerLost, DataLost)
 """Ranks that died or hang, and data of the step that were on a node that is gone."""
-
-
-class GaveUp(RuntimeError):
-    """The learner was lost again and again after the same checkpoint."""
 
 
 async def train_through_losses(course: Course, start: int, tell: Callable[[str], None]) -> int:

@@ -9,7 +9,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import resolve
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.events import warn
 from cluster.record.marker import Commit, installed
@@ -84,10 +85,13 @@ def announce(
 
 
 def changed_packages(commit: Commit) -> str:
-    """The packages that differ from the checkpoint's, in words; empty when none does."""
+    """List the packages, NoiseMargin among them, that differ from the checkpoint's; empty when none does.
+
+    What is known on one side only, such as the commit of a copy without git, says nothing about the numbers.
+    """
     now = installed()
     before = commit.packages.items()
-    return ", ".join(f"{name} {was} -> {now.get(name)}" for name, was in before if now.get(name) != was)
+    return ", ".join(f"{name} {was} -> {now[name]}" for name, was in before if now.get(name, was) != was)
 
 
 def _check_unchanged(before: dict[str, Any], settings: RunSettings) -> None:

@@ -1,15 +1,12 @@
-"""Plan: ``python -m cluster.plan PRESET_OR_TOML [--gpus 8] [--gpu-memory 80GB] [--key value ...]``.
+"""Say whether a run fits, how long a step takes and what it costs, before anything is held.
 
-Says before anything is held whether a run fits, how long a step takes and what it costs. For GPUs,
-operations and bytes are counted on the model's configuration, and time follows from ``--gpu-tflops``, the
-peak of a GPU in bfloat16 (default 989, an H100), and ``--share``, how much of it one expects (default 0.4).
-For a run on CPUs a few steps are measured on this machine. Every key of the configuration can be
-overridden. Exit status 1: it does not fit.
+For GPUs, operations and bytes are counted on the model's configuration, and time follows from the peak of a
+GPU and the share of it that one expects. For a run on CPUs a few steps are measured on this machine. Every
+key of the configuration can be overridden. Exit status 1: it does not fit.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,47 +15,54 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from cluster.config.command import Parser, Status, guarded, program, read, required
 from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, parse_overrides, preset_names, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import resolve
 from cluster.plan.estimate import Estimate, Hardware, Need
 
-PROG: Final = "python -m cluster.plan"
 UNITS: Final = {"GB": 1e9, "GIB": 2**30}
 
 
+@guarded
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
-    console = Console()
-    try:
-        settings, hardware = _configure(list(arguments), console)
-        estimate = _estimate(settings, hardware)
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+    settings, hardware = _configure(arguments)
+    console, estimate = Console(), _estimate(settings, hardware)
     problems = shortages(estimate, hardware)
     console.print(_memory_table(estimate.needs))
     console.print(_time_table(settings, estimate, hardware))
     console.print(f"from {estimate.basis}", markup=False, highlight=False)
     for problem in problems:
         console.print(f"does not fit: {problem}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if problems else 0
+    return Status.FAILED if problems else Status.DONE
 
 
-def _configure(arguments: list[str], console: Console) -> tuple[RunSettings, Hardware]:
-    parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
-    parser.add_argument("--gpus", type=_number("--gpus"))
-    parser.add_argument("--gpu-memory", type=_bytes, default=80e9)
-    parser.add_argument("--gpu-tflops", type=_number("--gpu-tflops"), default=989.0)
-    parser.add_argument("--share", type=_number("--share", 1), default=0.4)
-    parser.add_argument("--price", type=_number("--price"))
-    options, rest = parser.parse_known_args(arguments)
-    source = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    if source is None and {"-h", "--help"} & set(rest):
-        console.print(__doc__, markup=False)
-    overrides = parse_overrides(rest, PROG)
-    if source is None:
-        raise UserError(f"which preset or TOML file? Presets are {', '.join(preset_names())}")
-    settings = resolve(source, overrides)
+def _parser() -> Parser:
+    parser = Parser(
+        keys=True,
+        prog=program("plan"),
+        usage="%(prog)s PRESET_OR_TOML [--gpus N] [--gpu-memory SIZE] [--section.key VALUE ...]",
+        description=__doc__,
+    )
+    add = parser.add_argument
+    add("--gpus", type=_number("--gpus"), metavar="N", help="GPUs at hand; default: those the run asks for")
+    add("--gpu-memory", type=_bytes, default=80e9, metavar="SIZE", help="memory of each; default: 80GB")
+    add(
+        "--gpu-tflops", type=_number("--gpu-tflops"), default=989.0, metavar="N",
+        help="peak of each in bfloat16; default: 989, an H100",
+    )  # fmt: skip
+    add(
+        "--share", type=_number("--share", 1), default=0.4, metavar="N",
+        help="share of the peak that one expects, above 0 and at most 1; default: 0.4",
+    )  # fmt: skip
+    add("--price", type=_number("--price"), metavar="N", help="price of a GPU-hour, for the cost of the run")
+    return parser
+
+
+def _configure(arguments: Sequence[str]) -> tuple[RunSettings, Hardware]:
+    options, source, overrides = read(_parser(), arguments)
+    settings = resolve(required(source), overrides)
     needed = -(-sum(count * gpus for count, gpus in _holders(settings)) // 1)
     hardware = Hardware(
         gpus=int(options.gpus or needed),

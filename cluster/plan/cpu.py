@@ -7,11 +7,12 @@ from typing import Final
 import numpy as np
 import psutil
 
-from cluster.config.preflight import check, processes, sampling_passes
+from cluster.config.preflight import check, processes
 from cluster.config.settings import RunSettings
 from cluster.plan import measure
 from cluster.plan.estimate import Estimate, Need
 from cluster.plan.measure import Measured, alone
+from cluster.plan.step import sampling_passes
 
 SERVICE: Final = 0.05
 """Seconds that Ray, the selector, the weights' way and the record of a step take on the bundled presets."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from cluster.config.errors import UserError
-from cluster.config.preflight import sampling_passes
 from cluster.config.settings import RunSettings
 from cluster.plan.estimate import Estimate, Hardware, Need
+from cluster.plan.step import sampling_passes
 from learner.settings import LearnerSettings
 from rollout.tools.model_costs import Sizes, sizes_of
 from rollout.tools.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs

@@ -7,12 +7,12 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster.actors.learner import LearnerError
+from cluster.config.errors import CheckpointError, LearnerError
 from cluster.config.settings import RunSettings
 from cluster.record.events import note
 from cluster.record.files import write_bytes
@@ -22,14 +22,13 @@ from cluster.record.stored_checkpoints import StoredCheckpoints
 from learner.digests import digest
 from learner.records import Digest, Written
 
+if TYPE_CHECKING:
+    pass
+
 RECORD: Final = "run/"
 """Where a checkpoint keeps files of the run folder."""
 SHOWN_WITHIN: Final = 30.0
 """Seconds that a shared file system is given to show what another node has written: NFS caches listings."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, most likely since the disk is full; the older ones are untouched."""
 
 
 class Saver(Protocol):

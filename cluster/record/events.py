@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.config.version import commit, version
 from cluster.record.files import to_json
 from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
 
@@ -70,7 +71,7 @@ def recording(folder: Path, run: str, **start: Any) -> Iterator[None]:
     _logger.setLevel(logging.INFO)
     began = time.monotonic()
     try:
-        note("run started", **start)
+        note("run started", version=version(), commit=commit() or None, **start)
         yield
     except BaseException as error:
         _logger.error("run failed", extra={"fields": {"reason": _told(error)}})

@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+from cluster.config.version import commit
+from cluster.config.version import version as own_version
 from learner.records import Digest
 
 MARKER: Final = "COMMITTED"
 PACKAGES: Final = ("torch", "deepspeed", "diffusers", "transformers", "peft", "ray", "numpy")
+OWN: Final = "noisemargin"
+"""Our own entry among the packages; beside it is one with the commit, where that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +52,10 @@ def from_marker(content: bytes) -> Commit:
 
 
 def installed() -> dict[str, str]:
-    """The versions of the packages that the numbers depend on."""
-    found = {}
+    """List the versions that the numbers depend on: NoiseMargin's and its packages'."""
+    found = {OWN: own_version()}
+    if commit():
+        found[f"{OWN} commit"] = commit()
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -14,8 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, to_toml
+from cluster.config.errors import FolderError, UserError
+from cluster.config.settings import RunSettings
+from cluster.config.sources import to_toml
 from cluster.record.events import NAME as LOG
 from cluster.record.files import to_json, write_text
 from cluster.record.held_out import Drawn
@@ -23,10 +24,6 @@ from rewards.combine import Scores
 from rollout.records import CandidateGroup
 from selection.ledger import ledger_table, write_ledger, write_table
 from selection.records import Kept, Selection
-
-
-class FolderError(RuntimeError):
-    """Something of a step could not be written, most likely since the disk is full."""
 
 
 @contextmanager

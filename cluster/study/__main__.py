@@ -22,8 +22,10 @@ from typing import Final
 
 from rich.console import Console
 
+from cluster.config.command import Parser, Status, guarded, program
 from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, parse_overrides, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import parse_overrides, resolve
 from cluster.study.arms import ARMS
 
 PROG: Final = "python -m cluster.study"
@@ -32,55 +34,55 @@ EVALUATIONS: Final = 20
 """Evaluations of a compared run, unless ``eval_every`` is given: curves need more than training does."""
 
 
+@guarded
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     options, rest = _parser().parse_known_args(arguments)
-    try:
-        if options.command == "report":
-            _report(options, rest)
-        else:
-            _run(options, rest, f"{PROG} {' '.join(arguments)}")
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    if options.command == "report":
+        _report(options, rest)
+    else:
+        _run(options, rest, f"{PROG} {' '.join(arguments)}")
+    return Status.DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=program("study"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    variance = commands.add_parser("variance", allow_abbrev=False, help="what drives reward and gradient")
-    variance.add_argument("--prompts", type=_two, default=64)
-    variance.add_argument("--initial", type=_two, default=8, help="initial noises, shared by all prompts")
-    variance.add_argument("--paths", type=_two, default=8, help="SDE paths per prompt and initial noise")
-    variance.add_argument("--gradients", type=int, default=64, help="prompts with policy gradients")
-    compare = commands.add_parser(
-        "compare", allow_abbrev=False, help="which arm learns fastest, at what cost"
+    variance = commands.add_parser("variance", keys=True, help="what drives reward and gradient")
+    variance.add_argument("--prompts", type=_two, default=64, help="prompts of the design; default: 64")
+    variance.add_argument(
+        "--initial", type=_two, default=8, help="initial noises, shared by all prompts; default: 8"
     )
+    variance.add_argument(
+        "--paths", type=_two, default=8, help="SDE paths per prompt and initial noise; default: 8"
+    )
+    variance.add_argument(
+        "--gradients", type=int, default=64, help="prompts with policy gradients; default: 64"
+    )
+    compare = commands.add_parser("compare", keys=True, help="which arm learns fastest, at what cost")
     compare.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas; default: all")
-    compare.add_argument("--seeds", type=int, default=5)
+    compare.add_argument("--seeds", type=int, default=5, help="seeds of every arm; default: 5")
     compare.add_argument(
         "--rates", type=_rates, help="learning rates to try on the first seed, separated by commas; each "
         "arm keeps the one with which it ends highest"
     )  # fmt: skip
-    preview = commands.add_parser("preview", allow_abbrev=False, help="do previews tell the final rank")
-    preview.add_argument("--prompts", type=_two, default=64)
+    preview = commands.add_parser("preview", keys=True, help="how well previews tell the final rank")
+    preview.add_argument("--prompts", type=_two, default=64, help="prompts to preview; default: 64")
     for command in (variance, compare, preview):
-        command.add_argument("preset", help="a preset or a TOML file")
-        command.add_argument("--folder", type=Path, help=f"where results go; default {FOLDER}/PRESET")
-    report = commands.add_parser("report", allow_abbrev=False, help="remake RESULTS.md and the page")
-    report.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="holds one folder per task")
-    report.add_argument("--results", type=Path, default=Path("RESULTS.md"))
+        command.add_argument("preset", metavar="PRESET_OR_TOML", help="a preset or a TOML file")
+        command.add_argument("--folder", type=Path, help=f"folder of the results; default: {FOLDER}/PRESET")
+    report = commands.add_parser("report", help="remake RESULTS.md and the page")
+    report.add_argument(
+        "folder", nargs="?", type=Path, default=FOLDER, help="holds one folder per task; default: runs/study"
+    )
+    report.add_argument(
+        "--results", type=Path, default=Path("RESULTS.md"), help="page to write; default: RESULTS.md"
+    )
     return parser
 
 
 def _run(options: argparse.Namespace, rest: list[str], command: str) -> None:
-    overrides = parse_overrides(rest, f"{PROG} {options.command} {options.preset}")
+    overrides = parse_overrides(rest, program(f"study {options.command}"))
     settings = resolve(options.preset, overrides)
     folder = options.folder or FOLDER / settings.preset
     console = Console(highlight=False, soft_wrap=True)

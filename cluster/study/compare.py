@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from cluster.config.errors import UserError
 from cluster.config.preflight import Inputs, check
-from cluster.config.settings import RunSettings, to_toml
+from cluster.config.settings import RunSettings
+from cluster.config.sources import to_toml
 from cluster.local.in_process import LocalStages, Scorers, load_scorers
 from cluster.loop.loop import train
 from cluster.loop.run import Run

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.config.preflight import check
-from cluster.config.settings import RunSettings, to_toml
+from cluster.config.settings import RunSettings
+from cluster.config.sources import to_toml
 from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
 from cluster.loop.production import request_for
 from cluster.study.store import finished, write_rows

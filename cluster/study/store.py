@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, to_toml
+from cluster.config.settings import RunSettings
+from cluster.config.sources import to_toml
 from selection.ledger import write_table
 
 _KEY: Final = b"noisemargin.study"

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from cluster.config.errors import UserError
 from cluster.config.preflight import check
-from cluster.config.settings import RunSettings, to_toml
+from cluster.config.settings import RunSettings
+from cluster.config.sources import to_toml
 from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
 from cluster.study.store import finished, write_rows
 from learner.score_gradients import GradientProbe

@@ -1,116 +1,125 @@
-"""Submit a run to a Ray cluster: ``python -m cluster.submit PRESET_OR_TOML --address URL [--key value ...]``.
+"""Submit a run to a Ray cluster, and look after runs there.
 
-It checks the configuration as ``cluster.train`` does, the cluster's lock and the size of the upload, and then
-submits the checkout as a job. ``--name NAME`` names the run, ``--folder`` says where its results go (default
-/runs/NAME, the volume of our recipes), ``--follow`` shows its output until it ends. The same name again
-continues a run from its last checkpoint.
+A run is checked as by ``train``, and so are the cluster's lock and the size of the upload, before the
+checkout is submitted as a job. The same --name again continues a run from its last checkpoint. Every key of
+the configuration can be overridden.
 
-``status NAME``, ``logs NAME [--follow]``, ``stop NAME`` and ``list`` look after runs. RAY_API_SERVER_ADDRESS
-stands in for ``--address``; the token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+``status NAME``, ``logs NAME [--follow]``, ``stop NAME`` and ``list`` look after runs. The token comes from
+RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import re
 import shlex
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
-from rich.console import Console
-from rich.table import Table
-
-from cluster.config.errors import UserError
-from cluster.config.preflight import check
-from cluster.config.settings import RunSettings, preset_names
-from cluster.interrupts import INTERRUPTED
-from cluster.submit.upload import ADDRESS_VARIABLE, LIMIT, Upload, check_travels, mebibytes, pack, reach
-from cluster.trackers.ray_job import TOLD
+from cluster.config.address import ADDRESS_VARIABLE
+from cluster.config.command import Parser, Status, guarded, program, required
+from cluster.config.errors import RunFailed, UserError
+from cluster.config.settings import RunSettings
 from cluster.train import configure, stamp
 
 PROG: Final = "python -m cluster.submit"
+"""The spelling of the command in what it prints."""
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
-STOP_WAIT: Final = 600
-"""Seconds that a stopped run has for its step and a checkpoint; Ray's own limit is 3."""
-STOP_VARIABLE: Final = "RAY_JOB_STOP_WAIT_TIME_S"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+VERBS: Final = ("status", "logs", "stop", "list")
 
 Tell = Callable[[str], None]
 
 
-def main(arguments: list[str]) -> int:
+@guarded
+def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
-    tell: Tell = partial(Console().print, markup=False, highlight=False, soft_wrap=True)
+    tell: Tell = partial(print, flush=True)
+    verb = arguments[0] if arguments else ""
     try:
-        if not arguments or {"-h", "--help"} & set(arguments[:1]):
-            tell(__doc__ or "")
-            raise UserError(f"which preset or TOML file? Presets are {', '.join(preset_names())}")
-        verb = VERBS.get(arguments[0])
-        return verb(arguments[1:], tell) if verb else submit(arguments, tell)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if verb in VERBS:
+            return _look_after(verb, arguments[1:], tell)
+        return submit(arguments, tell)
     except KeyboardInterrupt:
         tell("no longer watching; the run is not concerned")
-        return INTERRUPTED
+        return Status.INTERRUPTED
     except (RuntimeError, OSError) as error:  # what Ray's client raises when the cluster does not do as asked
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+        raise RunFailed(str(error)) from error
 
 
-def submit(arguments: list[str], tell: Tell) -> int:
-    """Check a run, upload the checkout and start a job; returns its exit status if it is followed."""
-    options, rest = _options(arguments, "--name", "--folder", follow=True)
+def submit(arguments: Sequence[str], tell: Tell) -> int:
+    """Check a run, upload the checkout and start a job; returns its exit status if it is followed.
+
+    Raises:
+        UserError: naming what is wrong with the command line, the configuration, the cluster or the upload.
+    """
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+    options, rest = parser.parse_known_args(arguments)
+    _check_address(options)
     name, folder, command = _command(options, rest)
     settings = _check(command, options.address, tell)
+    from cluster.submit import jobs
+    from cluster.submit.upload import LIMIT, check_travels, mebibytes, pack, reach
+
     client = reach(options.address, tell)
-    job = _free_name(client, name, str(folder))
+    job = jobs.free_name(client, name, str(folder))
     with tempfile.TemporaryDirectory() as scratch:
         upload = pack(CHECKOUT, Path(scratch) / "checkout.zip")
         check_travels({"configuration": Path(rest[0]), **_paths(settings)}, upload, CHECKOUT)
         tell(f"upload {mebibytes(upload.size)} of at most {mebibytes(LIMIT)}, {len(upload.files)} files")
-        _send(client, job, name, command, upload)
+        jobs.send(client, job, name, command, upload)
     tell(f"submitted {job}, run folder {folder}")
     if options.follow:
-        return _follow(client, job, tell)
+        return jobs.follow(client, job, tell)
     tell(f"see also: {PROG} status|logs|stop {name} --address {options.address}")
-    return 0
+    return Status.DONE
 
 
-def _options(arguments: list[str], *flags: str, follow: bool = False) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--address", default=os.environ.get(ADDRESS_VARIABLE))
-    for flag in flags:
-        parser.add_argument(flag)
-    if follow:
-        parser.add_argument("--follow", action="store_true")
-    try:
-        options, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
+def _parser() -> Parser:
+    parser = Parser(
+        keys=True,
+        prog=program("submit"),
+        usage="%(prog)s PRESET_OR_TOML --address URL [--name NAME] [--section.key VALUE ...]\n"
+        "       %(prog)s status|logs|stop NAME --address URL\n"
+        "       %(prog)s list --address URL",
+        description=__doc__,
+    )
+    parser.add_argument("--name", help="name of the run; default: the preset's and the time")
+    parser.add_argument(
+        "--folder", help="run folder, an absolute path that every node sees; default: /runs/NAME"
+    )
+    _add_cluster(parser)
+    return parser
+
+
+def _add_cluster(parser: Parser) -> None:
+    parser.add_argument(
+        "--address", default=os.environ.get(ADDRESS_VARIABLE), metavar="URL",
+        help=f"dashboard of the cluster, such as http://HOST:8265; default: {ADDRESS_VARIABLE}",
+    )  # fmt: skip
+    parser.add_argument("--follow", action="store_true", help="show what the run prints until it ends")
+
+
+def _check_address(options: argparse.Namespace) -> None:
     if options.address is None:
-        raise UserError("which cluster? Give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS")
-    return options, rest
+        raise UserError(f"which cluster? Give --address http://HOST:8265, or set {ADDRESS_VARIABLE}")
 
 
 def _command(options: argparse.Namespace, rest: list[str]) -> tuple[str, Path, list[str]]:
-    """The run's name and folder, and the arguments of `cluster.train` that the job gets."""
-    if not rest or rest[0].startswith("-"):
-        raise UserError(f"which preset or TOML file? Presets are {', '.join(preset_names())}")
+    """Name the run and its folder, and collect the arguments of `cluster.train` that the job gets."""
+    source = required(rest[0] if rest and not rest[0].startswith("-") else None)
     if refused := {"--resume", "--auto-resume"} & set(rest):
         raise UserError(f"{refused.pop()}: leave it out; the same --name again continues a run")
-    if Path(rest[0]).is_absolute():
-        raise UserError(f"{rest[0]}: name the TOML file by its path in the checkout, which the job has, too")
-    name = options.name or f"{Path(rest[0]).stem}-{stamp()}"
+    if Path(source).is_absolute():
+        raise UserError(f"{source}: name the TOML file by its path in the checkout, which the job has, too")
+    name = options.name or f"{Path(source).stem}-{stamp()}"
     if not NAME.fullmatch(name):
         raise UserError(f"--name: expected letters, digits, dots, dashes and underscores, got {name!r}")
     folder = Path(options.folder or f"/runs/{name}")
@@ -123,7 +132,7 @@ def _command(options: argparse.Namespace, rest: list[str]) -> tuple[str, Path, l
 
 
 def _check(command: list[str], address: str, tell: Tell) -> RunSettings:
-    """What the driver of the job will check, except for what only the cluster can see."""
+    """Check what the driver of the job will check, except for what only the cluster can see."""
     options, settings = configure(command)
     if options.dry_run:
         raise UserError(
@@ -135,6 +144,8 @@ def _check(command: list[str], address: str, tell: Tell) -> RunSettings:
     if elsewhere:
         tell(f"left to the cluster to check, since not on this machine: {', '.join(elsewhere)}")
         return settings
+    from cluster.config.preflight import check
+
     there = settings.cluster.model_copy(update={"address": address})  # its memory and ports, not ours
     for remark in check(settings.model_copy(update={"cluster": there})).remarks:
         tell(remark)
@@ -153,127 +164,30 @@ def _only_there(path: Path) -> bool:
     return path.is_absolute() and not path.exists()
 
 
-def _free_name(client: JobSubmissionClient, name: str, folder: str) -> str:
-    """The job's name: the run's, with a number from its second attempt on."""
-    jobs = client.list_jobs()
-    for job in jobs:
-        known = job.metadata or {}
-        same = known.get("name") == name or known.get("folder") == folder
-        if same and not job.status.is_terminal():
-            raise UserError(
-                f"--name: {job.submission_id} is {job.status} in folder {known.get('folder')}; stop it first "
-                f"({PROG} stop {job.submission_id}), or take another name and folder"
-            )
-    taken = {job.submission_id for job in jobs}
-    attempts = (f"{name}-{number}" for number in count(2))
-    return next(attempt for attempt in chain([name], attempts) if attempt not in taken)
-
-
-def _send(client: JobSubmissionClient, job: str, name: str, command: list[str], upload: Upload) -> None:
-    client.submit_job(
-        submission_id=job,
-        entrypoint=shlex.join(["python", "-m", "cluster.train", *command]),
-        # Ray's process beside the driver reads the variable, and it lives in the job's environment.
-        runtime_env={"working_dir": str(upload.path), "env_vars": {STOP_VARIABLE: str(STOP_WAIT)}},
-        metadata={"name": name, "folder": command[command.index("--folder") + 1]},
+def _look_after(verb: str, arguments: Sequence[str], tell: Tell) -> int:
+    """Show or stop a run of the cluster, or list all."""
+    parser = Parser(
+        prog=program(f"submit {verb}"), usage=f"%(prog)s {'' if verb == 'list' else 'NAME '}--address URL"
     )
+    _add_cluster(parser)
+    options, rest = parser.parse_known_args(arguments)
+    _check_address(options)
+    from cluster.submit import jobs
+    from cluster.submit.upload import reach
 
-
-def _follow(client: JobSubmissionClient, job: str, tell: Tell) -> int:
-    async def show() -> None:
-        async for text in client.tail_job_logs(job):
-            sys.stdout.write(text)
-            sys.stdout.flush()
-
-    asyncio.run(show())
-    while not (found := client.get_job_info(job)).status.is_terminal():
-        time.sleep(0.5)
-    tell(_outcome(found))
-    if found.status == JobStatus.SUCCEEDED:
-        return 0
-    return INTERRUPTED if found.status == JobStatus.STOPPED else found.driver_exit_code or 1
-
-
-def _outcome(job: JobDetails) -> str:
-    facts = {**(job.metadata or {})}
-    story = [f"{key} {facts[key]}" for key in TOLD if key in facts]
-    code = [] if job.driver_exit_code is None else [f"exit status {job.driver_exit_code}"]
-    return f"{job.submission_id} {', '.join([str(job.status).lower(), *code, *story])}"
-
-
-def status(arguments: list[str], tell: Tell) -> int:
-    """Say what has become of a run."""
-    _, job, _ = _named(arguments, tell)
-    facts = {"job": job.submission_id, "state": str(job.status), "exit status": job.driver_exit_code}
-    facts |= {key: (job.metadata or {}).get(key) for key in TOLD}
-    for key, value in facts.items():
-        if value is not None:
-            tell(f"{key:<12}{value}")
-    if job.status == JobStatus.FAILED:
-        tell(job.message or "")
-    return 0
-
-
-def logs(arguments: list[str], tell: Tell) -> int:
-    """Show what a run has printed, or what it prints until it ends."""
-    client, job, follow = _named(arguments, tell)
-    if follow:
-        return _follow(client, job.submission_id or "", tell)
-    sys.stdout.write(client.get_job_logs(job.submission_id or ""))
-    return 0
-
-
-def stop(arguments: list[str], tell: Tell) -> int:
-    """Stop a run after its step, wait for its checkpoint and say what happened."""
-    client, job, _ = _named(arguments, tell)
-    if job.status.is_terminal():
-        raise UserError(f"{job.submission_id} has ended already: {job.status}")
-    client.stop_job(job.submission_id or "")
-    tell(
-        f"asked {job.submission_id} to stop; it ends its step and commits a checkpoint, within {STOP_WAIT} s"
-    )
-    while not job.status.is_terminal():
-        time.sleep(0.5)
-        job = client.get_job_info(job.submission_id or "")
-    facts = job.metadata or {}
-    tell(_outcome(job))
-    if "checkpoint" not in facts:
-        tell("it ended without a checkpoint of its last step; what came after the one before is lost")
-    tell(f"the same --name {facts.get('name', job.submission_id)} again continues it")
-    return 0
-
-
-def _named(arguments: list[str], tell: Tell) -> tuple[JobSubmissionClient, JobDetails, bool]:
-    """The newest job of that name, and whether to follow it."""
-    options, rest = _options(arguments, follow=True)
+    if verb == "list":
+        if rest:
+            raise UserError(f"list takes no {shlex.join(rest)}")
+        return jobs.listing(reach(options.address, tell))
     if len(rest) != 1 or rest[0].startswith("-"):
-        raise UserError(
-            f"expected the name of one run, got {shlex.join(rest) or 'none'}; {PROG} list has them"
-        )
-    client, name = reach(options.address, tell), rest[0]
-    jobs = [job for job in client.list_jobs() if job.submission_id]
-    found = [job for job in jobs if name in (job.submission_id, (job.metadata or {}).get("name"))]
-    if not found:
-        known = ", ".join(sorted(str(job.submission_id) for job in jobs)) or "none"
-        raise UserError(f"no run {name!r} on the cluster; there is {known}")
-    return client, max(found, key=lambda job: job.start_time or 0), options.follow
+        given = shlex.join(rest) or "none"
+        raise UserError(f"expected the name of one run, got {given}; {PROG} list has them")
+    client = reach(options.address, tell)
+    job = jobs.find(client, rest[0])
+    if verb == "logs":
+        return jobs.logs(client, job, tell, ongoing=options.follow)
+    return jobs.stop(client, job, tell) if verb == "stop" else jobs.status(job, tell)
 
-
-def listing(arguments: list[str], tell: Tell) -> int:
-    """Show every job of the cluster, newest first."""
-    options, rest = _options(arguments)
-    if rest:
-        raise UserError(f"list takes no {shlex.join(rest)}")
-    jobs = [job for job in reach(options.address, tell).list_jobs() if job.submission_id]
-    table = Table("job", "state", *TOLD, box=None)
-    for job in sorted(jobs, key=lambda job: -(job.start_time or 0)):
-        facts = job.metadata or {}
-        table.add_row(job.submission_id, str(job.status), *(facts.get(key, "") for key in TOLD))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-    return 0
-
-
-VERBS: Final = {"status": status, "logs": logs, "stop": stop, "list": listing}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from cluster.config.address import ADDRESS_VARIABLE
 from cluster.config.errors import UserError
 from rollout.text_files import TextFileError, check_token, read_text
 
@@ -28,8 +29,6 @@ TOKEN_FILE: Final = Path(".ray") / "auth_token"
 UNAUTHORISED: Final = 401
 PATIENCE: Final = 5.0
 """Seconds that a dashboard has to answer."""
-ADDRESS_VARIABLE: Final = "RAY_API_SERVER_ADDRESS"
-"""Ray's own variable for the address of a dashboard."""
 
 
 def reach(address: str, tell: Callable[[str], None]) -> JobSubmissionClient:

@@ -16,7 +16,7 @@ from ray._private.ray_constants import KV_NAMESPACE_JOB
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
 from ray.exceptions import RpcError
 
-from cluster.actors.actor_spec import JOB_VARIABLE
+from cluster.config.address import JOB_VARIABLE
 from cluster.record.events import warn
 
 SHOWN: Final = {"reward_mean": "reward", "eval_reward": "held-out"}

@@ -1,41 +1,40 @@
-"""Watch a run in a terminal: ``python -m cluster.watch RUN``.
+"""Show a run in a terminal.
 
-RUN is a run folder, here or at any fsspec URL whose package is installed. A run that goes on is shown until
-it ends or Ctrl-C; one that has ended, or output that is no terminal, is shown once.
+A run that goes on is shown until it ends or Ctrl-C; one that has ended, or output that is no terminal, is
+shown once.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import PurePosixPath
+from typing import Final
 
 from rich.console import Console
 from rich.live import Live
 
-from cluster.config.errors import UserError
+from cluster.config.command import Parser, Status, guarded, program
 from cluster.watch.follower import Follower
 from cluster.watch.view import view
 
-PROG = "python -m cluster.watch"
-EVERY = 2.0
+EVERY: Final = 2.0
 """Seconds between looks."""
 
 
-def main(arguments: list[str]) -> int:
+@guarded
+def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        asked = {"-h", "--help"} & set(arguments)
-        print(__doc__ if asked else f"error: usage: {PROG} RUN", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
-    try:
-        show(Follower(arguments[0]), Console())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        pass
-    return 0
+    parser = Parser(prog=program("watch"), description=__doc__)
+    parser.add_argument(
+        "run", metavar="RUN", help="the folder of a run, here or at an fsspec URL whose package is installed"
+    )
+    run = parser.parse_args(arguments).run
+    with suppress(KeyboardInterrupt):
+        show(Follower(run), Console())
+    return Status.DONE
 
 
 def show(follower: Follower, console: Console) -> None:

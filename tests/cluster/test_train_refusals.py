@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.config.settings import resolve
+from cluster.config.sources import resolve
 from cluster.train import main
 
 Capture = pytest.CaptureFixture[str]

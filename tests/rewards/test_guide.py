@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from cluster.config.settings import resolve as resolve_run
+from cluster.config.sources import resolve as resolve_run
 from rewards.registry import REWARDS, resolve
 from rewards.scorers.geneval_rules import TAGS
 from rewards.scorers.ocr import target_text

@@ -11,7 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.config.settings import resolve
+from cluster.config.sources import resolve
 from selection.ledger import ledger_schema, read_ledger
 from tests.support.service_process import (
     CANDIDATES,

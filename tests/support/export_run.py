@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from cluster.config.settings import resolve
+from cluster.config.sources import resolve
 from cluster.record.held_out import held_out
 from cluster.record.marker import MARKER, Commit, to_marker
 from cluster.record.run_folder import RunFolder

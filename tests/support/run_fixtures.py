@@ -14,9 +14,10 @@ import psutil
 import pytest
 import ray
 
-from cluster.actors.actor_spec import connect
+from cluster.actors.connection import connect
 from cluster.config import model_check
-from cluster.config.settings import ClusterSettings, RunSettings, resolve
+from cluster.config.settings import ClusterSettings, RunSettings
+from cluster.config.sources import resolve
 from rollout.check import Question, answer
 
 Configure = Callable[..., RunSettings]

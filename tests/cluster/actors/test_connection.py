@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.actors.actor_spec import JOB_VARIABLE, connect
-from cluster.actors.connection import check_answers
+from cluster.actors.connection import check_answers, connect
 from cluster.config import model_check
+from cluster.config.address import JOB_VARIABLE
 from cluster.config.errors import UserError
 from cluster.config.settings import ClusterSettings
 from cluster.submit.upload import reach
@@ -113,7 +113,7 @@ def test_an_address_of_the_environment_is_called_by_its_name(monkeypatch: pytest
         connect(ClusterSettings())
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv(JOB_VARIABLE, "{}")
-    monkeypatch.setattr("cluster.actors.actor_spec.check_answers", lambda address: 1 / 0)
+    monkeypatch.setattr("cluster.actors.connection.check_answers", lambda address: 1 / 0)
     with pytest.raises(UserError, match=r"^the job's cluster: cannot reach Ray at auto: "):
         connect(ClusterSettings())
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from cluster.actors import learner as learners
-from cluster.actors.learner import Learner, LearnerError, LearnerLost, learner_spec
+from cluster.actors.learner import Learner, learner_spec
+from cluster.config.errors import LearnerError, LearnerLost
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 

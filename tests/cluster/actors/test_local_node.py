@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.actors.actor_spec import connect
+from cluster.actors.connection import connect
 from cluster.config.errors import UserError
 from cluster.config.settings import ClusterSettings
 
@@ -20,7 +20,7 @@ def test_a_ray_that_does_not_come_up_is_an_error_of_one_line(
         raise error
 
     monkeypatch.setattr(ray, "init", fail)
-    monkeypatch.setattr("cluster.actors.actor_spec.check_answers", lambda address: None)
+    monkeypatch.setattr("cluster.actors.connection.check_answers", lambda address: None)
     with pytest.raises(UserError, match=f"^cluster.address: cannot reach Ray at there:1: {error}$"):
         connect(ClusterSettings(address="there:1"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

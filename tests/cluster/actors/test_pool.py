@@ -15,8 +15,9 @@ import pytest
 import ray
 
 from cluster.actors.actor_spec import Role
-from cluster.actors.pool import Pool, PoolError, Slot, call
+from cluster.actors.pool import Pool, Slot, call
 from cluster.actors.samplers import Samplers, sampler_spec
+from cluster.config.errors import PoolError
 from cluster.config.settings import RunSettings
 from cluster.loop.production import oversampled
 from cluster.loop.shared_batches import Batches

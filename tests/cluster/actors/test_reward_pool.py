@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
 from cluster.actors import reward_pool as module
-from cluster.actors.pool import PoolError
 from cluster.actors.reward_pool import Shards
+from cluster.config.errors import PoolError
 from cluster.record.events import recording
 from rewards.scorer import Judgement, Unavailable
 from rewards.settings import RewardSettings

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.actors.pool import PoolError, Slot
+from cluster.actors.pool import Slot
 from cluster.actors.rewards import Rewards
+from cluster.config.errors import PoolError
 from rewards.combine import Scores
 from rollout.records import Chunk, Prompt
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.actors.learner import LearnerError
-from cluster.actors.pool import PoolError, call
-from cluster.actors.samplers import Samplers, WeightsError, sampler_spec
+from cluster.actors.pool import call
+from cluster.actors.samplers import Samplers, sampler_spec
+from cluster.config.errors import LearnerError, PoolError, WeightsError
 from cluster.config.settings import RunSettings
 from rollout.records import Noise, Prompt, SampleRequest, Weights, WeightsId
 from rollout.tensors import buckets, checksum, flatten

@@ -107,5 +107,5 @@ def test_bad_input_is_refused(
 
 def test_an_unknown_benchmark_is_answered_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speed"]) == 2
-    listed = capsys.readouterr().out
+    listed = capsys.readouterr().err
     assert all(name in listed for name in BENCHMARKS)

@@ -12,7 +12,8 @@ import pytest
 import ray
 
 from cluster.actors import actor_spec as placement
-from cluster.actors.actor_spec import SHARING, Role, connect, spawn
+from cluster.actors.actor_spec import Role, spawn
+from cluster.actors.connection import SHARING, connect
 from cluster.bench import busy as bench_busy
 from cluster.bench.__main__ import main
 from cluster.bench.busy import busy

@@ -16,8 +16,8 @@ import ray
 import torch
 from safetensors.torch import save_file
 
-from cluster import train
-from cluster.actors.pool import PoolError
+from cluster import service
+from cluster.config.errors import PoolError
 from cluster.train import main
 from tests.support.service_process import ROOT
 from tests.support.tiny_families import TINY
@@ -233,7 +233,7 @@ def test_what_a_start_says_is_an_event_too(
     def fail(_: Any) -> None:
         raise PoolError("far enough")
 
-    monkeypatch.setattr(train, "connect", fail)
+    monkeypatch.setattr(service, "connect", fail)
     path = tmp_path / "prompts.txt"
     path.write_text("a photo of a circle" + " and a circle" * 9)
     flags = [
@@ -258,7 +258,7 @@ def test_a_run_that_is_stopped_before_it_did_anything_leaves_no_folder(
     def stop(_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "connect", stop)
+    monkeypatch.setattr(service, "connect", stop)
     folder = tmp_path / "run"
     assert main([*DRY[:1], *DRY[2:], "--folder", str(folder)]) == 130
     assert "stopped" in capsys.readouterr().out

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cluster.config.errors import UserError
 from cluster.config.metric_names import check_rewards, exported
-from cluster.config.settings import RunSettings, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import resolve
 from cluster.trackers.tensorboard import TensorBoard
 
 

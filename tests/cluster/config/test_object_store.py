@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.actors.actor_spec import connect
+from cluster.actors.connection import connect
 from cluster.config.errors import UserError
 from cluster.config.object_store import ANYWAY, check_object_store
 from cluster.config.preflight import check
@@ -48,7 +48,7 @@ def test_a_plain_container_is_told_how_to_start(
 
 def test_what_others_have_taken_of_shared_memory_is_not_free(monkeypatch: Patch) -> None:
     set_shared_memory(monkeypatch, free=8, total=16)
-    check_object_store(8)
+    assert not check_object_store(8)
     with pytest.raises(UserError, match=r"12 GB, but /dev/shm has 8 GB free of 16 GB.*--shm-size=13200m"):
         check_object_store(12)
 
@@ -61,14 +61,20 @@ def test_connecting_refuses_it_too_for_who_skips_the_preflight(monkeypatch: Patc
             connect(ClusterSettings(address=address))
 
 
-def test_a_user_may_put_up_with_the_disk_and_the_log_says_so(monkeypatch: Patch, tmp_path: Path) -> None:
+def test_a_user_may_put_up_with_the_disk_and_is_told(
+    monkeypatch: Patch, configure: Any, set_free_memory: Any, tmp_path: Path
+) -> None:
+    set_free_memory(64)
     set_shared_memory(monkeypatch, free=0.067)
     monkeypatch.setenv(ANYWAY, "1")
+    remark = check_object_store(1)
+    assert remark.startswith("1 GB, but /dev/shm has 0.067 GB free")
+    assert check(configure()).remarks == (f"cluster.object_store_gb: {remark}",)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
     with recording(tmp_path, "run"):
-        check_object_store(1)
+        connect(ClusterSettings(object_store_gb=1))
     events = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
-    assert events[1]["event"] == "object store on disk"
-    assert "1 GB, but /dev/shm has 0.067 GB free" in events[1]["reason"]
+    assert (events[1]["event"], events[1]["reason"]) == ("object store on disk", remark)
 
 
 def test_shared_memory_of_another_machine_is_not_ours_to_judge(
@@ -77,7 +83,7 @@ def test_shared_memory_of_another_machine_is_not_ours_to_judge(
     set_free_memory(0.01)
     assert check(configure(cluster={"address": "ray://somewhere:10001"})).train
     monkeypatch.setattr("sys.platform", "darwin")
-    check_object_store(1)
+    assert not check_object_store(1)
 
 
 def test_a_machine_without_shared_memory_is_an_error_of_one_line(monkeypatch: Patch) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from cluster.config.errors import UserError
 from cluster.config.preflight import check
-from cluster.config.settings import PRESETS, RunSettings, preset_names, read_toml, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import PRESETS, preset_names, read_toml, resolve
 from rewards.registry import REWARDS
 from rollout.prompts import load_prompts
 from tests.support.paths import ROOT

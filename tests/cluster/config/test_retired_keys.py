@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, resolve, to_toml
+from cluster.config.settings import RunSettings
+from cluster.config.sources import resolve, to_toml
 from cluster.loop.resume import resumable
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.marker import from_marker

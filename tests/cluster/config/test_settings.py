@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, parse_overrides, read_toml, resolve, to_toml
+from cluster.config.settings import RunSettings
+from cluster.config.sources import parse_overrides, read_toml, resolve, to_toml
 
 
 def from_flags(*flags: str, source: str = "shapes") -> RunSettings:
@@ -93,7 +94,7 @@ def test_judges_default_to_the_training_rewards() -> None:
         (["--rewards", '[{"name": "jpeg", "weight": 0}]'], ["weight other than 0"]),
         (["--rewards", '[{"name": "jpeg", "wieght": 1}]'], ["unknown key", "wieght"]),
         (["--cluster.dashboard_port", "99999"], ["cluster.dashboard_port", "65535", "'99999'"]),
-        (["--nonesuch", "3"], ["--nonesuch", "--help"]),
+        (["--nonesuch", "3"], ["--nonesuch", "prog --help-all"]),
         (["--selection.nonesuch", "3"], ["--selection.nonesuch"]),
         (["--sele.keep", "3"], ["--sele.keep"]),
         (["--steps"], ["--steps", "expected one argument"]),

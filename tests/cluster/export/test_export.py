@@ -13,8 +13,9 @@ import pytest
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
-from cluster.config.settings import resolve
+from cluster.config.sources import resolve
 from cluster.export import __main__ as export
+from cluster.export import steps
 from cluster.export.model_card import Export, model_card
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
@@ -301,8 +302,8 @@ def test_a_push_that_cannot_be_is_refused_before_any_work(
     lora_run: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     name: str, token: str | None, offline: bool, said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(export, "get_token", lambda: token)
-    monkeypatch.setattr(export, "is_offline_mode", lambda: offline)
+    monkeypatch.setattr(steps, "get_token", lambda: token)
+    monkeypatch.setattr(steps, "is_offline_mode", lambda: offline)
     out = tmp_path / "out"
     assert said in refused(capsys, lora_run.folder, "--what", "lora", "--to", out, "--push", name)
     assert not out.exists()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cluster.config.preflight import Inputs, check
-from cluster.config.settings import RunSettings, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import resolve
 from cluster.local.in_process import LocalRewards, load_scorers
 from cluster.study.compare import run_arm
 from rollout.noise import candidate_noises

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config.errors import DataLost
+from cluster.config.errors import DataLost, RunStopped
 from cluster.config.settings import RunSettings
-from cluster.loop.checks import RunStopped
 from cluster.loop.loop import train
 from cluster.record.run_folder import RunFolder
 from rollout.records import Chunk, Noise

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.actors.learner import LearnerLost
+from cluster.config.errors import LearnerLost
 from cluster.loop.loop import train
 from cluster.loop.recovery import train_through_losses
 from cluster.loop.resume import announce, started_before

@@ -10,7 +10,8 @@ import pytest
 
 from cluster.actors.stages import start_stages
 from cluster.config.preflight import check
-from cluster.config.settings import RunSettings, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import resolve
 from cluster.local.in_process import LocalStages, load_scorers
 from cluster.loop.loop import train
 from cluster.loop.production import consecutive

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from cluster.actors.learner import LearnerError, LearnerLost
-from cluster.config.errors import DataLost, UserError
+from cluster.config.errors import DataLost, GaveUp, LearnerError, LearnerLost, UserError
 from cluster.config.settings import RunSettings
 from cluster.loop import recovery
-from cluster.loop.recovery import ATTEMPTS, GaveUp, train_through_losses
+from cluster.loop.recovery import ATTEMPTS, train_through_losses
 from tests.support.fake_stages import FakeStages, course
 
 STEPS, EVERY = 10, 4

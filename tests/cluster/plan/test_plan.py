@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.config.preflight import check
-from cluster.config.settings import resolve
+from cluster.config.sources import resolve
 from cluster.plan import cpu as plan_cpu
 from cluster.plan import gpu as plan_gpu
 from cluster.plan import measure as plan_roles

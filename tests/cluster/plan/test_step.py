@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.config.preflight import Inputs, plan
+from cluster.config.preflight import Inputs
+from cluster.plan.step import plan
 from tests.support.fake_stages import PROMPTS
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from cluster.config.errors import UserError
 from cluster.loop.resume import changed_packages, resumable
+from cluster.record import marker
 from cluster.record.checkpoints import Checkpoints
-from cluster.record.marker import MARKER
+from cluster.record.marker import MARKER, OWN, installed
 from cluster.record.run_folder import RunFolder
 from learner.records import Written
 from tests.support.saving import written_at
@@ -214,10 +215,33 @@ def test_a_run_that_has_done_more_than_it_should_is_refused(resume: Any) -> None
         resume(steps=3)
 
 
-def test_other_packages_are_told(tmp_path: Path, resume: Any) -> None:
-    marker = tmp_path / "a run/checkpoints/step-4" / MARKER
-    content = json.loads(marker.read_text())
-    content["packages"]["torch"] = "1.0"
-    del content["crc32"]
-    marker.write_text(json.dumps(content))
-    assert changed_packages(resume()).startswith("torch 1.0 -> ")
+@pytest.mark.parametrize(
+    ("package", "was", "told"),
+    [("torch", "1.0", "torch 1.0 -> "), (OWN, "0.0.1", f"{OWN} 0.0.1 -> "), ("forgotten", "1.0", "")],
+)
+def test_other_packages_are_told(tmp_path: Path, resume: Any, package: str, was: str, told: str) -> None:
+    rewrite(tmp_path, {**installed(), package: was})
+    changes = changed_packages(resume())
+    assert changes.startswith(told) if told else changes == ""
+
+
+def test_another_commit_is_told_only_where_both_are_known(
+    tmp_path: Path, resume: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(tmp_path, {**installed(), f"{OWN} commit": "0000000"})
+    monkeypatch.setattr(marker, "commit", lambda: "1111111+")
+    assert changed_packages(resume()) == f"{OWN} commit 0000000 -> 1111111+"
+    monkeypatch.setattr(marker, "commit", lambda: "")
+    assert changed_packages(resume()) == ""
+    rewrite(tmp_path, {"torch": installed()["torch"]})  # of a version that did not record itself
+    monkeypatch.setattr(marker, "commit", lambda: "1111111+")
+    assert changed_packages(resume()) == ""
+
+
+def rewrite(tmp_path: Path, packages: dict[str, str]) -> None:
+    """Let the marker of step 4 name other packages."""
+    path = tmp_path / "a run/checkpoints/step-4" / MARKER
+    content = json.loads(path.read_text())
+    content["packages"] = packages
+    content.pop("crc32", None)
+    path.write_text(json.dumps(content))

@@ -14,7 +14,9 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from cluster.actors import pool as pools
 from cluster.actors.actor_spec import Role
-from cluster.actors.pool import Pool, PoolError, Slot
+from cluster.actors.pool import Pool, Slot
+from cluster.config.errors import PoolError
+from cluster.config.version import commit, version
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.events import GROUP, NAME, STEP, note, recording, warn, watch
 from tests.support.saving import SavingLearner
@@ -49,7 +51,8 @@ def test_a_log_says_who_where_and_when(tmp_path: Path, events: Callable[[], list
     with recording(tmp_path, "shapes-1", after_step=0):
         asyncio.run(run())
     begin, one, two, saved, end = events()
-    assert begin == {"level": "info", "event": "run started", "run": "shapes-1", "after_step": 0}
+    ours = {"version": version(), "commit": commit() or None}
+    assert begin == {"level": "info", "event": "run started", "run": "shapes-1", "after_step": 0, **ours}
     told = {"level": "warning", "event": "call failed", "run": "shapes-1", "step": 7}
     assert one == {**told, "group": 3, "worker": "rollout-3"}
     assert two == {**told, "group": 4, "worker": "rollout-4"}

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from cluster import train
-from cluster.loop.checks import RunStopped, check_margins
+from cluster.config.command import Status
+from cluster.config.errors import RunStopped
+from cluster.loop.checks import check_margins
 from cluster.record.nothing_learned import nothing_learned, some
 from cluster.record.run_folder import RunFolder
 from tests.support.service_process import FLAGS, metrics_of, prepare
@@ -117,7 +119,7 @@ def go(
 def test_a_reward_that_tells_nothing_is_no_success(go: Any, tmp_path: Path, scorer: str, reason: str) -> None:
     told = f"nothing was learned, no update was applied: {reason}"
     status, output = go(scorer)
-    assert status == train.LEARNED_NOTHING == 3
+    assert status == Status.LEARNED_NOTHING == 3
     assert "2 of 2 steps" in output
     assert told in output
     assert [line["updates"] for line in metrics_of(tmp_path / "run")[1:]] == [0, 0]

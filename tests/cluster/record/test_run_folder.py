@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.config.errors import UserError
-from cluster.config.settings import resolve
-from cluster.record.run_folder import FolderError, RunFolder
+from cluster.config.errors import FolderError, UserError
+from cluster.config.sources import resolve
+from cluster.record.run_folder import RunFolder
 from rewards.combine import Scores
 from rollout.records import CandidateGroup, Noise, Prompt
 from selection.records import Kept

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from cluster.config.errors import CheckpointError
 from cluster.record import checkpoints as module
-from cluster.record.checkpoints import CheckpointError, Checkpoints
+from cluster.record.checkpoints import Checkpoints
 from learner.records import Written
 from tests.support.saving import FILES, SavingLearner, commit, digests_of, written_at
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.config.errors import UserError
-from cluster.config.settings import RunSettings, resolve
+from cluster.config.settings import RunSettings
+from cluster.config.sources import resolve
 from cluster.study.arms import ARMS, BASELINE, RETIRED, arm_settings, group_ids, what_differs
 
 

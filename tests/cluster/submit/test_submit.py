@@ -12,7 +12,8 @@ import pytest
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 from ray.job_submission import JobStatus
 
-from cluster.actors.actor_spec import JOB_VARIABLE
+from cluster.config.address import JOB_VARIABLE
+from cluster.config.version import commit
 from cluster.submit import __main__ as submit
 from cluster.submit.__main__ import main
 from cluster.trackers.ray_job import Job, submission, summary
@@ -66,7 +67,7 @@ class Client:
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
     """What `reach` finds at every address."""
     found = Client()
-    monkeypatch.setattr(submit, "reach", lambda address, tell: found)
+    monkeypatch.setattr("cluster.submit.upload.reach", lambda address, tell: found)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     return found
 
@@ -145,7 +146,8 @@ def test_what_is_sent(client: Client, shapes: list[str], capsys: Capture) -> Non
         "--folder", "/runs/first", "--auto-resume",
     ]  # fmt: skip
     assert sent["metadata"] == {"name": "first", "folder": "/runs/first"}
-    assert sent["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "600"}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": "600", "NOISEMARGIN_COMMIT": commit()}
+    assert sent["runtime_env"]["env_vars"] == variables
     assert 2**20 < client.uploaded < 30 * 2**20
     shown = capsys.readouterr().out
     assert f"upload {client.uploaded / 2**20:.1f} MiB of at most 100.0 MiB" in shown
@@ -232,7 +234,7 @@ def test_a_cluster_that_fails(monkeypatch: pytest.MonkeyPatch, capsys: Capture) 
     def fail(address: str, tell: object) -> None:
         raise RuntimeError("Request failed with status code 500: no disk")
 
-    monkeypatch.setattr(submit, "reach", fail)
+    monkeypatch.setattr("cluster.submit.upload.reach", fail)
     assert main(["list", *ADDRESS]) == 1
     assert capsys.readouterr().err == "failed: Request failed with status code 500: no disk\n"
 

@@ -176,7 +176,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: Capture) -> None:
         return line
 
     assert f"{tmp_path} is no run folder: it has no config.toml" in refused(str(tmp_path))
-    assert "usage: python -m cluster.watch RUN" in refused()
+    assert "the following arguments are required: RUN" in refused()
     assert "cannot read nonesuch://run" in refused("nonesuch://run")
     (tmp_path / "config.toml").write_text("steps =")
     assert f"{tmp_path}/config.toml: " in refused(str(tmp_path))

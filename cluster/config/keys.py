@@ -1,0 +1,124 @@
+"""Every key of the configuration with its values, its default and its description, read off the settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cluster.config.settings import RunSettings
+
+COMMON: Final = (
+    "folder", "steps", "seed", "groups_per_step", "prompts.train", "prompts.eval", "model.path",
+    "model.lora_rank", "rollout.width", "rollout.height", "rollout.steps", "rollout.workers", "rollout.gpus",
+    "selection.candidates", "selection.keep", "selection.strategy", "learner.learning_rate", "learner.ranks",
+    "learner.gpus", "rewards", "cluster.address",
+)  # fmt: skip
+"""The keys that are set most often."""
+ENTRY: Final = "N"
+"""The part of a name that stands for the number of an entry, as in ``rewards.N.weight``."""
+BOUNDS: Final = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+TYPES: Final = {"string": "text", "boolean": "true | false", "object": "table", "null": "none"}
+
+Schema = Mapping[str, Any]
+"""A JSON schema, or a part of one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key by its dotted name, with what it takes, its default and its description in words."""
+
+    name: str
+    values: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """The keys below one name, or of a run itself; equal sections, such as those of two lists, are one."""
+
+    names: tuple[str, ...]
+    description: str
+    keys: tuple[Key, ...]
+
+
+def sections() -> tuple[Section, ...]:
+    """List the sections of the configuration, a run's own keys first."""
+    schema = RunSettings.model_json_schema()
+    named: dict[str, list[str]] = {}
+    for name, reference in _nested("", schema, schema["$defs"]):
+        named.setdefault(reference, []).append(name)
+    found = [_section([""], schema)]
+    found += [_section(names, schema["$defs"][reference]) for reference, names in named.items()]
+    return tuple(found)
+
+
+def common() -> tuple[Key, ...]:
+    """List the keys that are set most often."""
+    known = {key.name: key for section in sections() for key in section.keys}
+    return tuple(known[name] for name in COMMON)
+
+
+def _nested(prefix: str, schema: Schema, defined: Schema) -> Iterator[tuple[str, str]]:
+    """The name and the definition of every section below a schema, outer ones first."""
+    for name, key in schema["properties"].items():
+        for reference in _references(key):
+            inner = f"{prefix}{name}.{ENTRY}" if key.get("type") == "array" else f"{prefix}{name}"
+            yield inner, reference
+            yield from _nested(f"{inner}.", defined[reference], defined)
+
+
+def _references(key: Schema) -> list[str]:
+    """The definitions that the value of a key is one of, or a list of."""
+    alternatives = [key, key.get("items", {}), *key.get("oneOf", ()), *key.get("anyOf", ())]
+    return [one["$ref"].removeprefix("#/$defs/") for one in alternatives if "$ref" in one]
+
+
+def _section(names: list[str], schema: Schema) -> Section:
+    prefix = f"{names[0]}." if names[0] else ""
+    keys = (
+        Key(
+            name=f"{prefix}{name}",
+            values=_values(key),
+            default=_default(key, required=name in schema.get("required", ())),
+            description=key.get("description", ""),
+        )
+        for name, key in schema["properties"].items()
+        if key.get("type") == "array" or not _references(key)
+    )
+    about = schema.get("description", "").split("\n\n")[0].replace("\n", " ")
+    return Section(names=tuple(names), description=about, keys=tuple(keys))
+
+
+def _values(key: Schema) -> str:
+    if "anyOf" in key:
+        return " | ".join(map(_values, key["anyOf"]))
+    if "enum" in key or "const" in key:
+        return " | ".join(map(str, key.get("enum", [key.get("const")])))
+    kind = str(key["type"])
+    if kind == "array":
+        return _list(key)
+    if kind == "string" and key.get("format") == "path":
+        return "path"
+    bounds = [f"{sign} {key[bound]:g}" for bound, sign in BOUNDS.items() if bound in key]
+    return " ".join([TYPES.get(kind, kind), ", ".join(bounds)]).strip()
+
+
+def _list(key: Schema) -> str:
+    if "prefixItems" in key:
+        return "list of " + ", ".join(map(_values, key["prefixItems"]))
+    inner = "tables" if _references(key) else str(_values(key["items"]))
+    return f"list of {inner}" + (f", at least {key['minItems']}" if "minItems" in key else "")
+
+
+def _default(key: Schema, *, required: bool) -> str:
+    if required:
+        return "required"
+    value = key.get("default", {})  # the schema leaves out what is made anew for every run: empty tables
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return value or "empty"
+    return json.dumps(value) if value not in ([], {}) else "empty"

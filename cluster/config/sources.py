@@ -1,0 +1,89 @@
+"""The sources of a configuration: presets and TOML files, overridden on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import tomli_w
+from pydantic import ValidationError
+
+from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings
+from rollout.settings import explain
+from rollout.text_files import TextFileError, read_text
+
+PRESETS: Final = Path(__file__).parents[1] / "presets"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help-all lists every key)")
+
+
+def preset_names() -> list[str]:
+    """The names of the presets that ship."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def read_toml(source: str) -> dict[str, Any]:
+    """The values of a preset or of a TOML file.
+
+    Raises:
+        UserError: if there is no such preset or file, or it is not TOML.
+    """
+    path = Path(source) if source.endswith(".toml") else PRESETS / f"{source}.toml"
+    try:
+        return tomllib.loads(read_text(path))
+    except FileNotFoundError:
+        known = ", ".join(preset_names())
+        raise UserError(f"no preset or TOML file {source!r}; presets are {known}") from None
+    except TextFileError as error:
+        raise UserError(str(error)) from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def parse_overrides(arguments: list[str], prog: str) -> dict[str, Any]:
+    """Nested values of ``--section.key value`` flags.
+
+    Raises:
+        UserError: if a flag is unknown or lacks its value.
+    """
+    from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+    class CommandLine(BaseSettings, RunSettings):
+        """Only the source of flags; never instantiated."""
+
+        model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    parser = _Parser(prog=prog, allow_abbrev=False)
+    source: Any = CliSettingsSource(
+        CommandLine, cli_parse_args=arguments, root_parser=parser, cli_parse_none_str="none"
+    )
+    return dict(source())
+
+
+def resolve(source: str, overrides: dict[str, Any]) -> RunSettings:
+    """Merge a preset or TOML file with overrides and validate the whole.
+
+    Raises:
+        UserError: naming every key that is wrong, with its value.
+    """
+    values = {"preset": Path(source).stem, **read_toml(source)}
+    try:
+        return RunSettings.model_validate(_merged(values, overrides))
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error)}") from None
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and k in base}
+    return {**base, **over, **both}
+
+
+def to_toml(settings: RunSettings) -> str:
+    """The resolved configuration as TOML that `resolve` reads back."""
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
