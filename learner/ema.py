@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.engine import Masters
-from rollout.tensors import NamedParameters
+from rollout.weights import NamedParameters
 
 
 class Ema:

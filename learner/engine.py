@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from learner.deepspeed_config import deepspeed_config
 from learner.optimizer import Schedule, build_optimizer
 from learner.settings import LearnerSettings
-from rollout.tensors import NamedParameters
+from rollout.weights import NamedParameters
 
 COLLECTIVE_TIMEOUT: Final = timedelta(hours=6)
 """Who waits for the ranks notices a hang first, and knows which of them raised something else."""

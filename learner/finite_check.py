@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rollout.tensors import NamedParameters
+from rollout.weights import NamedParameters
 
 
 @torch.no_grad()

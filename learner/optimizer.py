@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from learner.settings import LearnerSettings
-from rollout.tensors import NamedParameters
+from rollout.weights import NamedParameters
 
 
 class _Holding:

@@ -17,7 +17,7 @@ from rollout.records import Conditioning, Trajectory
 from rollout.sampler import transition
 from rollout.sde import log_prob
 from rollout.settings import RolloutSettings
-from rollout.tensors import NamedParameters
+from rollout.weights import NamedParameters
 
 
 class Sketch:

@@ -34,7 +34,8 @@ from rollout.families.registry import load_policy
 from rollout.sampler import transition
 from rollout.sde import Transition, log_prob
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import buckets, checksum, flatten, keep_freed_memory, numel_of, trainable
+from rollout.tensors import keep_freed_memory
+from rollout.weights import buckets, checksum, flatten, numel_of, trainable
 
 
 class LearnerWorker:

@@ -29,7 +29,8 @@ from rollout.records import (
 )  # fmt: skip
 from rollout.sampler import Rollout, denoise, trained_window
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import bucket_of, keep_freed_memory, load_flat, pack, trainable, unpack
+from rollout.tensors import keep_freed_memory, pack, unpack
+from rollout.weights import bucket_of, load_flat, trainable
 
 
 class StaleWeights(RuntimeError):

@@ -25,7 +25,7 @@ from rollout.families.transformer import adapter_off
 from rollout.noise import initial_latents, path_noise
 from rollout.records import Noise, SampleRequest
 from rollout.sde import Transition, euler, flow_sde, log_prob
-from rollout.tensors import trainable
+from rollout.weights import trainable
 
 Text = tuple[Tensor, Tensor]
 

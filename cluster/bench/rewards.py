@@ -21,7 +21,7 @@ from rewards.scorers.ocr import OcrScorer, text_recognition
 from rewards.settings import RewardSettings
 from rewards.spans import Span
 from rollout.records import Prompt
-from rollout.tiny.prompts import split_words
+from rollout.tiny.prompt_files import split_words
 from rollout.tiny.world import draw_word
 
 IMAGES: Final = 16

@@ -18,7 +18,7 @@ from torch import nn
 
 from rollout.families.registry import Tensors
 from rollout.settings import RolloutSettings
-from rollout.tensors import checksum, flatten
+from rollout.weights import checksum, flatten
 
 Embed = Callable[..., Tensors]
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rollout.tiny.build import WORLDS, build_pipeline
-from rollout.tiny.prompts import word_line
+from rollout.tiny.prompt_files import word_line
 from rollout.tiny.world import (
     LETTERS,
     corrupt,

@@ -1,6 +1,7 @@
 """The prompts of the bundled tasks, split into train and held-out files that share no prompt.
 
-Run as ``python -m rollout.tiny.prompts`` to write ``rollout/tiny/prompts/{shapes,words}-{train,eval}.jsonl``.
+Run as ``python -m rollout.tiny.prompt_files`` to write ``{shapes,words}-{train,eval}.jsonl`` to
+``rollout/tiny/prompts``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ HELD_OUT: Final = {
     "color_attr": 10,
 }
 TRAINED: Final = {"color_attr": 48}
-"""Colour pairs outnumber every other category fivefold; the training file holds this many of them."""
+"""Number of colour pairs in the training file; in all, they outnumber every other category fivefold."""
 
 WORD_LIST: Final = (
     "ace act add age ago aid aim air all and ant any ape arc are ark arm art ash ask axe bad bag ban bar "
@@ -42,12 +43,12 @@ HELD_OUT_WORDS: Final = 32
 
 
 def word_line(word: str) -> dict[str, Any]:
-    """A prompt line of the words task; the target stands in the caption's quotes and in ``text``."""
+    """Make a prompt line of the words task, with the target in the caption's quotes and in ``text``."""
     return {"tag": "word", "text": word, "prompt": f'a sign that says "{word}"'}
 
 
 def split_scenes() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train and held-out scene prompts, every category in both."""
+    """Split the scene prompts into train and held-out ones, with every category in both."""
     rng = np.random.default_rng(SPLIT_SEED)
     lines = list(scene_prompts())
     train: list[dict[str, Any]] = []
@@ -61,7 +62,7 @@ def split_scenes() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def split_words() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train and held-out word prompts."""
+    """Split the word prompts into train and held-out ones."""
     order = np.random.default_rng(SPLIT_SEED).permutation(len(WORD_LIST))
     lines = [word_line(WORD_LIST[i]) for i in order]
     return lines[HELD_OUT_WORDS:], lines[:HELD_OUT_WORDS]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rollout.families.registry import Tensors, family_class, load_policy
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import trainable
+from rollout.weights import trainable
 
 
 class ExportError(ValueError):
@@ -25,7 +25,7 @@ class ExportError(ValueError):
 def write_lora(weights: Path, model: ModelSettings, rollout: RolloutSettings, folder: Path) -> None:
     """Write what `load_lora_weights` reads: the adapter in float32, with its rank, alpha and targets.
 
-    ``weights`` holds every trained parameter by its name (`rollout.tensors.trainable`).
+    ``weights`` holds every trained parameter by its name (`rollout.weights.trainable`).
 
     Raises:
         ExportError: if the weights are not this model's.

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rollout.families.registry import Tensors, load_policy
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import trainable
+from rollout.weights import trainable
 
 META: Final = torch.device("meta")
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from learner.digests import digest, digests
 from learner.records import Digest
-from rollout.tensors import flatten
+from rollout.weights import flatten
 from tests.support.tiny_learner import (
     Batch,
     learner_settings,

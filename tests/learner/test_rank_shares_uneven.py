@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.rank_shares import Item, RankUpdate
-from rollout.tensors import flatten
+from rollout.weights import flatten
 from tests.support.ranks import in_world
 from tests.support.tiny_learner import (
     Batch,

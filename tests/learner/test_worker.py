@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from learner.finite_check import not_finite
 from rollout.families.transformer import adapter_off
 from rollout.records import WeightsId
-from rollout.tensors import checksum, flatten, unpack
+from rollout.tensors import unpack
 from rollout.tools.export import write_lora
+from rollout.weights import checksum, flatten
 from tests.support.tiny_learner import (
     Batch,
     hand_over,

@@ -23,7 +23,8 @@ from rollout.records import (
     WeightsMismatch,
 )
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import buckets, checksum, flatten, trainable, unpack
+from rollout.tensors import unpack
+from rollout.weights import buckets, checksum, flatten, trainable
 from rollout.worker import RolloutWorker, StaleWeights
 
 PROMPT = Prompt(index=4, text="a photo of a red circle")

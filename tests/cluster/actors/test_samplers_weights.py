@@ -16,7 +16,7 @@ from cluster.actors.samplers import Samplers, sampler_spec
 from cluster.config.errors import LearnerError, PoolError, WeightsError
 from cluster.config.settings import RunSettings
 from rollout.records import Noise, Prompt, SampleRequest, Weights, WeightsId
-from rollout.tensors import buckets, checksum, flatten
+from rollout.weights import buckets, checksum, flatten
 from rollout.worker import RolloutWorker
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]

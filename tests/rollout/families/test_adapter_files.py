@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from rollout.families.registry import Tensors, load_policy
 from rollout.settings import ModelSettings
-from rollout.tensors import trainable
 from rollout.tools.export import write_lora
+from rollout.weights import trainable
 from tests.support.tiny_families import TINY
 
 RANK, ALPHA = 4, 10

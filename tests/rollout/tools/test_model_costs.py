@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import trainable
 from rollout.tools.model_costs import Sizes, sizes_of
 from rollout.tools.random_models import TRANSFORMERS, save_configs
+from rollout.weights import trainable
 from tests.support.tiny_families import TINY
 
 PROMPT = 14
