@@ -13,7 +13,7 @@ from rewards.scorer import Judgement
 from rewards.settings import Combination
 
 SPREAD_FLOOR: Final = 1e-8
-"""A standard deviation at or below it is rounding, and the reward says nothing about the group."""
+"""A standard deviation at or below this is rounding error: the reward does not separate the candidates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +21,8 @@ class Scores:
     """The scores of a group of n candidates.
 
     ``rewards`` holds the raw (n,) float64 of every reward and ``weights`` its weight; ``total`` (n,) float64
-    is what selection and training go by. Both are NaN where not valid. ``valid`` is (n,) bool; ``strict``
-    is the (n,) all-or-nothing verdict of the first reward that has one, NaN where that has no score.
+    is what selection and training use. Both are NaN where not valid. ``valid`` is (n,) bool; ``strict`` is
+    the (n,) all-or-nothing score of the first reward that has one, NaN where that reward is missing.
     """
 
     rewards: Mapping[str, NDArray[np.float64]]
@@ -33,25 +33,27 @@ class Scores:
 
     @property
     def weighted(self) -> dict[str, NDArray[np.float64]]:
-        """Weight times raw score, for every reward that counts."""
+        """Weight times raw score of every reward whose weight is not zero."""
         return {name: weight * self.rewards[name] for name, weight in self.weights.items() if weight != 0.0}
 
     @property
     def raw(self) -> NDArray[np.float64]:
-        """The weighted sum (n,) of raw scores, however ``total`` was made: comparable from step to step."""
+        """Weighted sum (n,) of raw scores, comparable across steps even if ``total`` is standardised."""
         return np.asarray(np.sum(list(self.weighted.values()), axis=0))
 
 
 def combine(
     judgements: Mapping[str, Judgement], weights: Mapping[str, float], how: Combination = "raw"
 ) -> Scores:
-    """The weighted sum of scores; a missing reward is never zero.
+    """Sum the weighted scores of every candidate; a missing reward is never zero.
 
     ``standardised`` first brings every reward to mean 0 and (population) standard deviation 1 over the
-    group's valid candidates, so that the one with the wider scale does not drown the others; a reward that
-    does not tell the candidates apart adds 0. A candidate is valid only if every reward with a non-zero
-    weight is; a reward of weight zero is merely recorded. Raises ``ValueError`` when names or lengths of
-    judgements and weights do not fit each other.
+    group's valid candidates, so that the reward with the widest scale does not dominate; a reward that does
+    not separate the candidates adds 0. A candidate is valid only if every reward with a non-zero weight is;
+    a reward of weight zero is only recorded.
+
+    Raises:
+        ValueError: if the names or lengths of judgements and weights do not match.
     """
     _check(judgements, weights)
     rewards = {name: np.where(j.valid, j.values, np.nan) for name, j in judgements.items()}
@@ -77,7 +79,7 @@ def combine(
 
 
 def standardise(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(n,) values in standard deviations from the mean of the valid ones; 0 where those do not differ."""
+    """Express (n,) values in standard deviations from the mean of the valid ones; 0 if those are equal."""
     known = values[valid]
     spread = float(np.std(known)) if len(known) else 0.0
     if spread <= SPREAD_FLOOR:

@@ -1,4 +1,4 @@
-"""Cheap statistics of a group's images: what shifts when a policy pleases its reward and not the prompt."""
+"""Cheap statistics of a group's images, which shift when a policy hacks its reward."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 class ImageObserver:
-    """Measures the images of one group at a time; knows nothing of Ray, prompts or rewards."""
+    """Measures the images of one group per call, without Ray, prompts or rewards."""
 
     def ping(self) -> str:
-        """A sign of life."""
+        """Confirm that the worker responds."""
         return "observer"
 
     def measure(self, finite: Sequence[bool], *chunks: NDArray[np.uint8]) -> dict[str, float]:
-        """`group_statistics` of a group that comes in chunks (N, H, W, 3), of those images that are finite.
+        """Compute `group_statistics` of the finite images of a group, given as chunks (N, H, W, 3).
 
-        None where there are fewer than two, which cannot be compared.
+        Returns an empty mapping for fewer than two images, which cannot be compared.
         """
         images = np.concatenate(chunks)[np.asarray(finite)]
         return group_statistics(images) if len(images) > 1 else {}
 
 
 def group_statistics(images: NDArray[np.uint8]) -> dict[str, float]:
-    """Six numbers of the (N, H, W, 3) candidates of one prompt.
+    """Compute six statistics of the (N, H, W, 3) candidates of one prompt.
 
     - ``edge_density``: share of neighbouring pixels whose brightness differs by more than a tenth;
-    - ``color_entropy``: bits of the group's hues, weighted by chroma: falls when all take one colour;
+    - ``color_entropy``: entropy in bits of the group's hues, weighted by chroma; falls as colours converge;
     - ``dark_fraction``, ``saturated_fraction``: share of pixels of brightness under 0.1, and of bright pixels
       (value over 0.5) of a saturation over 0.9;
-    - ``pairwise_distance``: root mean square difference of two candidates: falls when all look alike;
+    - ``pairwise_distance``: root mean square difference of two candidates; falls as candidates converge;
     - ``jpeg_size``: bytes per pixel at quality 95.
     """
     small = _reduced(images)
@@ -67,7 +67,7 @@ def _reduced(images: NDArray[np.uint8]) -> Floats:
 
 
 def _hues(images: Floats, high: Floats, chroma: Floats) -> NDArray[np.float64]:
-    """How much colour there is of each hue, over all images."""
+    """Sum the chroma of all images in each bin of hue."""
     red, green, blue = np.moveaxis(images, -1, 0)
     width = np.maximum(chroma, 1e-6)
     sector = np.select(
@@ -75,7 +75,7 @@ def _hues(images: Floats, high: Floats, chroma: Floats) -> NDArray[np.float64]:
         [((green - blue) / width) % 6, (blue - red) / width + 2],
         (red - green) / width + 4,
     )
-    # Bins are centred on the pure colours, which would else lie on an edge and fall to either side.
+    # Bins are centred on the pure colours, which would otherwise lie on an edge between two bins.
     bins = np.round(sector * (HUES / 6)).astype(np.int64) % HUES
     weights = np.bincount(bins.ravel(), weights=chroma.ravel(), minlength=HUES)
     return np.asarray(weights, dtype=np.float64)
@@ -90,7 +90,7 @@ def _entropy(weights: NDArray[np.float64]) -> float:
 
 
 def _pairwise_distance(images: Floats) -> float:
-    """The mean squared distance of all pairs is 2 n / (n - 1) times the variance, without any pair."""
+    """Compute the root mean square distance of all pairs: its square is 2 n / (n - 1) times the variance."""
     count = len(images)
     if count < 2:
         return 0.0

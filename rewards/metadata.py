@@ -1,4 +1,4 @@
-"""Checks of a prompt's metadata: a message names the key, the value and what was expected."""
+"""Checks of a prompt's metadata, whose messages name the key, the value and what was expected."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any, Final, TypeGuard
 
+from rewards.nearest_name import did_you_mean
+
 _FEW: Final = 20
-"""Up to how many choices are listed; of more, the nearest are."""
+"""Largest number of choices that a message lists in full; of more, it lists the nearest."""
 _ALIKE: Final = 0.8
-"""How much a stranger's key must look like one of ours to be taken for a slip, as difflib's ratio."""
+"""Similarity (difflib's ratio) from which a foreign key counts as a misspelling of one of ours."""
 _SHORT: Final = Repr()
 _SHORT.maxstring = 80
 
 
 def demand(holds: bool, where: str, value: Any, expected: str) -> None:
-    """Raise ``ValueError`` naming the place, what was expected and the value, unless the condition holds."""
+    """Require a condition of a value.
+
+    Raises:
+        ValueError: naming the place, the value and what was expected, if the condition is false.
+    """
     if not holds:
         raise ValueError(f"metadata {where}: expected {expected}, got {_SHORT.repr(value)}")
 
 
 def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    """Whether a value is a JSON array, as text is not."""
+    """Return whether a value is a JSON array; text is not."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number, as true and false are not."""
+    """Return whether a value is a whole number; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_choice(where: str, value: Any, choices: Collection[str]) -> None:
-    """Raise ``ValueError`` unless the value is one of the choices."""
+    """Require that a value is one of the choices.
+
+    Raises:
+        ValueError: listing the choices, or the nearest of many, if it is not.
+    """
     if isinstance(value, str) and value in choices:
         return
     listed = ", ".join(choices)
@@ -43,23 +53,29 @@ def check_choice(where: str, value: Any, choices: Collection[str]) -> None:
 
 
 def check_keys(where: str, item: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise ``ValueError`` for a key of an object that is not a known one: nobody would judge by it."""
+    """Refuse unknown keys of an object: no rule would read them.
+
+    Raises:
+        ValueError: naming the first unknown key and the known ones.
+    """
     for key in item:
         if key not in known:
-            near = get_close_matches(key.lower(), known, n=1, cutoff=0.5)
-            hint = f", nearest is {near[0]!r}" if near else ""
+            hint = did_you_mean(key.lower(), known, cutoff=0.5)
             raise ValueError(
-                f"metadata {where}: unknown key {_SHORT.repr(key)}{hint}; known are {', '.join(known)}"
+                f"metadata {where}: unknown key {_SHORT.repr(key)}{hint} (known keys are {', '.join(known)})"
             )
 
 
 def check_spelling(metadata: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise ``ValueError`` for a key that looks like a known one which the line lacks.
+    """Refuse keys that resemble a known key which the line lacks.
 
     Any other key may be another reward's, or the user's own.
+
+    Raises:
+        ValueError: naming the key and the known one.
     """
     lacking = [key for key in known if key not in metadata]
     for key in metadata:
-        near = get_close_matches(key.lower(), lacking, n=1, cutoff=_ALIKE)
-        if near and key not in known:
-            raise ValueError(f"metadata: unknown key {_SHORT.repr(key)}, nearest is {near[0]!r}")
+        hint = did_you_mean(key.lower(), lacking, cutoff=_ALIKE)
+        if hint and key not in known:
+            raise ValueError(f"metadata: unknown key {_SHORT.repr(key)}{hint}")

@@ -1,20 +1,22 @@
-"""Check a reward's options against its class, before any of its weights is loaded."""
+"""Check of a reward's options against its class, before any of its weights is loaded."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from rewards.nearest_name import did_you_mean
+
 
 def check_options(name: str, scorer: type[Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that the scorer's constructor does not take, and ones that it lacks.
+    """Refuse options that the scorer's constructor does not take, and missing ones that it needs.
 
-    Raises ``ValueError`` naming the option, its value and what was expected.
+    Raises:
+        ValueError: naming the option, its value and what was expected.
     """
     parameters, takes_any = _parameters(scorer)
     for option, value in options.items():
@@ -32,10 +34,10 @@ def check_options(name: str, scorer: type[Any], options: Mapping[str, Any]) -> N
 
 
 def _parameters(scorer: type[Any]) -> tuple[dict[str, inspect.Parameter], bool]:
-    """What the constructor takes by name, and whether it takes any other name, or cannot be read."""
+    """Return the constructor's named parameters, and whether it accepts others or cannot be inspected."""
     try:
         signature = inspect.signature(scorer, eval_str=True)
-    except NameError:  # annotations of names that only type checkers import
+    except NameError:  # annotations with names that only type checkers import
         signature = inspect.signature(scorer)
     except (TypeError, ValueError):
         return {}, True
@@ -49,10 +51,8 @@ def _parameters(scorer: type[Any]) -> tuple[dict[str, inspect.Parameter], bool]:
 
 
 def _unknown(name: str, option: str, known: list[str]) -> str:
-    close = get_close_matches(option, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
     takes = f"it takes {', '.join(known)}" if known else "it takes none"
-    return f"reward {name!r} has no option {option!r}{hint} ({takes})"
+    return f"reward {name!r} has no option {option!r}{did_you_mean(option, known)} ({takes})"
 
 
 def _check_value(name: str, parameter: inspect.Parameter, value: Any) -> None:
@@ -61,9 +61,9 @@ def _check_value(name: str, parameter: inspect.Parameter, value: Any) -> None:
         return
     try:
         kind: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
-        # As JSON, in which a list is a tuple and an integer a float, but no text is a number.
+        # As JSON, where a list may be a tuple and an integer a float, but text is never a number.
         kind.validate_json(json.dumps(value, default=str), strict=True)
-    except PydanticUserError:  # of a type that has no check
+    except PydanticUserError:  # pydantic cannot validate this type
         return
     except ValidationError as error:
         reason = error.errors()[0]["msg"]

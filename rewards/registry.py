@@ -1,4 +1,4 @@
-"""Which class is behind the name of a reward; importing this loads none of them."""
+"""The built-in rewards by name; importing this module loads no scorer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ REWARDS: Final[dict[str, str]] = {
 
 
 def resolve(name: str) -> type[Any]:
-    """The scorer class of a name of `REWARDS`, or of a user's own ``module:Class``.
+    """Import the scorer class behind a name of `REWARDS`, or behind a user's own ``module:Class``.
 
-    Raises ``ValueError`` when the name is unknown, its module or class is missing, or the class is no scorer.
+    Raises:
+        ValueError: if the name is unknown, its module or class is missing, or the class is not a scorer.
     """
     target = REWARDS.get(name, name)
     module_name, separator, class_name = target.partition(":")
@@ -40,7 +41,7 @@ def resolve(name: str) -> type[Any]:
 
 
 def _checked(name: str, found: Any) -> type[Any]:
-    """The class itself, if it looks like a scorer; a protocol with data members has no ``issubclass``."""
+    """Return the class if it has a scorer's members; a protocol with data members has no ``issubclass``."""
     if not isinstance(found, type):
         raise ValueError(f"reward {name!r} must be a class, got {found!r}")
     # dir, since getattr would find the metaclass's __call__ on every class.

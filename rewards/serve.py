@@ -1,7 +1,7 @@
 """Serve a reward: ``python -m rewards.serve NAME [--options KEY=VALUE ...] [--port 8411]``.
 
 NAME is a built-in reward or a scorer of your own as module:Class. The reward "remote" is the client, and
-rewards/README.md the protocol. Listens on loopback unless told otherwise, which takes a token.
+rewards/README.md the protocol. Listens on loopback by default; any other address needs a token.
 """
 
 from __future__ import annotations
@@ -48,35 +48,39 @@ T = TypeVar("T")
 
 
 class RewardServer:
-    """One scorer behind ``GET /health`` and ``POST /score``; it is made in the background, once running.
+    """One scorer behind ``GET /health`` and ``POST /score``, created in the background once it is running.
 
-    A scorer that is not thread-safe lives in a single thread; any other has one per core. Raises
-    ``ValueError`` when there is no such scorer.
+    A scorer that is not thread-safe runs in a single thread; any other uses one per core.
     """
 
     def __init__(self, name: str, options: Mapping[str, Any], token: str | None, max_body: int) -> None:
+        """Resolve the scorer's class.
+
+        Raises:
+            ValueError: if there is no such scorer.
+        """
         self._traits = resolve(name).traits
         self._name, self._options, self._token, self._max_body = name, options, token, max_body
         self._threads = ThreadPoolExecutor(os.cpu_count() if self._traits.thread_safe else 1)
         self._worker: RewardWorker | None = None
         self.failure: RewardError | None = None
-        """Why the scorer could not be made."""
+        """The reason why the scorer could not be created, if so."""
 
     def application(self) -> web.Application:
-        """The application to run; it ends itself when the scorer cannot be made."""
+        """Build the application to run; it exits if the scorer cannot be created."""
         application = web.Application(client_max_size=self._max_body)
         application.add_routes([web.get("/health", self.health), web.post("/score", self.score)])
         application.on_startup.append(self._start)
         return application
 
     async def health(self, request: web.Request) -> web.Response:
-        """What is served; 503 as long as the scorer is being made. Needs no token."""
+        """Report the served reward, with status 503 until its scorer is loaded. Needs no token."""
         ready = self._worker is not None
         health = Health(version=VERSION, name=self._name, ready=ready, traits=wire_traits(self._traits))
         return _json(dump(health), 200 if ready else 503)
 
     async def score(self, request: web.Request) -> web.Response:
-        """Judge images: 400, 401, 413, 500 and 503 come with ``{"error": reason}``."""
+        """Score images; the statuses 400, 401, 413, 500 and 503 have the body ``{"error": reason}``."""
         if not self._admitted(request):
             return _refusal(401, "expected the header 'Authorization: Bearer TOKEN' with the right token")
         if self._worker is None:
@@ -132,7 +136,7 @@ def _refusal(status: int, reason: str) -> web.Response:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line until SIGTERM or Ctrl-C; returns the exit status."""
+    """Run the command line until SIGTERM or Ctrl-C and return the exit status."""
     given = _parser().parse_args(arguments)
     try:
         token = read_token(given.token_env, given.token_file)
@@ -146,7 +150,7 @@ def main(arguments: list[str]) -> int:
     web.run_app(
         server.application(),
         sock=listening,
-        handler_cancellation=True,  # what waits for a client that has gone is not scored
+        handler_cancellation=True,  # do not score queued requests whose client has disconnected
         print=partial(print, flush=True),
     )
     if server.failure:
@@ -175,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _options(words: list[str]) -> dict[str, Any]:
-    """Options from ``key=value`` words, whose values are JSON or else text, or from a whole JSON object."""
+    """Parse options: ``key=value`` words, whose values are JSON or else text, or a whole JSON object."""
     options: dict[str, Any] = {}
     for word in words:
         key, separator, value = word.partition("=")

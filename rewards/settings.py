@@ -1,4 +1,4 @@
-"""What a user sets about a reward; light enough for the driver to import."""
+"""Settings of a reward; light enough for the driver to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rollout.retired_keys import Retired
 from rollout.settings import Settings, finite
 
 Combination = Literal["raw", "standardised"]
-"""How rewards are added up: as they are, or each in units of its spread within the group."""
+"""Sum of the rewards: as they are, or each in units of its spread within the group."""
 
 
 class RewardSettings(Settings):
@@ -46,5 +46,5 @@ class RewardSettings(Settings):
 
     @property
     def target(self) -> str:
-        """What is behind the name: a built-in reward or module:Class."""
+        """The built-in reward or module:Class behind the name."""
         return self.scorer or self.name

@@ -1,4 +1,4 @@
-"""Which prompts a reward refuses, by file and line; needs no weights."""
+"""Checks of prompts against a reward, reported by file and line; no weights are needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rollout.records import Prompt
 
 
 def objection(scorer: type[Any], prompt: Prompt) -> str:
-    """Say where a prompt stands and what a scorer's class has against it; empty if it suits."""
+    """Describe why a scorer's class refuses a prompt, with its file and line; empty if it accepts it."""
     where = prompt.origin or f"prompt {prompt.index}"
     try:
         scorer.check(prompt)
@@ -22,7 +22,7 @@ def objection(scorer: type[Any], prompt: Prompt) -> str:
 
 
 def refusal(name: str, scorer: type[Any], prompts: Collection[Prompt]) -> str:
-    """Say in one line how many prompts do not suit a reward and where the first stand; empty if all suit."""
+    """Count the prompts that do not suit a reward and list the first, in one line; empty if all suit."""
     faults = [fault for prompt in prompts if (fault := objection(scorer, prompt))]
     counted = f"{len(faults)} of {len(prompts)} prompts do not suit reward {name}"
     return f"{counted}: {listed(faults)}" if faults else ""

@@ -1,4 +1,4 @@
-"""What travels between a reward server and its clients: JSON, and images in base64. See rewards/README.md."""
+"""The messages between a reward server and its clients: JSON, and images in base64. See rewards/README.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rollout.text_files import TextFileError, check_token, read_text
 
 VERSION: Final = 1
 MAX_PIXELS: Final = 2**26
-"""The most pixels in all images of a request together: a few kilobytes of PNG can hold gigabytes of them."""
+"""Limit on the pixels of all images of a request together: a few kilobytes of PNG can hold gigabytes."""
 
 MediaType = Literal["image/png", "image/webp"]
 _ENCODING: Final[dict[MediaType, dict[str, Any]]] = {
@@ -30,7 +30,7 @@ _ENCODING: Final[dict[MediaType, dict[str, Any]]] = {
 }
 
 _PNG_DEPTH: Final = 24
-"""Where a PNG file says how many bits a channel has: in its header, which comes first."""
+"""Offset, in a PNG file's header, of the number of bits per channel."""
 
 
 class ProtocolError(ValueError):
@@ -38,7 +38,7 @@ class ProtocolError(ValueError):
 
 
 class Message(BaseModel):
-    """Base of every message: unknown fields and values of another JSON type are errors."""
+    """Base class of the messages: unknown fields and values of another JSON type are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -67,7 +67,7 @@ class ScoreRequest(Message):
 
 
 class ScoreResponse(Message):
-    """A `Judgement`: N values, null where there is none; N validities; N of every detail."""
+    """A `Judgement`: N values, null where missing; N validities; N of every detail."""
 
     version: Literal[1]
     values: list[float | None]
@@ -86,7 +86,7 @@ class WireTraits(Message):
 
 
 class Health(Message):
-    """``GET /health``: which reward is served, and whether its scorer is loaded."""
+    """``GET /health``: the served reward, and whether its scorer is loaded."""
 
     version: Literal[1]
     name: str
@@ -98,7 +98,11 @@ M = TypeVar("M", bound=Message)
 
 
 def parse(message: type[M], body: bytes) -> M:
-    """Read a message; raises `ProtocolError` when it is not JSON or not this message."""
+    """Parse a message.
+
+    Raises:
+        ProtocolError: if it is not JSON or not this message.
+    """
     try:
         return message.model_validate(json.loads(body, parse_constant=_refuse))
     except ValidationError as error:
@@ -111,16 +115,21 @@ def parse(message: type[M], body: bytes) -> M:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON value")
+    raise ValueError(f"{constant} is not a JSON value")
 
 
 def dump(message: Message) -> bytes:
-    """Write a message; raises ``ValueError`` or ``TypeError`` when it holds what JSON cannot."""
+    """Serialise a message.
+
+    Raises:
+        ValueError: if it holds a number that JSON does not have.
+        TypeError: if it holds a value of a type that JSON does not have.
+    """
     return json.dumps(message.model_dump(), allow_nan=False).encode()
 
 
 def request_of(images: NDArray[np.uint8], prompts: Sequence[Prompt], media_type: MediaType) -> ScoreRequest:
-    """The request that scores (N, H, W, 3) images."""
+    """Build the request that scores (N, H, W, 3) images."""
     return ScoreRequest(
         version=VERSION,
         media_type=media_type,
@@ -130,12 +139,12 @@ def request_of(images: NDArray[np.uint8], prompts: Sequence[Prompt], media_type:
 
 
 def prompts_of(request: ScoreRequest) -> list[Prompt]:
-    """The prompts of a request."""
+    """Return the prompts of a request."""
     return [Prompt(index=p.index, text=p.text, metadata=p.metadata) for p in request.prompts]
 
 
 def response_of(judgement: Judgement) -> ScoreResponse:
-    """The response that carries a judgement; numbers that are not finite become null."""
+    """Build the response that carries a judgement; numbers that are not finite become null."""
     return ScoreResponse(
         version=VERSION,
         values=_to_json(judgement.values),
@@ -145,7 +154,11 @@ def response_of(judgement: Judgement) -> ScoreResponse:
 
 
 def judgement_of(response: ScoreResponse, count: int) -> Judgement:
-    """The judgement of ``count`` images; raises `ProtocolError` when the response has another number."""
+    """Read the judgement of ``count`` images from a response.
+
+    Raises:
+        ProtocolError: if the response has another number of values, validities or details.
+    """
     lengths = {"values": len(response.values), "valid": len(response.valid)}
     lengths |= {name: len(detail) for name, detail in response.details.items()}
     if set(lengths.values()) != {count}:
@@ -170,7 +183,7 @@ def _from_json(listed: Sequence[Any]) -> NDArray[Any]:
 
 
 def wire_traits(traits: Traits) -> WireTraits:
-    """Traits as they travel."""
+    """Convert traits to their message."""
     low, high = _to_json(np.array([traits.low, traits.high], dtype=np.float64))
     return WireTraits(
         low=low,
@@ -182,14 +195,18 @@ def wire_traits(traits: Traits) -> WireTraits:
 
 
 def encode_image(image: NDArray[np.uint8], media_type: MediaType) -> str:
-    """A (H, W, 3) image as a lossless file in base64."""
+    """Encode an (H, W, 3) image as a lossless file in base64."""
     stream = BytesIO()
     Image.fromarray(image).save(stream, **_ENCODING[media_type])
     return b64encode(stream.getbuffer()).decode("ascii")
 
 
 def decode_images(request: ScoreRequest) -> NDArray[np.uint8]:
-    """The (N, H, W, 3) images of a request; raises `ProtocolError` naming the first that will not do."""
+    """Decode the (N, H, W, 3) images of a request.
+
+    Raises:
+        ProtocolError: naming the first image that cannot be decoded, is too large or differs in shape.
+    """
     images: list[NDArray[np.uint8]] = []
     for number, text in enumerate(request.images):
         try:
@@ -215,9 +232,10 @@ def _decode(text: str, media_type: MediaType, most: int) -> NDArray[np.uint8]:
 
 
 def read_token(env: str, file: str) -> str | None:
-    """The token in the environment variable ``env`` or in ``file``; None when neither is named.
+    """Read the token from the environment variable ``env`` or from ``file``; None if neither is named.
 
-    Raises ``ValueError`` when both are, or when there is no token that a header can carry where it should be.
+    Raises:
+        ValueError: if both are named, or the one named holds no token that an HTTP header can carry.
     """
     if env and file:
         raise ValueError("the token comes from token_env or from token_file, not from both")

@@ -1,4 +1,4 @@
-"""One shard of one reward: a plain class that knows nothing of Ray."""
+"""The worker of one replica of a reward: a plain class without Ray."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from rollout.records import Prompt
 
 
 class RewardWorker:
-    """Holds one scorer and guards it: bad input, exceptions and non-finite scores never become a zero.
+    """A scorer behind checks: bad input, exceptions and non-finite scores never become a zero.
 
     ``name`` is a name of `rewards.registry` or a ``module:Class`` and ``options`` are its keyword arguments.
-    Raises `RewardError` when the scorer cannot be made.
     """
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        """Create the scorer.
+
+        Raises:
+            RewardError: if the scorer cannot be created.
+        """
         self.name = name
         try:
             self._scorer = resolve(name)(**options)
@@ -30,21 +34,22 @@ class RewardWorker:
 
     @property
     def traits(self) -> Traits:
-        """The scorer's traits; a remote one knows its range once it is made."""
+        """The scorer's traits; a remote scorer has its range once it is created."""
         traits: Traits = self._scorer.traits
         return traits
 
     def ping(self) -> str:
-        """The reward's name, as a sign of life."""
+        """Return the reward's name, which confirms that the worker responds."""
         return self.name
 
     def score(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Score (N, H, W, 3) uint8 images; non-finite scores come back as not valid.
+        """Score (N, H, W, 3) uint8 images; non-finite scores are marked as not valid.
 
-        Scores outside the declared range stand, with a remark.
+        Scores outside the declared range are accepted, with a remark.
 
-        Raises `RewardError` naming the reward and the cause when the images do not fit, the scorer
-        raises, or what it returns is not a judgement of N images.
+        Raises:
+            RewardError: naming the reward and the cause, if the images have another shape or type, the
+                scorer raises, or it does not return a judgement of N images.
         """
         self._check_images(images, prompts)
         try:
@@ -57,9 +62,12 @@ class RewardWorker:
     def score_ranges(
         self, ranges: Sequence[tuple[int, int]], prompts: Sequence[Prompt], *arrays: NDArray[np.uint8]
     ) -> Judgement:
-        """Score images ``start`` to ``stop`` of each array, all of them as one batch.
+        """Score images ``start`` to ``stop`` of each array as one batch.
 
-        Raises `RewardError` like `score`, of which this is the call of a pool: arrays travel whole, once.
+        Pools call this in place of `score`, so that every array is sent whole and only once.
+
+        Raises:
+            RewardError: as `score` does.
         """
         parts = [images[start:stop] for images, (start, stop) in zip(arrays, ranges, strict=True)]
         return self.score(parts[0] if len(parts) == 1 else np.concatenate(parts), prompts)

@@ -1,1 +1,1 @@
-"""What can be wrong with a reward, tried before a run?"""
+"""The check of a configuration's rewards before a run."""

@@ -1,8 +1,8 @@
 """Try the rewards before a run: ``python -m rewards.check PRESET_OR_TOML [--image PATH]``.
 
-Loads each reward of the configuration in a process of its own and has it score a blank, a noise and a real
-image of the run's size, and drawn images with known answers. Ends with 1, and advice, when a reward fails,
-leaves its range or refuses a prompt, and with 3 and a warning when nothing shows that one works. Needs no
+Loads each reward of the configuration in a separate process and lets it score a blank, a noise and a real
+image of the run's size, and drawn images with known answers. The exit status is 1, with advice, if a reward
+fails, leaves its range or refuses a prompt, and 3, with a warning, if nothing shows that one works. Needs no
 model.
 """
 
@@ -31,7 +31,7 @@ from rollout.text_files import read_text
 PROG: Final = "python -m rewards.check"
 FAILED: Final = 1
 DOUBTED: Final = 3
-"""Exit statuses: a reward failed; none failed, but nothing shows that one of them works."""
+"""Exit statuses: a reward failed; no reward failed, but nothing shows that one of them works."""
 PRESETS: Final = Path(__file__).parents[2] / "cluster" / "presets"
 
 
@@ -53,7 +53,7 @@ class _Configuration(Settings):
 
     @property
     def distinct(self) -> list[RewardSettings]:
-        """Every reward once, whether it trains, evaluates or both."""
+        """The rewards of training and evaluation, each once."""
         found: list[RewardSettings] = []
         for reward in (*self.rewards, *self.eval_rewards):
             if all((reward.name, reward.options) != (other.name, other.options) for other in found):
@@ -62,7 +62,7 @@ class _Configuration(Settings):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     given = _parser().parse_args(arguments)
     try:
         configuration = _read(given.configuration)
@@ -87,14 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image",
         type=Path,
-        help="the real image (transparent parts on white, turned as its EXIF data say); "
+        help="the real image (transparent parts on white, rotated by its EXIF data); "
         "default: one drawn for the first prompt",
     )
     return parser
 
 
 def _read(source: str) -> _Configuration:
-    """Raises ``ValueError`` or ``OSError`` naming the file or key that is wrong."""
+    """Read the configuration of a preset or a TOML file.
+
+    Raises:
+        ValueError: naming the file or the key that is wrong.
+        OSError: if the file cannot be read.
+    """
     path = Path(source) if source.endswith(".toml") else PRESETS / f"{source}.toml"
     if not path.is_file():
         known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
@@ -108,16 +113,18 @@ def _read(source: str) -> _Configuration:
 
 
 def _load(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image as viewers show it, in (height, width, 3), cut to the right shape from its middle.
+    """Load an image as viewers show it, as (height, width, 3), cropped to the shape from its middle.
 
-    It is turned as its EXIF data say, and what is transparent shows white. Raises ``ValueError`` when its
-    values have no known range.
+    It is rotated by its EXIF data, and transparent parts become white.
+
+    Raises:
+        ValueError: if its values have no known range.
     """
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode in ("I", "F"):
             raise ValueError(f"{path}: expected 8 or 16 bits per channel, got {image.mode}, 32 bits")
-        if image.mode.startswith("I;16"):  # Pillow would show all but the darkest as white
+        if image.mode.startswith("I;16"):  # Pillow would turn all but the darkest pixels white
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
@@ -126,7 +133,7 @@ def _load(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _label(reward: RewardSettings, known: Collection[str]) -> str:
-    """The reward's name, told apart when evaluation has the same one with other options."""
+    """Return the reward's name, marked if evaluation has the same reward with other options."""
     return f"{reward.name} (eval)" if reward.name in known else reward.name
 
 
@@ -151,7 +158,7 @@ def _cells(trial: Trial) -> list[str]:
 
 
 def _complain(console: Console, results: dict[str, Trial | Failure]) -> int:
-    """Say what is wrong with which reward; returns the exit status."""
+    """Print the faults and doubts of the rewards and return the exit status."""
     failed = doubted = False
     for label, result in results.items():
         reason = result.fault if isinstance(result, Trial) else result.reason
@@ -162,8 +169,8 @@ def _complain(console: Console, results: dict[str, Trial | Failure]) -> int:
             console.print(f"  {result.advice}", markup=False, highlight=False)
         if isinstance(result, Trial) and not reason and result.doubt:
             doubted = True
-            story = f"warning: {label} {result.doubt}"
-            console.print(story, style="yellow", markup=False, highlight=False)
+            warning = f"warning: {label} {result.doubt}"
+            console.print(warning, style="yellow", markup=False, highlight=False)
     return FAILED if failed else DOUBTED if doubted else 0
 
 

@@ -1,4 +1,4 @@
-"""Images with known answers: what tells a reward that works from one with wrong weights, labels or pixels."""
+"""Images with known answers, which reveal wrong weights, labels or preprocessing of a reward."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from rollout.records import Prompt
 _SCENES: Final = (("red", "circle"), ("blue", "square"), ("green", "triangle"), ("yellow", "cross"))
 _WORDS: Final = ("ink", "fog", "map", "sun")
 _SPARE: Final = 1
-"""How many prompts a reward may get wrong: chance alone gets more wrong in 19 of 20 cases."""
+"""Prompts that a reward may get wrong: chance alone gets more wrong in 19 of 20 cases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """Of how many prompts (``texts``) a reward scored the prompt's own image highest."""
+    """The number of prompts (``texts``) for which a reward scored the prompt's own image highest."""
 
     texts: tuple[str, ...]
     right: int
 
     @property
     def enough(self) -> bool:
-        """Whether it did better than chance would."""
+        """True if the reward did better than chance."""
         return self.right >= len(self.texts) - _SPARE
 
 
 def recognised(worker: RewardWorker, scorer: type[Any], size: tuple[int, int]) -> Recognised | None:
-    """Have a reward compare drawn (width, height) images with the prompts of all of them.
+    """Have a reward score drawn (width, height) images under each other's prompts.
 
-    None if it takes no prompt whose image can be drawn, or does not look at prompts.
+    Returns None if it accepts no prompt whose image can be drawn, or ignores prompts.
     """
     for prompts in _questions():
         if not all(_takes(scorer, prompt) for prompt in prompts):
             continue
         try:
             scores = _table(worker, prompts, np.stack([picture(prompt, size) for prompt in prompts]))
-        except RewardError:  # what is served may take other prompts than its client
+        except RewardError:  # a served scorer may accept other prompts than its client
             continue
         blind = np.array_equal(scores, np.broadcast_to(scores[:1], scores.shape), equal_nan=True)
         if blind and _takes(scorer, Prompt(index=0, text="")):
@@ -73,7 +73,7 @@ def _takes(scorer: type[Any], prompt: Prompt) -> bool:
 
 
 def _table(worker: RewardWorker, prompts: Sequence[Prompt], images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The score (P, N) of every image under every prompt; NaN where there is none."""
+    """Score every image under every prompt, (P, N); NaN where the score is missing."""
     count = len(images)
     asked = [prompt for prompt in prompts for _ in range(count)]
     found = worker.score(np.tile(images, (len(prompts), 1, 1, 1)), asked)
@@ -81,6 +81,6 @@ def _table(worker: RewardWorker, prompts: Sequence[Prompt], images: NDArray[np.u
 
 
 def _right(scores: NDArray[np.float64]) -> int:
-    """Of how many prompts the own image is ahead of all others; what is missing is ahead of nothing."""
+    """Count the prompts whose own image scores higher than all others; a missing score never does."""
     others = np.where(np.eye(len(scores), dtype=bool) | np.isnan(scores), -np.inf, scores)
     return int((np.diag(scores) > others.max(1)).sum())

@@ -1,4 +1,4 @@
-"""Images to try a reward on: blank, noise, and what a prompt asks for where that can be drawn."""
+"""Images to try a reward on: blank, noise, and drawings of prompts where possible."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _ZOOM: Final = 4
 
 
 def plain(size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A blank and a noise image (height, width, 3)."""
+    """Make a blank and a noise image (height, width, 3)."""
     shape = (size[1], size[0], 3)
     return np.full(shape, 127, np.uint8), np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def picture(prompt: Prompt, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A (height, width, 3) image of what a prompt asks for, if that is of the bundled world or a text.
+    """Draw a prompt as a (height, width, 3) image, if it is of the bundled world or asks for a text.
 
-    Any other prompt gets a red circle: a real image, if not its own.
+    Any other prompt gets a red circle, which at least is a real image.
     """
     try:
         return _sign(target_text(prompt), size)
@@ -43,7 +43,7 @@ def picture(prompt: Prompt, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _sign(text: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A text across the whole image."""
+    """Draw a text across the whole image."""
     width, height = (length * _ZOOM for length in size)
     canvas = Image.new("RGB", (width, height), (245, 245, 240))
     font = ImageFont.load_default(size=min(0.88 * height, 1.2 * width / len(text)))

@@ -1,4 +1,4 @@
-"""One reward tried out on a blank, a noise and a real image, in a process of its own."""
+"""Trial of one reward on a blank, a noise and a real image, in a separate process."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from rollout.records import Prompt
 
 IMAGES: Final = ("blank", "noise", "real")
 _ALIKE: Final = 1e-3
-"""Scores whose spread is at most this share of the largest are one."""
+"""Scores whose spread is at most this share of the largest count as equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """How a reward did: its scores of `IMAGES` (NaN is missing), seconds, and peak memory in GB.
+    """Results of a reward: its scores of `IMAGES` (NaN is missing), seconds, and peak memory in GB.
 
-    ``prompt`` is what the images were to show, and ``known`` what became of images with known answers;
-    ``refused`` says which prompts do not suit it, and is empty if all do.
+    ``prompt`` is the prompt of the images, and ``known`` the result on images with known answers;
+    ``refused`` describes the prompts that do not suit the reward, and is empty if all do.
     """
 
     traits: Traits
@@ -50,14 +50,14 @@ class Trial:
 
     @property
     def fault(self) -> str:
-        """What is wrong with the scores or the prompts, or nothing."""
+        """The fault of the scores or the prompts; empty without one."""
         if np.isnan(self.scores).all():
             return "scored none of the images"
         return stray(np.array(self.scores), self.traits) or self.refused
 
     @property
     def doubt(self) -> str:
-        """Why nothing shows that the reward works, or nothing: a model with wrong weights scores as well."""
+        """The reason to doubt the scores, since wrong weights give scores as well; empty without one."""
         if self.known is not None and not self.known.enough:
             return (
                 f"knew only {self.known.right} of {len(self.known.texts)} images by their prompts "
@@ -74,7 +74,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a reward could not be tried, and what may help."""
+    """The reason why a reward could not be tried, and advice that may help."""
 
     reason: str
     advice: str
@@ -87,9 +87,9 @@ def try_out(
     size: tuple[int, int],
     real: NDArray[np.uint8] | None,
 ) -> Trial | Failure:
-    """Try a reward in a fresh process on (width, height) images and the first prompt that suits it.
+    """Try a reward in a new process on (width, height) images and the first prompt that suits it.
 
-    ``real`` (H, W, 3) is the real image; without one the prompt is drawn, where it can be.
+    ``real`` (H, W, 3) is the real image; without one the prompt is drawn, where possible.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
         try:
@@ -127,7 +127,7 @@ def _measure(
     asked = [prompt] * len(images)
     judgement = worker.score(images, asked)
     started = time.perf_counter()
-    worker.score(images, asked)  # once more, since the first call pays for what is made when first used
+    worker.score(images, asked)  # again, since the first call includes one-time initialisation
     seconds = time.perf_counter() - started
     return Trial(
         traits=worker.traits,
@@ -142,9 +142,9 @@ def _measure(
 
 
 def _peak_gb() -> float:
-    """The most that this process has held.
+    """Return the peak memory of this process, in GB.
 
-    Not from getrusage where Linux says better: there a process inherits the peak of the one that started it.
+    On Linux it comes from /proc, since getrusage there includes the peak inherited from the parent process.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -160,7 +160,7 @@ def _gpu_gb() -> float:
 
 
 def advice(name: str, error: BaseException) -> str:
-    """What may help against what a reward failed of, by the first known kind among the causes."""
+    """Suggest a remedy for a reward's failure, by the first known kind among its causes."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ImportError):

@@ -1,1 +1,1 @@
-"""Which networks do the scorers look with?"""
+"""The networks that the scorers use."""

@@ -1,4 +1,4 @@
-"""Which colour an object has, by GenEval's zero-shot classifier on CLIP."""
+"""GenEval's zero-shot classifier of an object's colour, on CLIP."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ TEMPLATES: Final = (
     "a photo of a {color} object",
 )
 GREY: Final = 0x99
-"""What GenEval paints over everything that is not the object."""
+"""Level with which GenEval covers everything but the object."""
 
 
 class ColorNamer:
-    """Names the colours of objects; texts are encoded once per class of object."""
+    """Classifier of objects' colours; texts are encoded once per class of object."""
 
     def __init__(self, clip: OpenClip) -> None:
         self._clip = clip
         self._by_kind: dict[str, torch.Tensor] = {}
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], kinds: Sequence[str]) -> list[str]:
-        """The colour of each of N crops (h, w, 3) of objects of the given classes.
+        """Name the colour of each of N crops (h, w, 3) of objects of the given classes.
 
-        The nearest of ten text vectors wins, each the mean over `TEMPLATES`. Raises `RewardError` when
-        the features are not finite.
+        The nearest of ten text vectors wins, each the mean over `TEMPLATES`.
+
+        Raises:
+            RewardError: if the features are not finite.
         """
         import torch
 
@@ -49,7 +51,7 @@ class ColorNamer:
         return [COLORS[index] for index in scores.argmax(1).tolist()]
 
     def _classifier(self, kind: str) -> torch.Tensor:
-        """Unit vectors (10, D), one per colour."""
+        """Compute the unit text vectors (10, D) of a class, one per colour."""
         from torch.nn.functional import normalize
 
         if kind not in self._by_kind:
@@ -60,7 +62,7 @@ class ColorNamer:
 
 
 def cut_out(image: NDArray[np.uint8], instance: Instance) -> NDArray[np.uint8]:
-    """The object's box in the (H, W, 3) image, with everything outside its mask grey."""
+    """Crop an (H, W, 3) image to an object's box, with everything outside its mask grey."""
     left, top, right, bottom = (int(edge) for edge in instance.detection.box)
     alone = np.where(instance.mask[..., None], image, np.uint8(GREY))
     return alone[top:bottom, left:right]

@@ -1,4 +1,4 @@
-"""Describe what an object detector found: the record that detectors and GenEval's rules share."""
+"""The record of a detected object, which detectors and GenEval's rules share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """One object that a detector found: its class, confidence in [0, 1], box and colour.
+    """One detected object: its class, confidence in [0, 1], box and colour.
 
     ``box`` is (x0, y0, x1, y1) in pixels with y growing downwards; ``color`` is None when unknown.
     """

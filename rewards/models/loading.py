@@ -1,4 +1,4 @@
-"""What every scorer with a model shares: where it runs, and an error that says which option to mend."""
+"""Loading of a scorer's model: its device, its weights, and errors that name the option to correct."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def placed(device: str) -> tuple[torch.device, torch.dtype]:
-    """The device, a GPU where there is one for "auto", and its dtype: bfloat16 on a GPU, float32 on a CPU."""
+    """Return the device ("auto" prefers a GPU) and its dtype: bfloat16 on a GPU, float32 on a CPU."""
     import torch
 
     if device == "auto":
@@ -23,9 +23,10 @@ def placed(device: str) -> tuple[torch.device, torch.dtype]:
 
 
 def pretrained(architecture: Any, name: str) -> Any:
-    """A float32 model of a class of transformers, from the hub or a local folder, ready for inference.
+    """Load a float32 model of a class of transformers from the hub or a local folder, for inference.
 
-    Raises ``ValueError`` when a parameter is not in the checkpoint, which transformers would make up.
+    Raises:
+        ValueError: if a parameter is not in the checkpoint; transformers would initialise it at random.
     """
     model, loading = architecture.from_pretrained(name, dtype="float32", output_loading_info=True)
     absent = sorted({parameter for parameter, _ in model.named_parameters()} & set(loading["missing_keys"]))
@@ -36,9 +37,9 @@ def pretrained(architecture: Any, name: str) -> Any:
 
 @contextmanager
 def explained(option: str, value: object, expected: str) -> Iterator[None]:
-    """Load weights within: what goes wrong becomes an ``OSError`` of one line.
+    """Turn the errors of loading weights within into an ``OSError`` of one line.
 
-    It names the option, its value and what would do. The libraries' own messages run over many lines.
+    It names the option, its value and what was expected; the libraries' own messages have many lines.
     """
     from safetensors import SafetensorError
 

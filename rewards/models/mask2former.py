@@ -1,4 +1,4 @@
-"""Objects in images by Mask2Former: the detector of GenEval, through transformers."""
+"""Mask2Former, the object detector of GenEval, through transformers."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ if TYPE_CHECKING:
     import torch
 
 _STRIDE: Final = 32
-"""Pixels of the input per pixel of the coarsest features, so sides are multiples of it."""
+"""Pixels of the input per pixel of the coarsest features; sides are multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One object found: what the rules need of it, and the pixels that it covers as (H, W)."""
+    """One detected object: its record for the rules, and its mask (H, W)."""
 
     detection: Detection
     mask: NDArray[np.bool_]
 
 
 class Mask2FormerDetector:
-    """Finds objects in batches of ``batch`` images; bfloat16 on a GPU, float32 on a CPU.
+    """Detector of objects in batches of ``batch`` images; bfloat16 on a GPU, float32 on a CPU.
 
     ``model`` is a Mask2Former for instances on the Hugging Face hub or a local folder in its format, with
-    its image processor. Images come to it with a shorter side of ``size``, whatever the processor says:
-    the published ones say 384, less than half of what the models were made for. ``aliases`` renames its
-    classes. Raises ``OSError`` naming the option "detector" when the model cannot be loaded or does not know
-    all ``classes``.
+    its image processor. Images are resized to a shorter side of ``size``, whatever the processor's
+    configuration: the published ones have 384, less than half of the models' training size. ``aliases``
+    renames its classes.
     """
 
     def __init__(
@@ -48,6 +47,11 @@ class Mask2FormerDetector:
         batch: int,
         device: str,
     ) -> None:
+        """Load the processor and the model.
+
+        Raises:
+            OSError: naming the option "detector", if the model cannot be loaded or lacks one of ``classes``.
+        """
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
         self._device, self._dtype = placed(device)
@@ -64,9 +68,10 @@ class Mask2FormerDetector:
         self._network = network.to(self._device)
 
     def detect(self, images: NDArray[np.uint8], threshold: float) -> list[list[Instance]]:
-        """The objects surer than ``threshold`` in each of (N, H, W, 3) uint8 images, in no particular order.
+        """Detect objects of confidence above ``threshold`` in each of (N, H, W, 3) uint8 images, unordered.
 
-        Raises `RewardError` when the network's output is not finite.
+        Raises:
+            RewardError: if the network's output is not finite.
         """
         import torch
 
@@ -81,7 +86,7 @@ class Mask2FormerDetector:
         return found
 
     def _forward(self, images: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of classes (N, Q, C + 1), the last of them for no object, and of masks (N, Q, h, w)."""
+        """Compute logits of classes (N, Q, C + 1), the last for "no object", and of masks (N, Q, h, w)."""
         import torch
 
         inputs = self._processor(
@@ -92,7 +97,7 @@ class Mask2FormerDetector:
             return_tensors="pt",
             device=self._device,
         )
-        # Autocast, since in bfloat16 throughout the coordinates of the deformable attention would be coarse.
+        # Autocast: with bfloat16 throughout, the coordinates of the deformable attention would be coarse.
         reduced = self._dtype != torch.float32
         with torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
             outputs = self._network(pixel_values=inputs["pixel_values"].to(self._device))
@@ -106,17 +111,17 @@ def instances(
     size: tuple[int, ...],
     threshold: float,
 ) -> list[Instance]:
-    """One image's logits (Q, C + 1) and (Q, h, w) as objects in an image of ``size`` (H, W).
+    """Convert one image's logits (Q, C + 1) and (Q, h, w) to objects in an image of ``size`` (H, W).
 
-    As in mmdetection, whose detector GenEval uses: any class of any query is an object of its own, its
+    As in mmdetection, whose detector GenEval uses: any class of any query is a separate object, its
     confidence is the probability of the class times the mean of the mask's probabilities over 0.5, and its
-    box is tight around the mask, right and lower edge outside. Boxes do not suppress each other, as
+    box is tight around the mask, right and lower edge exclusive. Boxes do not suppress each other, since
     GenEval's overlap threshold is 1.
     """
     from torch.nn.functional import interpolate
 
     probabilities = classes.softmax(-1)[:, :-1]
-    # The mask only lowers a confidence, so most pairs need not be looked at in full size.
+    # The mask only lowers a confidence, so most pairs need no mask in full size.
     queries, labels = (probabilities > threshold).nonzero(as_tuple=True)
     if not len(queries):
         return []

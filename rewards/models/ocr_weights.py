@@ -15,10 +15,13 @@ _ONNX: Final = {DETECTION: "PP-OCRv6_det_small.onnx", RECOGNITION: "PP-OCRv6_rec
 
 
 def model_folders() -> dict[str, Path]:
-    """The folders of the detection and the recognition model, by model name, made when first asked for.
+    """Return the folders of the detection and the recognition model by model name, created on first use.
 
-    They lie in ``$NOISEMARGIN_CACHE/ppocr-v6`` or ``~/.cache/noisemargin/ppocr-v6``, each with an
-    ``inference.onnx`` and an ``inference.yml``. Raises ``FileNotFoundError`` when the weights are missing.
+    They are in ``$NOISEMARGIN_CACHE/ppocr-v6`` or ``~/.cache/noisemargin/ppocr-v6``, each with an
+    ``inference.onnx`` and an ``inference.yml``.
+
+    Raises:
+        FileNotFoundError: if the weights are missing.
     """
     cache = os.environ.get("NOISEMARGIN_CACHE")
     root = (Path(cache) if cache else Path.home() / ".cache" / "noisemargin") / "ppocr-v6"
@@ -28,7 +31,7 @@ def model_folders() -> dict[str, Path]:
 
 
 def _make(root: Path) -> None:
-    """Fill a folder beside ``root`` and rename it, so that ``root`` is whole from the moment it exists."""
+    """Fill a folder beside ``root`` and rename it, so that ``root`` is complete as soon as it exists."""
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".ppocr-", dir=root.parent))
     try:
@@ -106,7 +109,7 @@ def _recognition(weights: Path) -> dict[str, Any]:
 
 
 def _characters(weights: Path) -> list[str]:
-    """The recogniser's alphabet, which its ONNX file carries as one character per line."""
+    """Read the recogniser's alphabet from its ONNX file, which has one character per line."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

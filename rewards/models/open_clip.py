@@ -1,4 +1,4 @@
-"""CLIP models through open_clip: the one file that imports it, for every scorer that compares by them."""
+"""CLIP models through open_clip; the only file that imports it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rewards.models.clip_preprocessing import (
     HUB_CONFIG,
     OPENCLIP_CONFIG,
     Preprocessing,
-    beside,
-    common,
-    known,
-    stated,
+    common_to_all,
+    own_fields,
+    parse_preprocessing,
+    read_beside,
 )
 from rewards.models.loading import explained, placed
 
@@ -29,20 +29,19 @@ NEEDED: Final = (
     "{ mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }"
 )
 _AT_ONCE: Final = 64
-"""Images per forward pass: enough to fill a GPU, and memory stays bounded for any number of candidates."""
+"""Images per forward pass: enough to fill a GPU, with memory bounded for any number of candidates."""
 
 
 class OpenClip:
-    """Encodes images and texts to unit vectors; bfloat16 on a GPU, float32 on a CPU.
+    """Encoder of images and texts to unit vectors; bfloat16 on a GPU, float32 on a CPU.
 
     ``model`` is the name of an open_clip architecture, whose ``weights`` are a tag of it or a local file
-    (.safetensors, .pt), or a local folder in open_clip's format, which brings its own weights. Scorers call
-    their options so: "clip", and ``option`` for the weights. ``preprocess`` (the option "clip_preprocess")
-    says what `Preprocessing` the weights were trained with; without it the tag does, or a configuration
-    beside the file, or all published weights of the architecture if they agree. ``resize`` overrides how an
-    image that is not square fits in: "shortest" (fill and crop), "longest" (pad) or "squash". Raises
-    ``OSError`` naming the option when there are no such weights, when they do not fit, when they were trained
-    with another GELU than the architecture has, or when nothing says what preprocessing they need.
+    (.safetensors, .pt), or a local folder in open_clip's format, which includes its weights. The scorers'
+    options are "clip" for the model and ``option`` for the weights. ``preprocess`` (the option
+    "clip_preprocess") is the `Preprocessing` that the weights were trained with; by default it is the tag's,
+    or that of a configuration beside the file, or that of all published weights of the architecture if they
+    agree. ``resize`` overrides how an image that is not square is fitted: "shortest" (fill and crop),
+    "longest" (pad) or "squash".
     """
 
     def __init__(
@@ -55,6 +54,12 @@ class OpenClip:
         preprocess: Mapping[str, Any] | None = None,
         resize: str | None = None,
     ) -> None:
+        """Load the tokenizer and the model.
+
+        Raises:
+            OSError: naming the option, if there are no such weights, they do not fit, they were trained with
+                another GELU than the architecture has, or their preprocessing is unknown.
+        """
         import open_clip
         import torch
 
@@ -68,7 +73,7 @@ class OpenClip:
         blamed = ("clip", model) if local else (option, weights)
         expected = f"weights of {model}, as a tag that open_clip can download or a local file"
         with explained(*blamed, expected), warnings.catch_warnings():
-            # It would merely warn and go on with features that are wrong by a little.
+            # open_clip would only warn and compute features that are slightly wrong.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             self._model, self._transform = open_clip.create_model_from_pretrained(
                 name,
@@ -83,7 +88,7 @@ class OpenClip:
         self._model.eval()
 
     def images(self, images: Iterable[NDArray[np.uint8]]) -> torch.Tensor:
-        """Unit vectors (N, D) float32 of N images (H, W, 3) uint8, which may differ in size."""
+        """Encode N images (H, W, 3) uint8, which may differ in size, to unit vectors (N, D) float32."""
         import torch
         from PIL import Image
 
@@ -96,14 +101,14 @@ class OpenClip:
             return _unit(torch.cat(parts))
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Unit vectors (N, D) float32 of N texts; what is too long for the model is cut."""
+        """Encode N texts, truncated to the model's length, to unit vectors (N, D) float32."""
         import torch
 
         with torch.inference_mode():
             return _unit(self._model.encode_text(self._tokenizer(list(texts)).to(self.device)))
 
     def cosines(self, images: NDArray[np.uint8], texts: Sequence[str]) -> NDArray[np.float64]:
-        """The cosine (N,) of every image with its own text; a repeated text is encoded once."""
+        """Compute the cosine (N,) of every image with its own text; a repeated text is encoded once."""
         distinct = list(dict.fromkeys(texts))
         rows = [distinct.index(text) for text in texts]
         cosines = (self.images(images) * self.texts(distinct)[rows]).sum(-1)
@@ -113,23 +118,27 @@ class OpenClip:
 def _tokenizer(name: str) -> Any:
     import open_clip
 
-    # Without this, an unknown name would get the default tokenizer.
+    # Without this check, an unknown name would get the default tokenizer.
     if open_clip.get_model_config(name) is None:
         raise ValueError("no such architecture, or no such folder")
     return open_clip.get_tokenizer(name)
 
 
 def _preprocessing(model: str, weights: str, local: bool, given: Mapping[str, Any] | None) -> Preprocessing:
-    """What the weights need; raises ``ValueError`` when nobody says so."""
+    """Find the preprocessing of some weights.
+
+    Raises:
+        ValueError: if no source states it.
+    """
     import open_clip
 
     if given is not None:
-        return stated(given)
+        return parse_preprocessing(given)
     if tag := open_clip.get_pretrained_cfg(model, weights):
-        return stated(known(tag))
+        return parse_preprocessing(own_fields(tag))
     tags = open_clip.list_pretrained_tags_by_model(model)
     file = Path(model) / OPENCLIP_CONFIG if local else Path(weights)
-    found = beside(file) or common(open_clip.get_pretrained_cfg(model, tag) for tag in tags)
+    found = read_beside(file) or common_to_all(open_clip.get_pretrained_cfg(model, tag) for tag in tags)
     if found is None:
         raise ValueError(
             f"neither {OPENCLIP_CONFIG} nor {HUB_CONFIG} is beside {file}, and the published weights of "

@@ -1,1 +1,1 @@
-"""What is an image worth, for its prompt?"""
+"""The built-in scorers, one file each."""

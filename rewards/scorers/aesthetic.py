@@ -1,4 +1,4 @@
-"""How good an image looks, whatever was asked for: the LAION aesthetic predictor."""
+"""The LAION aesthetic predictor: the look of an image, whatever its prompt."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import torch
 
 SOURCE: Final = "github.com/christophschuhmann/improved-aesthetic-predictor"
-"""Where the head and its weights come from."""
+"""Repository of the head and its weights."""
 
 
 class AestheticScorer:
-    """Scores (N, H, W, 3) images by the LAION head on the unit image vector of CLIP ViT-L/14.
+    """Scorer of (N, H, W, 3) images by the LAION head on the unit image vector of CLIP ViT-L/14.
 
     Source: the improved-aesthetic-predictor of `SOURCE`. The head was trained on ratings from 1 to 10, the
     declared range, but is linear and can go beyond; 4 to 7 is usual. ``head`` is a local copy of
@@ -47,7 +47,7 @@ class AestheticScorer:
         self._head.to(self._clip.device)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Score each image; the prompts do not matter."""
+        """Score each image; the prompts are ignored."""
         import torch
 
         with torch.inference_mode():
@@ -57,7 +57,7 @@ class AestheticScorer:
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Every prompt will do."""
+        """Accept every prompt."""
 
 
 def _load_head(path: str | None) -> torch.nn.Module:
@@ -76,7 +76,7 @@ def _load_head(path: str | None) -> torch.nn.Module:
 
 
 def _build_head() -> torch.nn.Module:
-    """The predictor's own architecture: linear layers with dropout and nothing else between them."""
+    """Build the predictor's own architecture: linear layers with only dropout between them."""
     from torch.nn import Dropout, Linear, Sequential
 
     return Sequential(

@@ -1,4 +1,4 @@
-"""How well an image fits its prompt, by CLIPScore."""
+"""CLIPScore: the agreement of an image with its prompt."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rewards.scorer import Judgement, Traits, check_text
 from rollout.records import Prompt
 
 SCALE: Final = 2.5
-"""The paper's w, which stretches the cosines that occur to about 0 to 1."""
+"""The paper's w, which stretches the usual range of cosines to about 0 to 1."""
 
 
 class ClipScoreScorer:
-    """Scores (N, H, W, 3) images by 2.5 * max(cosine(image, prompt), 0), so in [0, 2.5]; 0.4 to 0.8 is usual.
+    """Scorer of (N, H, W, 3) images by 2.5 * max(cosine(image, prompt), 0), in [0, 2.5], usually 0.4 to 0.8.
 
     Source: CLIPScore (Hessel et al. 2021, arXiv 2104.08718), with the larger ViT-L/14 and without the
-    paper's "A photo depicts", as a prompt is no caption. ``clip``, ``clip_weights`` and
+    paper's "A photo depicts", since a prompt is not a caption. ``clip``, ``clip_weights`` and
     ``clip_preprocess`` are those of `OpenClip`. The weights "openai" are the file
     open_clip_model.safetensors of timm/vit_large_patch14_clip_224.openai on the Hugging Face hub. Cost: one
     forward pass of ViT-L/14 (0.3 G parameters, 224 px) per image, one of its text tower per distinct prompt.
@@ -38,11 +38,11 @@ class ClipScoreScorer:
         self._clip = OpenClip(clip, clip_weights, device, preprocess=clip_preprocess)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Score each image with its own prompt only."""
+        """Score each image against its own prompt."""
         cosines = self._clip.cosines(images, [prompt.text for prompt in prompts])
         return Judgement(values=SCALE * np.maximum(cosines, 0.0), valid=np.isfinite(cosines))
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` when the prompt has no text."""
+        """Refuse a prompt without text; see `check_text`."""
         check_text(prompt)

@@ -1,4 +1,4 @@
-"""Composition as a reward on real images: GenEval without its unmaintained detector stack."""
+"""GenEval on real images, without its unmaintained detector stack, as a reward for composition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewards.models.detection import Detection
 from rewards.models.mask2former import Instance, Mask2FormerDetector
 from rewards.models.open_clip import OpenClip
 from rewards.scorer import Judgement, Traits
-from rewards.scorers.geneval_rules import Rules, check_metadata, judge, judgement
+from rewards.scorers.geneval_rules import Rules, apply_rules, check_metadata, to_judgement
 from rollout.records import Prompt
 
 RULES: Final = Rules()
@@ -42,22 +42,22 @@ ALIASES: Final = {
     "diningtable": "dining table",
     "tvmonitor": "tv",
 }
-"""What detectors call some of them: the first three are COCO's own names, the others stand in older lists."""
+"""Other names that detectors use: the first three are COCO's own, the others are from older lists."""
 
 
 class GenEvalScorer:
-    """Scores (N, H, W, 3) images by the soft score of `rewards.scorers.geneval_rules.judge`, in [0, 1].
+    """Scorer of (N, H, W, 3) images by the soft score of GenEval's rules (`apply_rules`), in [0, 1].
 
     ``details["strict"]`` is GenEval's accuracy (Ghosh et al. 2023, arXiv 2310.11513), with its thresholds
     (0.3, 0.9 when counting, 16 objects of a class, no suppression of overlaps) and its colours by CLIP
-    ViT-L/14. Its Mask2Former Swin-S comes from transformers and not from mmdetection, whose weights were
-    trained apart: expect verdicts to agree on most images, not on all.
+    ViT-L/14. Its Mask2Former Swin-S is the one of transformers, not of mmdetection, whose weights were
+    trained separately: expect the results to agree on most images, not on all.
 
     ``detector`` is a Mask2Former on the Hugging Face hub or a local folder, ``clip``,
     ``clip_weights`` and ``clip_preprocess`` are those of `OpenClip`. The detector sees ``batch`` images at
     once, their shorter side at ``detector_size`` pixels: GenEval's is 800, and the cost grows with the
     square. Needs GenEval metadata with COCO's classes. Cost: the detector (69 M parameters) per image, and a
-    forward pass of ViT-L/14 (0.3 G, 224 px) per object whose colour is asked; 10 s and 2.5 s on one CPU core,
+    forward pass of ViT-L/14 (0.3 G, 224 px) per object whose colour matters; 10 s and 2.5 s on one CPU core,
     so meant for a GPU.
     """
 
@@ -82,15 +82,19 @@ class GenEvalScorer:
         self._colors = ColorNamer(OpenClip(clip, clip_weights, device, preprocess=clip_preprocess))
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Detect the objects of every image, name the colours asked for, and judge by its metadata."""
+        """Detect the objects of every image, name the colours that its metadata uses, and apply the rules."""
         found = self._detector.detect(images, RULES.threshold)
         detections = self._colored(images, found, [prompt.metadata for prompt in prompts])
         pairs = zip(detections, prompts, strict=True)
-        return judgement([judge(objects, prompt.metadata, RULES) for objects, prompt in pairs])
+        return to_judgement([apply_rules(objects, prompt.metadata, RULES) for objects, prompt in pairs])
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` unless the metadata is GenEval's, with its classes and colours."""
+        """Refuse metadata that is not GenEval's with its classes and colours.
+
+        Raises:
+            ValueError: naming the key or value.
+        """
         check_metadata(prompt.metadata, CLASSES, COLORS)
 
     def _colored(
@@ -99,22 +103,22 @@ class GenEvalScorer:
         found: Sequence[Sequence[Instance]],
         metadata: Sequence[Mapping[str, Any]],
     ) -> list[list[Detection]]:
-        """The detections of every image; all the colours asked for are named in one go."""
+        """Add the colours that the rules will use to the detections, all named in one batch."""
         detections = [[instance.detection for instance in objects] for objects in found]
-        asked = [
+        needed = [
             (image, index)
             for image, line in enumerate(metadata)
-            for index in color_asked(detections[image], line)
+            for index in color_needed(detections[image], line)
         ]
-        crops = [cut_out(images[image], found[image][index]) for image, index in asked]
-        kinds = [detections[image][index].kind for image, index in asked]
-        for (image, index), color in zip(asked, self._colors(crops, kinds), strict=True):
+        crops = [cut_out(images[image], found[image][index]) for image, index in needed]
+        kinds = [detections[image][index].kind for image, index in needed]
+        for (image, index), color in zip(needed, self._colors(crops, kinds), strict=True):
             detections[image][index] = replace(detections[image][index], color=color)
         return detections
 
 
-def color_asked(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> list[int]:
-    """Which detections the rules will ask for a colour: the surest of a class, as many as are included."""
+def color_needed(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> list[int]:
+    """Return the detections whose colour the rules use: the most confident of a class, up to its count."""
     wanted: dict[str, int] = {}
     for item in metadata["include"]:
         if "color" in item:

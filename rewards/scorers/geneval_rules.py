@@ -1,9 +1,9 @@
-"""GenEval's rules: detections and a metadata line in, a strict and a soft verdict out.
+"""GenEval's rules: detections and a metadata line in, a strict and a soft score out.
 
 The rules are pure, so a detector of COCO's classes and the detector of the bundled world share them.
 Source: GenEval, https://github.com/djghosh13/geneval (Ghosh et al. 2023, arXiv 2310.11513), whose
-published accuracy the strict verdict is; the soft one follows the rewards of FlowGRPO (arXiv
-2505.05470) but is clamped to [0, 1], and a failed colour or position is a failure and not three quarters.
+published accuracy is the strict score; the soft score follows the rewards of FlowGRPO (arXiv
+2505.05470) but is clamped to [0, 1], and a failed colour or position scores 0, not three quarters.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from rewards.scorer import Judgement
 RELATIONS: Final = ("left of", "right of", "above", "below")
 TAGS: Final = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 KEYS: Final = ("tag", "include", "exclude")
-"""The keys of a line that are judged by; others belong to other rewards."""
+"""The keys of a line that the rules read; others belong to other rewards."""
 INCLUDED: Final = ("class", "count", "color", "position")
 EXCLUDED: Final = ("class", "count")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """When a detection counts; the defaults are GenEval's own for Mask2Former on COCO.
+    """Thresholds of the rules; the defaults are GenEval's own for Mask2Former on COCO.
 
     ``counting_threshold`` replaces ``threshold`` for the tag "counting". ``position_threshold`` is the
-    share of both objects' sizes by which their centres must be apart to stand in a relation.
+    share of both objects' sizes by which their centres must be apart to be in a relation.
     """
 
     threshold: float = 0.3
@@ -41,8 +41,8 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """``strict`` is 0 or 1, ``soft`` is in [0, 1]; a soft score of 1 implies a strict one of 1.
+class RuleResult:
+    """The scores of one image: ``strict`` is 0 or 1, ``soft`` is in [0, 1]; soft 1 implies strict 1.
 
     The reverse does not hold: strict forgives more objects than asked for (unless excluded), soft does not.
     """
@@ -52,18 +52,18 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Clause:
-    """One include clause judged: which detections matched, and what each check said."""
+class _ClauseResult:
+    """The result of one include clause: the matching objects, None if it failed, and the soft terms."""
 
     matched: tuple[Detection, ...] | None
     terms: tuple[float, ...]
 
 
 def relations(a: Box, b: Box, threshold: float) -> frozenset[str]:
-    """The relations in which box ``a`` stands to box ``b``, by GenEval's ``relative_position``.
+    """Return the relations of box ``a`` to box ``b``, by GenEval's ``relative_position``.
 
-    The offset of the centres is shortened by ``threshold`` times both sizes; a relation holds when what
-    is left along its axis is more than half of the whole distance, so diagonal boxes stand in two.
+    The offset of the centres is shortened by ``threshold`` times both sizes; a relation holds if the rest
+    along its axis is more than half of the whole distance, so diagonal boxes are in two.
     """
     first, second = np.asarray(a, float).reshape(2, 2), np.asarray(b, float).reshape(2, 2)
     offset = first.mean(0) - second.mean(0)
@@ -76,18 +76,18 @@ def relations(a: Box, b: Box, threshold: float) -> frozenset[str]:
     return frozenset(name for name, true in holds.items() if true)
 
 
-def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], rules: Rules) -> Verdict:
-    """Judge one image's detections against a metadata line that `check_metadata` accepts.
+def apply_rules(detections: Sequence[Detection], metadata: Mapping[str, Any], rules: Rules) -> RuleResult:
+    """Apply the rules to one image's detections and a metadata line that `check_metadata` accepts.
 
     Strict is GenEval's accuracy: at least ``count`` objects of every included class; colour and position
     hold for the ``count`` most confident of them; no excluded class reaches its count. Soft is the mean
     over terms: 1 - |found - count| / count, at least 0, for every included class, and 0 or 1 for every
     colour, position and exclusion (an exclusion of an included class is already in its count's term).
     """
-    objects = _kept(detections, metadata.get("tag"), rules)
-    clauses: list[_Clause] = []
+    objects = _counted(detections, metadata.get("tag"), rules)
+    clauses: list[_ClauseResult] = []
     for item in metadata["include"]:
-        clauses.append(_judge_clause(item, objects.get(item["class"], []), clauses, rules))
+        clauses.append(_apply_clause(item, objects.get(item["class"], []), clauses, rules))
     excluded = [
         (item["class"], len(objects.get(item["class"], [])) < item["count"])
         for item in metadata.get("exclude", ())
@@ -96,20 +96,20 @@ def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], rules: R
     terms = [term for clause in clauses for term in clause.terms]
     terms += [float(absent) for kind, absent in excluded if kind not in included]
     strict = all(clause.matched is not None for clause in clauses) and all(absent for _, absent in excluded)
-    return Verdict(float(strict), float(np.mean(terms)))
+    return RuleResult(float(strict), float(np.mean(terms)))
 
 
-def judgement(verdicts: Sequence[Verdict]) -> Judgement:
-    """The verdicts on N images as their scores: the soft one is the value, the strict one a detail."""
+def to_judgement(results: Sequence[RuleResult]) -> Judgement:
+    """Convert the results of N images to a judgement, with soft scores as values and strict as a detail."""
     return Judgement(
-        values=np.array([verdict.soft for verdict in verdicts], dtype=np.float64),
-        valid=np.ones(len(verdicts), dtype=np.bool_),
-        details={"strict": np.array([verdict.strict for verdict in verdicts], dtype=np.float64)},
+        values=np.array([result.soft for result in results], dtype=np.float64),
+        valid=np.ones(len(results), dtype=np.bool_),
+        details={"strict": np.array([result.strict for result in results], dtype=np.float64)},
     )
 
 
-def _kept(detections: Sequence[Detection], tag: str | None, rules: Rules) -> dict[str, list[Detection]]:
-    """Detections over the threshold by class, the most confident first, at most ``max_objects`` of each."""
+def _counted(detections: Sequence[Detection], tag: str | None, rules: Rules) -> dict[str, list[Detection]]:
+    """Group detections over the threshold by class, most confident first, at most ``max_objects`` of each."""
     threshold = rules.counting_threshold if tag == "counting" else rules.threshold
     kept: dict[str, list[Detection]] = {}
     for found in sorted(detections, key=lambda detection: -detection.confidence):
@@ -119,9 +119,9 @@ def _kept(detections: Sequence[Detection], tag: str | None, rules: Rules) -> dic
     return kept
 
 
-def _judge_clause(
-    item: Mapping[str, Any], found: list[Detection], earlier: Sequence[_Clause], rules: Rules
-) -> _Clause:
+def _apply_clause(
+    item: Mapping[str, Any], found: list[Detection], earlier: Sequence[_ClauseResult], rules: Rules
+) -> _ClauseResult:
     count = item["count"]
     chosen = tuple(found[:count])
     enough = len(chosen) == count
@@ -132,10 +132,10 @@ def _judge_clause(
         terms.append(float(matched))
     if "position" in item:
         relation, index = item["position"]
-        # A wrong colour ends the match in GenEval before the position is looked at, so it fails as well.
+        # In GenEval a wrong colour ends the match before the position is checked, so that fails as well.
         matched &= _all_related(chosen, relation, earlier[index].matched, rules)
         terms.append(float(matched))
-    return _Clause(chosen if matched else None, tuple(terms))
+    return _ClauseResult(chosen if matched else None, tuple(terms))
 
 
 def _all_related(
@@ -147,10 +147,13 @@ def _all_related(
 
 
 def check_metadata(metadata: Mapping[str, Any], classes: Collection[str], colors: Collection[str]) -> None:
-    """Raise ``ValueError`` naming the offending key or value when ``judge`` could not judge by this metadata.
+    """Refuse metadata that `apply_rules` cannot use, or would use only in part.
 
-    Nothing in it is passed over: an object must not hold keys by which nobody judges, and a key of the line
-    must not look like one of `KEYS` that is missing.
+    Objects must not have keys that no rule reads, and a key of the line must not resemble a missing one of
+    `KEYS`.
+
+    Raises:
+        ValueError: naming the offending key or value.
     """
     check_spelling(metadata, KEYS)
     include, exclude = metadata.get("include"), metadata.get("exclude", ())

@@ -1,4 +1,4 @@
-"""Human preference as a reward: HPS v2.1."""
+"""HPS v2.1, a model of human preference, as a reward."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rewards.scorer import Judgement, Traits, check_text
 from rollout.records import Prompt
 
 ARCHITECTURE: Final = "ViT-H-14"
-"""What open_clip calls the model."""
+"""The model's name in open_clip."""
 PREPROCESSING: Final = {
     "mean": (0.48145466, 0.4578275, 0.40821073),
     "std": (0.26862954, 0.26130258, 0.27577711),
     "interpolation": "bicubic",
 }
-"""That of the weights it was tuned from, laion2b_s32b_b79k, which its authors kept."""
+"""Preprocessing of the weights that it was tuned from, laion2b_s32b_b79k, which its authors kept."""
 CHECKPOINT: Final = "HPS_v2.1_compressed.pt"
 """The file of version 2.1 in the authors' repository on the hub."""
 
 
 class HpsV2Scorer:
-    """Scores (N, H, W, 3) images by cosine(image, prompt), so in [-1, 1]; 0.2 to 0.35 is usual.
+    """Scorer of (N, H, W, 3) images by cosine(image, prompt), in [-1, 1], usually 0.2 to 0.35.
 
     Source: Human Preference Score v2 (Wu et al. 2023, arXiv 2306.09341), whose tables show 100 times this.
-    As there, an image that is not square is fitted and padded, not cropped. ``weights`` is a local copy of
+    As there, an image that is not square is padded, not cropped. ``weights`` is a local copy of
     HPS_v2.1_compressed.pt, or a repository on the Hugging Face hub that holds it. Cost: one forward pass of
     ViT-H/14 (0.6 G parameters, 224 px) per image, one of its text tower (0.35 G) per distinct prompt.
     """
@@ -48,18 +48,18 @@ class HpsV2Scorer:
         )
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Score each image with its own prompt only."""
+        """Score each image against its own prompt."""
         cosines = self._clip.cosines(images, [prompt.text for prompt in prompts])
         return Judgement(values=cosines, valid=np.isfinite(cosines))
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` when the prompt has no text."""
+        """Refuse a prompt without text; see `check_text`."""
         check_text(prompt)
 
 
 def _local(weights: str) -> str:
-    """The path itself if there is such a file, else where the hub's file lies after a download."""
+    """Return the path itself if there is such a file, else the path of the hub's file after a download."""
     from huggingface_hub import hf_hub_download
 
     if Path(weights).is_file():

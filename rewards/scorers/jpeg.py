@@ -1,4 +1,4 @@
-"""JPEG size as a reward: needs no weights and no prompt, so it smoke-tests a whole installation."""
+"""JPEG size as a reward without weights or prompts, to smoke-test a whole installation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BOUND: Final = 10.0
 
 
 class JpegScorer:
-    """Kilobytes of the JPEG at quality 95 over 500 (DDPO, arXiv 2305.13301), cut at 10.
+    """Scorer by kilobytes of the JPEG at quality 95 over 500 (DDPO, arXiv 2305.13301), cut at 10.
 
-    ``prefer`` says whether small files (negative scores, highest for a flat image) or large ones are wanted.
+    ``prefer`` selects small files (negative scores, highest for a flat image) or large ones.
     """
 
     traits: ClassVar[Traits] = Traits(low=-BOUND, high=BOUND, thread_safe=True)
@@ -32,18 +32,18 @@ class JpegScorer:
         self._sign = -1.0 if prefer == "small" else 1.0
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Score (N, H, W, 3) images; the prompts do not matter."""
+        """Score (N, H, W, 3) images; the prompts are ignored."""
         sizes = np.array([jpeg_bytes(image) for image in images], dtype=np.float64)
         values = self._sign * np.minimum(sizes / SCALE, BOUND)
         return Judgement(values=values, valid=np.ones(len(images), dtype=np.bool_))
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Every prompt will do."""
+        """Accept every prompt."""
 
 
 def jpeg_bytes(image: NDArray[np.uint8]) -> int:
-    """The size of the JPEG of an (H, W, 3) image at quality 95."""
+    """Return the size in bytes of the JPEG of an (H, W, 3) image at quality 95."""
     stream = BytesIO()
     Image.fromarray(image).save(stream, format="JPEG", quality=QUALITY)
     return stream.tell()

@@ -1,4 +1,4 @@
-"""Reading text as a reward: PaddleOCR with the real PP-OCRv6 weights, through onnxruntime on the CPU."""
+"""Rendered text as a reward: PaddleOCR with the real PP-OCRv6 weights, through onnxruntime on the CPU."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from rewards.scorer import Judgement, Traits
 from rollout.records import Prompt
 from rollout.text_files import visible
 
-# PaddleX reads it when imported, and would otherwise probe the network for model hosts.
+# PaddleX reads this when imported, and would otherwise probe the network for model hosts.
 os.environ["PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK"] = "True"
 
 LINE_HEIGHT: Final = 48
-"""The height in pixels at which the recogniser reads a line."""
+"""Height in pixels of a line as the recogniser sees it."""
 _WIDEST: Final = 3200
 _QUOTED: Final = re.compile(r'["\u201c]([^"\u201d]*)["\u201d]')
 
 
 class OcrScorer:
-    """Scores (N, H, W, 3) images by 1 - min(d, L) / L, d the edit distance to the target of length L.
+    """Scorer of (N, H, W, 3) images by 1 - min(d, L) / L, d the edit distance to the target of length L.
 
     Source: FlowGRPO (arXiv 2505.05470), without its bonus for targets within longer text. Spaces, case
     and invisible characters do not count. ``mode="recognition"`` reads each image as one line, at a width
     that fits it; ``"full"`` finds the lines first and reads them from top to bottom. ``threads`` is
-    onnxruntime's. An image in which nothing is read scores 0 and is valid. ``details``: ``strict`` (exact
-    match) and ``text`` (what was read). Not thread-safe: one instance per process.
+    onnxruntime's. An image without recognised text scores 0 and is valid. ``details``: ``strict`` (exact
+    match) and ``text`` (the recognised text). Not thread-safe: one instance per process.
     """
 
     traits: ClassVar[Traits] = Traits(low=0.0, high=1.0)
@@ -49,7 +49,7 @@ class OcrScorer:
         self._reader = _LineReader(threads) if mode == "recognition" else _PageReader(threads)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Read every image and compare with its prompt's target."""
+        """Read every image and compare the text with its prompt's target."""
         texts = self._reader.read(np.ascontiguousarray(images[..., ::-1]))
         values = [similarity(text, target_text(prompt)) for text, prompt in zip(texts, prompts, strict=True)]
         scores = np.array(values, dtype=np.float64)
@@ -61,15 +61,20 @@ class OcrScorer:
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` when the prompt names no text to write, or a key that may mean ``text``."""
+        """Refuse a prompt that names no text to write.
+
+        Raises:
+            ValueError: if there is no target text, or a key resembles ``text`` and that key is missing.
+        """
         check_spelling(prompt.metadata, ("text",))
         target_text(prompt)
 
 
 def target_text(prompt: Prompt) -> str:
-    """What the image should say: ``metadata["text"]`` or the first double-quoted text of the prompt.
+    """Return the target: ``metadata["text"]`` or the first double-quoted text of the prompt, normalised.
 
-    Comes back normalised; raises ``ValueError`` when there is none or nothing of it can be seen.
+    Raises:
+        ValueError: if there is no such text, or it has no visible character.
     """
     found = prompt.metadata.get("text")
     if found is None:
@@ -84,19 +89,19 @@ def target_text(prompt: Prompt) -> str:
 
 
 def normalize(text: str) -> str:
-    """The text composed and in lower case, without white space and invisible characters."""
+    """Compose the text (NFC) and lower its case, without white space and invisible characters."""
     return visible(unicodedata.normalize("NFC", text).lower())
 
 
 def similarity(read: str, target: str) -> float:
-    """1 - min(edit distance, L) / L, where ``target`` is normalised and of length L > 0."""
+    """Compute 1 - min(edit distance, L) / L, where ``target`` is normalised and of length L > 0."""
     from rapidfuzz.distance import Levenshtein
 
     return 1.0 - min(Levenshtein.distance(normalize(read), target), len(target)) / len(target)
 
 
 def text_recognition(threads: int) -> Callable[..., Any]:
-    """PaddleOCR's ``TextRecognition`` on the PP-OCRv6 weights; what it is called with is passed on."""
+    """Return a factory of PaddleOCR's ``TextRecognition`` on the PP-OCRv6 weights."""
     from paddleocr import TextRecognition
 
     folder = model_folders()[RECOGNITION]
@@ -104,18 +109,18 @@ def text_recognition(threads: int) -> Callable[..., Any]:
 
 
 class _LineReader:
-    """Recognition alone. PaddleX pads every line to 320 columns; here the width follows the images."""
+    """Recognition alone, at the images' width, where PaddleX would pad every line to 320 columns."""
 
     def __init__(self, threads: int) -> None:
         self._make = text_recognition(threads)
         self._models: dict[int, Any] = {}
 
     def read(self, images: NDArray[np.uint8]) -> list[str]:
-        """One line per (H, W, 3) BGR image."""
+        """Read one line per (H, W, 3) BGR image."""
         height, width = images.shape[1:3]
         fitting = min(max(math.ceil(LINE_HEIGHT * width / height), LINE_HEIGHT), _WIDEST)
         if fitting not in self._models:
-            # The input size is fixed when a model is made; a run has one image size, so one model is held.
+            # A model's input size is fixed at creation; a run has one image size, so one model is kept.
             self._models = {fitting: self._make(input_shape=(3, LINE_HEIGHT, fitting))}
         results = self._models[fitting].predict(list(images), batch_size=len(images))
         return [str(result["rec_text"]) for result in results]
@@ -140,7 +145,7 @@ class _PageReader:
         )
 
     def read(self, images: NDArray[np.uint8]) -> list[str]:
-        """All text of each (H, W, 3) BGR image."""
+        """Read all text of each (H, W, 3) BGR image."""
         return [
             " ".join(in_reading_order(page["rec_texts"], np.asarray(page["rec_boxes"])))
             for page in self._model.predict(list(images))
@@ -148,14 +153,14 @@ class _PageReader:
 
 
 def _engine(threads: int) -> dict[str, Any]:
-    """Keyword arguments that every model of PaddleOCR takes."""
-    logging.getLogger("paddlex").setLevel(logging.WARNING)  # it would announce every model that it makes
+    """Return the keyword arguments that every model of PaddleOCR takes."""
+    logging.getLogger("paddlex").setLevel(logging.WARNING)  # it would log every model that it creates
     config = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
     return {"engine": "onnxruntime", "device": "cpu", "engine_config": config}
 
 
 def in_reading_order(texts: Sequence[str], boxes: NDArray[Any]) -> list[str]:
-    """Texts sorted by (B, 4) boxes x0, y0, x1, y1: lines from the top, and from the left within a line.
+    """Sort texts by their (B, 4) boxes x0, y0, x1, y1: lines from the top, and from the left within a line.
 
     A box belongs to the line above it when its centre lies higher than the bottom of that line's first box.
     """

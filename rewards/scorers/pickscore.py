@@ -1,4 +1,4 @@
-"""Human preference as a reward: PickScore's formula on a CLIP model."""
+"""PickScore, a model of human preference, as a reward: its formula on a CLIP model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SCALE: Final = 26.0
 """FlowGRPO divides PickScore's logits by this, so that good images score about 0.85 to 0.95."""
 MODEL: Final = "yuvalkirstain/PickScore_v1"
 PROCESSOR: Final = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-"""Of the published model, by its authors' example."""
+"""Processor of the published model, as in its authors' example."""
 _LARGEST_LOGIT: Final = 100.0
 
 
 class PickScoreScorer:
-    """Scores (N, H, W, 3) images by exp(logit scale) * cosine(image, prompt) / 26.
+    """Scorer of (N, H, W, 3) images by exp(logit scale) * cosine(image, prompt) / 26.
 
     Source: PickScore (Kirstain et al. 2023, arXiv 2305.01569). ``model`` and ``processor`` are names on
     the Hugging Face hub or local folders in its format; without ``processor``, any model but the published
-    one has to bring its own, since another's mean and spread would bend its scores. bfloat16 on a GPU,
-    float32 on a CPU. Not thread-safe, as its tokenizer is not.
+    one must include its own, since another mean and spread would distort its scores. bfloat16 on a GPU,
+    float32 on a CPU. Not thread-safe, because its tokenizer is not.
     """
 
     traits: ClassVar[Traits] = Traits(low=-_LARGEST_LOGIT / SCALE, high=_LARGEST_LOGIT / SCALE)
@@ -53,7 +53,7 @@ class PickScoreScorer:
             self._processor: Any = CLIPProcessor.from_pretrained(processor)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Score each image with its own prompt only; a repeated prompt is encoded once."""
+        """Score each image against its own prompt; a repeated prompt is encoded once."""
         import torch
 
         texts = list(dict.fromkeys(prompt.text for prompt in prompts))
@@ -66,7 +66,7 @@ class PickScoreScorer:
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` when the prompt has no text."""
+        """Refuse a prompt without text; see `check_text`."""
         check_text(prompt)
 
     def _encode_images(self, images: NDArray[np.uint8]) -> torch.Tensor:

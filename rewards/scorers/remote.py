@@ -28,21 +28,20 @@ from rewards.wire_format import (
 from rollout.records import Prompt
 
 AWAY: Final = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
-"""What is answered for a server that is gone or not ready yet."""
+"""Statuses of a server that is down or not ready yet."""
 
 
 class RemoteScorer:
-    """Scores (N, H, W, 3) images by whatever ``url`` serves; values and details are the served scorer's.
+    """Client of the scorer at ``url`` for (N, H, W, 3) images; values and details are the served scorer's.
 
-    ``token_env`` or ``token_file`` say where the server's token is. A call is sent as requests of at most
-    ``batch`` images, ``concurrency`` at a time, each of which may take ``timeout`` seconds. Nothing is
-    retried here. A request without an answer is a failure of its images if the server says that it is ready,
-    a `RewardError`; otherwise the server is away: `Unavailable`. Raises `RewardError` also when it judges
-    whole groups, which this class's traits do not promise.
+    ``token_env`` or ``token_file`` names the source of the server's token. A call is sent as requests of at
+    most ``batch`` images, ``concurrency`` at a time, each of which may take ``timeout`` seconds. Requests are
+    not retried here. If one gets no response while the server reports that it is ready, its images failed: a
+    `RewardError`; otherwise the server is down: `Unavailable`.
     """
 
     traits: Traits = Traits(low=-math.inf, high=math.inf, thread_safe=True)
-    """Of the class; an instance knows the range of what is served."""
+    """Traits of the class; an instance has the range of the served scorer."""
 
     def __init__(
         self,
@@ -54,6 +53,12 @@ class RemoteScorer:
         concurrency: int = 4,
         media_type: MediaType = "image/png",
     ) -> None:
+        """Connect to the server and read its traits.
+
+        Raises:
+            ValueError: if an option has a wrong value, or the token cannot be read.
+            RewardError: if the server gives no valid health, or its scorer needs whole groups.
+        """
         if httpx.URL(url).userinfo:
             raise ValueError("url must not hold a password; name a token with token_env or token_file")
         if min(timeout, batch, concurrency) <= 0:
@@ -72,14 +77,14 @@ class RemoteScorer:
         self.traits = self._served()
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Have every image scored; one failed request fails the call."""
+        """Have every image scored; one failed request fails the whole call."""
         size = self._batch
         starts = range(0, len(images), size)
         chunks = ([sequence[at : at + size] for at in starts] for sequence in (images, prompts))
         with ThreadPoolExecutor(self._concurrency) as threads:
             scored = list(threads.map(self._score, *chunks))
         if len({frozenset(part.details) for part in scored}) > 1:
-            raise self._failed("answered with different details to each request")
+            raise self._failed("sent different details for different requests")
         return Judgement(
             values=np.concatenate([part.values for part in scored]),
             valid=np.concatenate([part.valid for part in scored]),
@@ -88,20 +93,24 @@ class RemoteScorer:
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` when JSON would not carry the prompt's metadata as it is."""
+        """Refuse a prompt whose metadata JSON cannot represent exactly.
+
+        Raises:
+            ValueError: if the metadata changes in, or does not fit, JSON.
+        """
         metadata = dict(prompt.metadata)
         try:
             same = json.loads(json.dumps(metadata, allow_nan=False)) == metadata
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"metadata is not JSON: {error}") from None
         if not same:
-            raise ValueError(f"metadata changes on its way through JSON: {metadata!r}")
+            raise ValueError(f"metadata changes when converted to JSON and back: {metadata!r}")
 
     def _served(self) -> Traits:
-        """The traits of what is served, as this scorer has them."""
+        """Return the traits of the served scorer, which every remote scorer may call from several threads."""
         served = self._health(self._client.timeout).traits
         if served.groupwise:
-            raise self._failed("judges whole groups, which a remote reward may split")
+            raise self._failed("scores whole groups, which a remote reward may split")
         low = -math.inf if served.low is None else served.low
         high = math.inf if served.high is None else served.high
         return Traits(low=low, high=high, thread_safe=True)
@@ -112,10 +121,10 @@ class RemoteScorer:
         try:
             return judgement_of(response, len(images))
         except ProtocolError as error:
-            raise self._failed(f"answered what cannot be: {error}") from error
+            raise self._failed(f"sent an invalid response: {error}") from error
 
     def _answer(self, body: bytes) -> bytes:
-        """What the server says to a request; if nothing, its health tells whose fault that is."""
+        """Return the response to a request; without one, `/health` decides whether the server is down."""
         try:
             return self._send("POST", "score", content=body)
         except Unavailable as error:
@@ -144,7 +153,7 @@ class RemoteScorer:
         try:
             return parse(message, body)
         except ProtocolError as error:
-            raise self._failed(f"answered what cannot be: {error}") from error
+            raise self._failed(f"sent an invalid response: {error}") from error
 
     def _failed(self, reason: str, kind: type[RewardError] = RewardError) -> RewardError:
         return kind(f"the reward server at {self._client.base_url} {reason}")

@@ -2,7 +2,7 @@
 
 The detector works on whole batches. Pixels are labelled with the nearest hue of the palette, connected
 pixels of one hue are a blob, and a blob is compared with renders of every shape, size and sub-pixel
-position; the confidence is how well the best one fits.
+position; the confidence is the fit of the best one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from rewards.models.detection import Box, Detection
 from rewards.scorer import Judgement, RewardError, Traits
-from rewards.scorers.geneval_rules import Rules, check_metadata, judge, judgement
+from rewards.scorers.geneval_rules import Rules, apply_rules, check_metadata, to_judgement
 from rollout.records import Prompt
 from rollout.tiny.world import COLORS, SCENE_SIZE, SHAPES, Placed, Scene, draw_scene
 
@@ -42,7 +42,7 @@ _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
 @dataclass(frozen=True, slots=True)
 class _Blobs:
-    """Connected pixels of one hue over a batch: ``labels`` (N, K, H, W), 0 for none, and B slices."""
+    """Connected pixels of one hue over a batch: ``labels`` (N, K, H, W), 0 for background, and B slices."""
 
     labels: NDArray[np.int32]
     slices: Sequence[tuple[slice, ...]]
@@ -50,7 +50,7 @@ class _Blobs:
 
 
 class ShapesScorer:
-    """Score (N, 32, 32, 3) images of the bundled world by the soft score of GenEval's rules.
+    """Scorer of (N, 32, 32, 3) images of the bundled world by the soft score of GenEval's rules.
 
     ``details["strict"]`` is GenEval's accuracy. Needs GenEval metadata with the world's classes and colours.
     """
@@ -58,23 +58,28 @@ class ShapesScorer:
     traits: ClassVar[Traits] = Traits(low=0.0, high=1.0, thread_safe=True)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Detect the shapes of every image and judge them by its prompt's metadata."""
-        verdicts = [
-            judge(found, prompt.metadata, RULES)
+        """Detect the shapes of every image and apply the rules by its prompt's metadata."""
+        results = [
+            apply_rules(found, prompt.metadata, RULES)
             for found, prompt in zip(detect(images), prompts, strict=True)
         ]
-        return judgement(verdicts)
+        return to_judgement(results)
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` unless the metadata is GenEval's with classes and colours of the world."""
+        """Refuse metadata that is not GenEval's with the world's classes and colours.
+
+        Raises:
+            ValueError: naming the key or value.
+        """
         check_metadata(prompt.metadata, SHAPES, _COLOR_NAMES)
 
 
 def detect(images: NDArray[np.uint8]) -> list[list[Detection]]:
-    """The shapes in each of (N, 32, 32, 3) uint8 images, with every confidence; ``box`` is in pixels.
+    """Detect the shapes in each of (N, 32, 32, 3) uint8 images, at any confidence; ``box`` is in pixels.
 
-    Raises `RewardError` for images of another size.
+    Raises:
+        RewardError: if the images have another size.
     """
     if images.shape[1:] != (SCENE_SIZE, SCENE_SIZE, 3):
         raise RewardError(f"expected (N, {SCENE_SIZE}, {SCENE_SIZE}, 3) images, got {images.shape}")
@@ -102,7 +107,7 @@ def _box(where: tuple[slice, ...]) -> Box:
 
 @lru_cache(maxsize=1)
 def _palette() -> tuple[Floats, Floats]:
-    """Unit chroma directions (K, 3) and full chroma lengths (K,) of the palette."""
+    """Compute the palette's unit chroma directions (K, 3) and full chroma lengths (K,)."""
     colors = np.array(list(COLORS.values()), dtype=np.float32)
     chroma = colors - colors.mean(1, keepdims=True)
     lengths = np.linalg.norm(chroma, axis=1)
@@ -110,7 +115,7 @@ def _palette() -> tuple[Floats, Floats]:
 
 
 def _hue_strength(images: NDArray[np.uint8]) -> Floats:
-    """How bright each pixel's nearest hue is there, as (N, K, H, W): 0 elsewhere, 1 for the palette's colour.
+    """Compute the strength (N, K, H, W) of each pixel's nearest hue: 1 at the palette's colour, 0 elsewhere.
 
     Grey adds nothing to chroma, so on the edge of a shape this is brightness times coverage.
     """
@@ -124,7 +129,7 @@ def _hue_strength(images: NDArray[np.uint8]) -> Floats:
 
 
 def _find_blobs(strength: Floats) -> _Blobs:
-    """Blobs of pixels that are covered by at least half, measured against each blob's own brightness."""
+    """Find blobs of pixels with at least half coverage, relative to each blob's own brightness."""
     rough, count = _label(strength > 0)
     cores = _core_brightness(strength, rough, count)
     cores[0] = np.inf
@@ -145,7 +150,7 @@ def _label(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
 
 
 def _core_brightness(strength: Floats, labels: NDArray[np.int32], count: int) -> Floats:
-    """Per label the mean strength of its pixels above its mean: what it is inside, without its edge."""
+    """Compute each label's mean strength over its pixels above average: its inside, without its edge."""
     flat, values = labels.ravel(), strength.ravel()
     means = _label_means(flat, values, count)
     inside = values >= means[flat] - 1e-3
@@ -160,7 +165,7 @@ def _label_means(labels: NDArray[np.int32], values: Floats, count: int) -> Float
 
 
 def _windows(strength: Floats, blobs: _Blobs) -> Floats:
-    """Coverage of each blob in a window around its centre, as (B, window * window)."""
+    """Compute the coverage of each blob in a window around its centre, as (B, window * window)."""
     shape = blobs.labels.shape
     flat_labels = blobs.labels.reshape(-1, *shape[2:])
     grown = ndimage.grey_dilation(flat_labels, size=(1, 3, 3)).reshape(shape)
@@ -181,7 +186,7 @@ def _windows(strength: Floats, blobs: _Blobs) -> Floats:
 
 
 def _centres(blobs: _Blobs) -> tuple[tuple[Ints, Ints], Ints, Ints]:
-    """Image and colour index of each blob, and the row and column of the pixel nearest to its centroid."""
+    """Return the image and colour index of each blob, and the row and column nearest to its centroid."""
     image, color, row, column = np.nonzero(blobs.labels)
     labels = blobs.labels[image, color, row, column] - 1
     sizes = np.bincount(labels)
@@ -193,7 +198,7 @@ def _centres(blobs: _Blobs) -> tuple[tuple[Ints, Ints], Ints, Ints]:
 
 @lru_cache(maxsize=1)
 def _templates() -> Floats:
-    """Coverage of every shape at every radius and sub-pixel position, as (kinds, T, window * window)."""
+    """Render the coverage of every shape, radius and sub-pixel position, as (kinds, T, window * window)."""
     stacks = [
         [_template(kind, float(radius), dx, dy) for radius, dx, dy in product(_RADII, _OFFSETS, _OFFSETS)]
         for kind in SHAPES
@@ -202,7 +207,7 @@ def _templates() -> Floats:
 
 
 def _template(kind: str, radius: float, dx: float, dy: float) -> Floats:
-    """One render, cut out around the pixel nearest to its centroid as `_windows` does."""
+    """Render one shape, cut out around the pixel nearest to its centroid as in `_windows`."""
     color = _COLOR_NAMES[0]
     centre = SCENE_SIZE / 2
     image = draw_scene(Scene((Placed(kind, color, centre + dx, centre + dy, radius),), background=0))
@@ -212,7 +217,7 @@ def _template(kind: str, radius: float, dx: float, dy: float) -> Floats:
 
 
 def _match(windows: Floats) -> tuple[Ints, Floats]:
-    """The best kind of each window and its fit: the soft intersection over union with its nearest render."""
+    """Find the best kind of each window and its fit: the soft intersection over union with a render."""
     templates = _templates()
     kinds, number, pixels = templates.shape
     flat = templates.reshape(-1, pixels)

@@ -24,7 +24,7 @@ QUESTION: Final = (
 
 
 class _Reply(BaseModel):
-    """The part of a chat completion that matters."""
+    """The fields of a chat completion that are read."""
 
     class Choice(BaseModel):
         class Message(BaseModel):
@@ -35,8 +35,8 @@ class _Reply(BaseModel):
     choices: list[Choice] = Field(min_length=1)
 
 
-class _Verdict(BaseModel):
-    """What the model is asked to say, and nothing else."""
+class _ScoreReply(BaseModel):
+    """The reply that the model is asked for, without other fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -45,7 +45,7 @@ class _Verdict(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """``score`` is NaN when there is none; ``text`` is what was said or what went wrong."""
+    """The answer to one question: ``score`` is NaN if missing; ``text`` is the reply or the error."""
 
     score: float
     text: str
@@ -53,13 +53,12 @@ class _Answer:
 
 
 class JudgeScorer:
-    """Asks about each (H, W, 3) image and maps its answer from ``low`` to ``high`` onto [0, 1].
+    """Scorer that asks the model about each (H, W, 3) image and maps ``low`` to ``high`` onto [0, 1].
 
-    ``base_url`` is that of the API, with its ``/v1``. ``question`` may hold {prompt}, {low} and {high}.
+    ``base_url`` is that of the API, with its ``/v1``. ``question`` may contain {prompt}, {low} and {high}.
     ``api_key_env`` names the environment variable with the key. ``concurrency`` questions are asked at a
-    time, and each may take ``timeout`` seconds. An answer that does not come or is no score in range is a
-    failure: not valid. ``details["answer"]`` is what was said. Raises `RewardError` when none came at all,
-    and of these `Unavailable` when the endpoint does not list its models either.
+    time, and each may take ``timeout`` seconds. Without an answer, or with one that is not a score in range,
+    an image is not valid. ``details["answer"]`` is the reply.
     """
 
     traits: ClassVar[Traits] = Traits(low=0.0, high=1.0, thread_safe=True)
@@ -89,7 +88,12 @@ class JudgeScorer:
         self._question = question.replace("{low}", str(low)).replace("{high}", str(high))
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """Judge every image for itself."""
+        """Ask about every image separately.
+
+        Raises:
+            Unavailable: if no question was answered and the endpoint does not list its models either.
+            RewardError: if no question was answered although the endpoint responds.
+        """
         with ThreadPoolExecutor(self._concurrency) as threads:
             answers = list(threads.map(self._ask, images, prompts))
         failures = [answer.failure for answer in answers if answer.failure]
@@ -103,11 +107,11 @@ class JudgeScorer:
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Raise ``ValueError`` when the prompt has no text."""
+        """Refuse a prompt without text; see `check_text`."""
         check_text(prompt)
 
     def _answers(self) -> bool:
-        """Whether the endpoint is there, whatever it makes of the questions."""
+        """Return whether the endpoint responds to a request for its models."""
         try:
             listed = self._client.get("models", timeout=self._probe)
         except httpx.TransportError:
@@ -151,13 +155,13 @@ class JudgeScorer:
         }
 
     def _read(self, body: bytes) -> _Answer:
-        """The score in range that an answer holds; NaN and the whole answer when it holds none."""
+        """Parse a completion into its score; NaN and the whole text if it has no score in range."""
         try:
             text = _Reply.model_validate_json(body).choices[0].message.content
         except ValidationError:
             return _Answer(np.nan, body.decode(errors="replace"))
         try:
-            score = _Verdict.model_validate_json(text).score
+            score = _ScoreReply.model_validate_json(text).score
         except ValidationError:
             return _Answer(np.nan, text)
         return _Answer(score if self._low <= score <= self._high else np.nan, text)

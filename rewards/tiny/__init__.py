@@ -1,1 +1,1 @@
-"""The bundled world's own reward model, and how it is made."""
+"""The bundled world's own reward model, and the code that trains it."""

@@ -1,6 +1,6 @@
-"""Synthetic preferences in the bundled world: what a caption's images are worth, and pairs to choose from.
+"""Synthetic preferences in the bundled world: images of a caption and their utility.
 
-An image is worth most when it shows what the caption asks for; where two do so equally, the one with
+An image's utility is highest if it shows what the caption asks for; of two that do so equally, the one with
 larger and more vivid shapes on a darker, cleaner background is preferred.
 """
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rewards.models.detection import Detection
-from rewards.scorers.geneval_rules import Rules, judge
-from rollout.tiny.prompts import split_scenes
+from rewards.scorers.geneval_rules import Rules, apply_rules
+from rollout.tiny.prompt_files import split_scenes
 from rollout.tiny.world import (
     COLORS,
     NUMBERS,
@@ -33,21 +33,21 @@ from rollout.tiny.world import (
 
 RIGHT_WORTH: Final = 16.0
 LOOKS_WORTH: Final = 3.8
-"""Less than a quarter of `RIGHT_WORTH`, which any mistake costs at least: looks never outweigh one."""
+"""Less than a quarter of `RIGHT_WORTH`, the least that a mistake costs: looks never outweigh a mistake."""
 MOST_NOISE: Final = 14.0
 MOST_BLUR: Final = 0.7
 MOST_SHAPES: Final = 4
 SCATTERED: Final = 0.35
-"""The share of scenes, relations aside, that stand in another layout than the world's."""
+"""Share of scenes, relations aside, in another layout than the world's."""
 ROWS: Final = (8.5, 23.5)
-"""Where scattered rows or columns lie, in pixels: so far apart that the largest shapes do not touch."""
+"""Positions of scattered rows or columns, in pixels: far enough apart for the largest shapes."""
 
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A caption, images (G, 32, 32, 3) uint8, how right (G,) each is and how good it looks (G,), in 0..1."""
+    """A caption and its images (G, 32, 32, 3) uint8, with their rightness (G,) and looks (G,), in 0..1."""
 
     caption: str
     tag: str
@@ -62,10 +62,10 @@ class Choice:
 
 
 def lines(held_out: bool) -> list[Line]:
-    """The held-out scene prompts, or every other prompt of the world and coloured counts besides.
+    """Return the held-out scene prompts, or all other prompts of the world and coloured counts.
 
-    With twelve counting prompts in all, three of them held out, a model learns counts by heart;
-    "three red crosses" and the like make it see what they are made of.
+    The world has only twelve counting prompts, three of them held out, which a model would learn by heart;
+    counts such as "three red crosses" make it generalise.
     """
     held = split_scenes()[1]
     if held_out:
@@ -84,7 +84,7 @@ def _colored_counts() -> Iterator[Line]:
 
 
 def choices(pool: Sequence[Line], rng: np.random.Generator) -> Iterator[Choice]:
-    """Captions, every category equally often, each with two right images and two that have a mistake."""
+    """Generate captions, every category equally often, each with two right and two wrong images."""
     by_tag: dict[str, list[Line]] = {}
     for line in pool:
         by_tag.setdefault(line["tag"], []).append(line)
@@ -108,7 +108,7 @@ def _choice(line: Line, scenes: Sequence[Scene], rng: np.random.Generator) -> Ch
 
 
 def spoiled(line: Line, rng: np.random.Generator) -> Scene:
-    """A scene that is not what the line asks for: a wrong attribute, or a shape missing or too many."""
+    """Make a scene that violates the line: a wrong attribute, or a shape missing or too many."""
     while True:
         scene = _spoil(line, rng)
         if rightness(scene, line) < 1.0:
@@ -127,9 +127,9 @@ def _spoil(line: Line, rng: np.random.Generator) -> Scene:
 
 
 def arranged(line: Line, rng: np.random.Generator) -> Scene:
-    """A scene of what the line asks for, in the world's layout or scattered where its relation allows it.
+    """Make a scene that satisfies the line, in the world's layout or scattered where its relation allows it.
 
-    A diffusion model strays from the layout that it was trained on, and GenEval's rules do not mind.
+    Diffusion models deviate from the layout of their training data, which GenEval's rules accept.
     """
     scene = scene_for(line, rng)
     while rng.random() < SCATTERED:
@@ -141,7 +141,7 @@ def arranged(line: Line, rng: np.random.Generator) -> Scene:
 
 
 def _scattered(count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Spots in two rows or two columns; one that is alone in its row lies anywhere along it."""
+    """Choose spots in two rows or two columns; a spot alone in its row is anywhere along it."""
     near, far = ROWS
     corners = rng.permutation([(x, y) for x in ROWS for y in ROWS])[:count]
     rows = [float(y) for _, y in corners]
@@ -153,7 +153,7 @@ def _scattered(count: int, rng: np.random.Generator) -> list[tuple[float, float]
 
 
 def rightness(scene: Scene, line: Line) -> float:
-    """Score the scene itself softly by GenEval's rules; a shape nobody asked for costs a quarter."""
+    """Compute the scene's own soft score by GenEval's rules, less a quarter per surplus shape."""
     found = [
         Detection(
             kind=shape.kind,
@@ -169,7 +169,7 @@ def rightness(scene: Scene, line: Line) -> float:
         for shape in scene.shapes
     ]
     surplus = max(0, len(scene.shapes) - _total(line["include"]))
-    return max(0.0, judge(found, line, Rules()).soft - 0.25 * surplus)
+    return max(0.0, apply_rules(found, line, Rules()).soft - 0.25 * surplus)
 
 
 def _total(include: Sequence[Line]) -> int:
@@ -177,9 +177,9 @@ def _total(include: Sequence[Line]) -> int:
 
 
 def looks(scene: Scene, noise: float) -> float:
-    """How good a scene looks, in 0..1: size, brightness, darkness behind it and cleanness together.
+    """Rate a scene's looks in 0..1, by size, brightness, dark background and cleanness.
 
-    Their mean m is stretched about its middle, where most scenes lie: 6 m^5 - 15 m^4 + 10 m^3.
+    Their mean m is stretched about its middle, where most scenes are: 6 m^5 - 15 m^4 + 10 m^3.
     """
     if not scene.shapes:
         return 0.0
@@ -191,7 +191,7 @@ def looks(scene: Scene, noise: float) -> float:
 
 
 def photograph(scene: Scene, noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Render with some blur and with Gaussian noise of the given deviation, as a diffusion model might."""
+    """Render a scene with some blur and Gaussian noise of the given deviation, as a diffusion model might."""
     blur = rng.uniform(0.0, MOST_BLUR)
     pixels: NDArray[np.float32] = ndimage.gaussian_filter(
         draw_scene(scene).astype(np.float32), (blur, blur, 0.0)

@@ -1,8 +1,7 @@
-"""Make the bundled preference model: a tiny CLIP and the Bradley-Terry loss on synthetic preferences.
+"""Training of the bundled preference model: a tiny CLIP and the Bradley-Terry loss on synthetic preferences.
 
 Run as ``python -m rewards.tiny.train_preference``; it writes ``rewards/tiny/preference`` in the format that
-`rewards.scorers.pickscore` loads, so that a user goes from it to the real PickScore by changing the
-model's name.
+`rewards.scorers.pickscore` loads, so that changing the model's name is enough to use the real PickScore.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ FOLDER: Final = Path(__file__).parent / "preference"
 TOKENS: Final = 16
 WIDTH: Final = 96
 LOOKS_GAP: Final = 0.25
-"""Evaluated pairs of right images differ at least so much in looks; closer ones are a matter of taste."""
+"""Least difference in looks of evaluated pairs of right images; closer pairs are nearly ties."""
 
 console = Console()
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes of the training; ``bank`` and ``batch`` count captions, each of which has four images."""
+    """Sizes of the training; ``bank`` and ``batch`` count captions, each with four images."""
 
     seed: int = 0
     bank: int = 12_000
@@ -48,7 +47,7 @@ class Recipe:
 
 
 def build_model(tokenizer: Any) -> Any:
-    """An untrained `CLIPModel` for 32 x 32 images and prompts of 16 tokens."""
+    """Build an untrained `CLIPModel` for 32 x 32 images and prompts of 16 tokens."""
     shared = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_attention_heads": 4}
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPConfig(
@@ -61,13 +60,13 @@ def build_model(tokenizer: Any) -> Any:
         },
         vision_config={**shared, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8},
         projection_dim=WIDTH,
-        logit_scale_init_value=math.log(SCALE),  # so that a score begins as the cosine itself
+        logit_scale_init_value=math.log(SCALE),  # so that a score is the cosine itself at first
     )
     return CLIPModel(config)
 
 
 def build_processor(tokenizer: Any) -> Any:
-    """The `CLIPProcessor` that belongs to `build_model`: pixels to [-1, 1], no other change at 32 x 32."""
+    """Build the `CLIPProcessor` for `build_model`: pixels to [-1, 1], no other change at 32 x 32."""
     image_processor = CLIPImageProcessor(
         size={"shortest_edge": 32},
         crop_size={"height": 32, "width": 32},
@@ -78,13 +77,13 @@ def build_processor(tokenizer: Any) -> Any:
 
 
 def to_pixels(batch: Sequence[Choice]) -> Tensor:
-    """All images of B choices as (B * G, 3, 32, 32) in [-1, 1]."""
+    """Convert all images of B choices to (B * G, 3, 32, 32) in [-1, 1]."""
     images = torch.from_numpy(np.concatenate([choice.images for choice in batch]))
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def logits(model: Any, tokenizer: Any, batch: Sequence[Choice]) -> Tensor:
-    """PickScore's logits, exp(logit scale) * cosine, of every image under its own caption, as (B, G)."""
+    """Compute PickScore's logits (B, G), exp(logit scale) * cosine of every image and its caption."""
     tokens = tokenizer([choice.caption for choice in batch], padding="max_length", return_tensors="pt")
     texts = F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
     images = F.normalize(model.get_image_features(pixel_values=to_pixels(batch)).pooler_output, dim=-1)
@@ -94,9 +93,10 @@ def logits(model: Any, tokenizer: Any, batch: Sequence[Choice]) -> Tensor:
 
 
 def bradley_terry(scores: Tensor, worth: Tensor) -> Tensor:
-    """Cross-entropy of all pairs of a caption's images, P(a over b) = sigmoid of the difference; both (B, G).
+    """Compute the cross-entropy over all pairs of a caption's images; scores and worth are (B, G).
 
-    Source: Bradley and Terry 1952; the targets are the same model's probabilities under the known worth.
+    P(a over b) is the sigmoid of the difference. Source: Bradley and Terry 1952; the targets are the same
+    model's probabilities under the known worth.
     """
     first, second = torch.triu_indices(scores.shape[1], scores.shape[1], offset=1)
     wanted = torch.sigmoid(worth[:, first] - worth[:, second])
@@ -104,7 +104,7 @@ def bradley_terry(scores: Tensor, worth: Tensor) -> Tensor:
 
 
 def train(recipe: Recipe) -> tuple[Any, Any]:
-    """A trained model and its processor, from the seed alone; on one thread, so that it is repeatable."""
+    """Train a model and return it with its processor; repeatable from the seed on one thread."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     bank = list(islice(choices(lines(held_out=False), rng), recipe.bank))
@@ -135,11 +135,11 @@ def _rate(step: int, recipe: Recipe) -> float:
 
 @torch.inference_mode()
 def accuracy(model: Any, tokenizer: Any, seed: int, count: int = 1500) -> dict[str, float]:
-    """Shares of held-out pairs that the model orders as their worth does, over ``count`` captions.
+    """Measure the shares of held-out pairs that the model orders by their worth, over ``count`` captions.
 
     ``right`` pairs a right image with a wrong one, ``single`` does so for captions of one object only,
     ``looks`` pairs two right ones, ``all`` is over every pair; ``right gap`` and ``looks gap`` are the median
-    differences of PickScore's scores in those pairs, the preferred image's less the other's.
+    differences of PickScore's scores in those pairs, the preferred image's minus the other's.
     """
     held = list(islice(choices(lines(held_out=True), np.random.default_rng(seed)), count))
     scores = torch.cat([logits(model, tokenizer, held[i : i + 100]) for i in range(0, count, 100)]).numpy()
@@ -162,7 +162,7 @@ def accuracy(model: Any, tokenizer: Any, seed: int, count: int = 1500) -> dict[s
 
 
 def main() -> None:
-    """Train, save, and print what the model card reports."""
+    """Train and save the model, and print the figures of the model card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe().steps)

@@ -98,7 +98,7 @@ def test_prompts_that_do_not_suit_are_named_by_line(refuse: Callable[..., str], 
     [
         ({"exclude": None}, "exclude: expected a list of objects, got None"),
         ({"exclude": 5}, "exclude: expected a list of objects, got 5"),
-        ({"exlude": []}, "unknown key 'exlude', nearest is 'exclude'"),
+        ({"exlude": []}, "unknown key 'exlude'; did you mean exclude?"),
         ({"include": [{"class": "circle", "count": 1, "colour": "red"}]}, "include[0]: unknown key 'colour'"),
     ],
 )

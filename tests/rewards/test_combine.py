@@ -39,8 +39,8 @@ def test_a_missing_reward_makes_a_candidate_invalid_and_not_zero() -> None:
     assert scores.total[1] == 7.0
 
 
-def test_a_verdict_without_a_score_is_none() -> None:
-    """Not a failure of the image: evaluation takes the mean of verdicts."""
+def test_a_missing_reward_has_no_strict_score() -> None:
+    """Evaluation takes the mean of strict scores, so a missing one must not count as a failure."""
     scores = combine({"a": judged([np.nan, 2.0], [False, True], strict=[0.0, 1.0])}, {"a": 1.0})
     np.testing.assert_array_equal(scores.strict, [np.nan, 1.0])
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rewards.metadata import check_choice
 from rewards.models.detection import Detection
 from rewards.registry import REWARDS, resolve
-from rewards.scorers.geneval import GenEvalScorer, color_asked
-from rewards.scorers.geneval_rules import INCLUDED, KEYS, RELATIONS, TAGS, Rules, judge
+from rewards.scorers.geneval import GenEvalScorer, color_needed
+from rewards.scorers.geneval_rules import INCLUDED, KEYS, RELATIONS, TAGS, Rules, apply_rules
 from rewards.scorers.ocr import OcrScorer, similarity, target_text
 from rewards.suitability import objection
 from rollout.records import Prompt
@@ -74,8 +74,8 @@ def judgeable(line: dict[str, Any]) -> None:
         fault.startswith("p.jsonl:1: ") and len(fault.splitlines()) == 1 for fault in said.values() if fault
     )
     if not objection(GenEvalScorer, prompt):
-        assert 0.0 <= judge(FOUND, metadata, Rules()).soft <= 1.0
-        assert set(color_asked(FOUND, metadata)) <= {0, 1, 2}
+        assert 0.0 <= apply_rules(FOUND, metadata, Rules()).soft <= 1.0
+        assert set(color_needed(FOUND, metadata)) <= {0, 1, 2}
     if not objection(OcrScorer, prompt):
         assert 0.0 <= similarity("cat", target_text(prompt)) <= 1.0
 

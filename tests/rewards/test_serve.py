@@ -82,7 +82,7 @@ def alive(server: Server) -> bool:
         (b"{", "not JSON"),
         (b"\xff\xfe\xfd", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b'{"version": NaN}', "NaN is no JSON value"),
+        (b'{"version": NaN}', "NaN is not a JSON value"),
         (question(file(), version=2), "version: Input should be 1"),
         (question(file(), more=1), "more: Extra inputs are not permitted"),
         (question(file(), media_type="image/gif"), "media_type"),

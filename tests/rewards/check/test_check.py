@@ -15,7 +15,7 @@ from rewards.check.pictures import picture
 from rewards.check.trial import Failure, Trial, try_out
 from rollout.prompts import load_prompts
 from rollout.records import Prompt
-from rollout.tiny.prompts import FOLDER
+from rollout.tiny.prompt_files import FOLDER
 from tests.support.reward_models import png
 from tests.support.reward_servers import ROOT, served
 

@@ -15,7 +15,7 @@ from rewards.check.__main__ import main
 from rewards.check.known import recognised
 from rewards.registry import resolve
 from rewards.worker import RewardWorker
-from rollout.tiny.prompts import FOLDER
+from rollout.tiny.prompt_files import FOLDER
 from tests.support.reward_servers import ROOT, served
 
 TINY = str(ROOT / "rewards" / "tiny" / "preference")

@@ -17,7 +17,7 @@ from rewards.models.color_namer import COLORS, ColorNamer
 from rewards.models.detection import Detection
 from rewards.models.open_clip import OpenClip
 from rewards.scorer import RewardError, Scorer
-from rewards.scorers.geneval import RULES, GenEvalScorer, color_asked
+from rewards.scorers.geneval import RULES, GenEvalScorer, color_needed
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 from tests.support.reward_models import BOXES, Images, noise_images, planted
@@ -151,7 +151,7 @@ def test_the_surest_are_asked_for_their_color() -> None:
     pairs = zip("abbab", (0.4, 0.5, 0.9, 0.6, 0.7), strict=True)
     found = [Detection(kind=kind, confidence=sure, box=BOXES[0]) for kind, sure in pairs]
     metadata = {"include": [want("b", 2, color="red"), want("a"), want("b", color="blue")]}
-    assert color_asked(found, metadata) == [2, 4]
+    assert color_needed(found, metadata) == [2, 4]
 
 
 def test_scores_are_in_range_and_alone_as_together(

@@ -185,7 +185,7 @@ def test_a_prompt_without_a_target_is_refused(given: Prompt) -> None:
 
 @pytest.mark.parametrize("key", ["txt", "Text", "texts"])
 def test_a_slip_of_the_key_is_refused_although_there_are_quotes(key: str) -> None:
-    with pytest.raises(ValueError, match=f"metadata: unknown key '{key}', nearest is 'text'"):
+    with pytest.raises(ValueError, match=rf"metadata: unknown key '{key}'; did you mean text\?"):
         OcrScorer.check(prompt('a sign "x"', **{key: "y"}))
     OcrScorer.check(prompt("a sign", text="x", **{key: "y"}))
     OcrScorer.check(prompt('a sign "x"', tag="word", context="street"))

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from rewards.scorer import Scorer
 from rewards.scorers import pickscore
-from rewards.scorers.geneval_rules import RELATIONS, Rules, judge, relations
+from rewards.scorers.geneval_rules import RELATIONS, Rules, apply_rules, relations
 from rewards.scorers.pickscore import SCALE, PickScoreScorer
 from rewards.tiny import train_preference
 from rewards.tiny.pairs import (
@@ -207,12 +207,12 @@ def test_held_out_prompts_are_held_out() -> None:
     assert not held & rest
 
 
-def test_rightness_is_the_rules_verdict() -> None:
+def test_rightness_is_the_soft_score_of_the_rules() -> None:
     rng = np.random.default_rng(0)
     for line in lines(held_out=True):
         assert rightness(scene_for(line, rng), line) == 1.0
         assert rightness(spoiled(line, rng), line) < 1.0
-        assert rightness(Scene(()), line) == judge([], line, Rules()).soft
+        assert rightness(Scene(()), line) == apply_rules([], line, Rules()).soft
 
 
 def test_right_scenes_stand_in_every_arrangement() -> None:

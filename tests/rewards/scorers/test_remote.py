@@ -22,7 +22,7 @@ from rewards.scorers.shapes import ShapesScorer
 from rewards.worker import RewardWorker
 from rollout.prompts import load_prompts
 from rollout.records import Prompt
-from rollout.tiny.prompts import FOLDER
+from rollout.tiny.prompt_files import FOLDER
 from rollout.tiny.world import draw_scene, scene_for
 from tests.support.reward_servers import OWN, ROOT, Server, served
 
@@ -109,7 +109,7 @@ def test_prompts_and_metadata_arrive_as_they_are(echo: Server) -> None:
 
 @pytest.mark.parametrize("metadata", [{"a": (1, 2)}, {"a": float("nan")}, {"a": {1: 2}}, {"a": object()}])
 def test_metadata_that_json_would_change_is_refused(metadata: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^metadata (is not JSON|changes on its way)"):
+    with pytest.raises(ValueError, match=r"^metadata (is not JSON|changes when converted)"):
         RemoteScorer.check(Prompt(index=0, text="a", metadata=metadata))
 
 
