@@ -1,9 +1,9 @@
-"""Check: ``python -m rollout.check``, what samplers and learners would refuse, before any of them starts.
+"""Check of a model and its prompts before any sampler or learner starts: ``python -m rollout.check``.
 
-Reads a `Question` as JSON from standard input and answers on standard output with a JSON object: either
-"refused", the reason, or "remarks", what the user should know. The model's family is made on torch's device
-without memory, by the code of the samplers themselves: of its weights nothing is read, and what a run would
-refuse is refused in the same words. A process of its own, because the driver of a run loads no torch.
+Reads a `Question` as JSON from standard input and writes a JSON object to standard output: either "refused",
+the reason, or "remarks", a list for the user. The model's family is created on torch's meta device by the
+samplers' own code: no weights are read, and the messages are those of a run. It is a separate process,
+because the driver of a run does not load torch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Question(Settings):
-    """A model, how it is sampled, and prompts by the name of their file.
+    """A model, its rollout settings, and prompts by the name of their file.
 
-    ``elsewhere`` says that the samplers run on other machines, whose packages are not known here.
+    ``elsewhere`` means that the samplers run on other machines, whose packages are unknown here.
     """
 
     model: ModelSettings
@@ -37,8 +37,8 @@ class Question(Settings):
     elsewhere: bool
 
 
-def judge(question: Question) -> list[str]:
-    """Judge a configuration; returns what the user should know of it.
+def remarks_on(question: Question) -> list[str]:
+    """Check a configuration and return remarks for the user.
 
     Raises:
         ValueError: naming the key, the value and what was expected.
@@ -64,7 +64,11 @@ def _check_schedule(policy: DiffusersPolicy, key: str, steps: int) -> None:
 
 
 def _attention_elsewhere(model: ModelSettings) -> tuple[ModelSettings, str]:
-    """The model with an attention that works anywhere, if the one that is asked for has a known name."""
+    """Replace the attention backend by one that works anywhere; return the model and a remark.
+
+    Raises:
+        ValueError: if diffusers has no backend of that name.
+    """
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     known = [backend.value for backend in AttentionBackendName]
@@ -75,12 +79,12 @@ def _attention_elsewhere(model: ModelSettings) -> tuple[ModelSettings, str]:
 
 
 def answer(question: Question) -> dict[str, str | list[str]]:
-    """Judge a configuration; returns "remarks", or the reason why it is "refused".
+    """Check a configuration; return "remarks", or the reason why it is "refused".
 
-    What is on a hub that cannot be reached is not judged, which is then a remark.
+    A model on a hub that cannot be reached is not checked, which is then a remark.
     """
     try:
-        return {"remarks": judge(question)}
+        return {"remarks": remarks_on(question)}
     except OSError as error:
         if Path(question.model.path).is_dir():
             return {"refused": f"model.path: {question.model.path}: {_line(error)}"}
@@ -96,8 +100,8 @@ def _line(error: Exception) -> str:
 
 
 def main() -> None:
-    """Answer the question on standard input; libraries that print do so on standard error."""
-    gc.disable()  # what libraries make as they are imported stays: looking through it for garbage takes 1 s
+    """Answer the question on standard input; output of libraries goes to standard error."""
+    gc.disable()  # objects made by imports stay alive: collecting among them takes 1 s
     with redirect_stdout(sys.stderr):
         found = answer(Question.model_validate_json(sys.stdin.read()))
     print(json.dumps(found), flush=True)
@@ -105,4 +109,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # taking the libraries apart takes 1 s as well
+    os._exit(0)  # an orderly shutdown of the libraries takes 1 s as well

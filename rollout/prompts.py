@@ -1,4 +1,4 @@
-"""Prompt files and the order in which a run walks through them."""
+"""Prompt files, and the order in which a run uses their prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout.records import Prompt
 from rollout.text_files import TextFileError, read_text, visible
 
 SHOWN: Final = 10
-"""How many faults of a file are named; the others are counted."""
+"""Number of a file's faults that a message lists; the others are counted."""
 
 
 class PromptFileError(ValueError):
@@ -28,7 +28,7 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
     is refused if it has no others.
 
     Raises:
-        PromptFileError: if the file is missing, no UTF-8, empty or has broken lines.
+        PromptFileError: if the file is missing, empty, not UTF-8 or has broken lines.
     """
     if path.suffix not in _PARSERS:
         raise PromptFileError(f"{path}: expected a .jsonl or .txt prompt file")
@@ -57,7 +57,7 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
 
 
 def listed(faults: Sequence[str]) -> str:
-    """Join the first ten faults into one line that ends with the number of the others."""
+    """Join the first ten faults into one line that ends with the number of the rest."""
     others = len(faults) - SHOWN
     return "; ".join([*faults[:SHOWN], *([f"and {others} more"] if others > 0 else [])])
 
@@ -85,11 +85,11 @@ def _json_line(line: str) -> tuple[str, dict[str, Any]]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object whose keys stand once each: of two, Python would drop the first in silence."""
+    """Build an object and refuse repeated keys, of which Python would silently drop the first."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {max(keys, key=keys.count)!r} stands twice")
+        raise ValueError(f"the key {max(keys, key=keys.count)!r} is repeated")
     return fields
 
 
@@ -97,7 +97,7 @@ _PARSERS: Final = {".txt": _plain_line, ".jsonl": _json_line}
 
 
 def prompt_at(prompts: tuple[Prompt, ...], seed: int, position: int) -> Prompt:
-    """The prompt at a position of the endless, seeded walk: every epoch is a fresh permutation.
+    """Return the prompt at a position of the seeded order, in which every epoch is a new permutation.
 
     A pure function of its arguments, so that a resumed run needs no sampler state.
     """

@@ -1,7 +1,7 @@
 """The maths of one denoising step, shared by rollout and learner so that on-policy ratios are exactly one.
 
 Time runs from noise (sigma = 1) to image (sigma = 0); the velocity points from image to noise, so that
-x = (1 - sigma) x0 + sigma x1 and v = x1 - x0. All of it happens in float32, whatever the model computes in.
+x = (1 - sigma) x0 + sigma x1 and v = x1 - x0. All computation is in float32, whatever the model's precision.
 Every tensor ``x`` is (N, ...); every sigma broadcasts against it, (N, 1, ...) or a scalar tensor.
 """
 
@@ -27,9 +27,9 @@ class Transition:
 
 
 def flow_sde(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float) -> Transition:
-    """The reverse SDE of Flow-GRPO (arXiv 2505.05470, equation 9), discretised by Euler-Maruyama."""
+    """Compute a step of Flow-GRPO's reverse SDE (arXiv 2505.05470, equation 9) by Euler-Maruyama."""
     delta = sigma_next - sigma
-    # At sigma = 1 the diffusion coefficient diverges; the next sigma of the schedule stands in, as upstream.
+    # At sigma = 1 the diffusion coefficient diverges; as upstream, the next sigma of the schedule is used.
     remaining = 1 - torch.where(sigma >= 1, sigma_next, sigma)
     s = noise_level * (sigma / remaining).sqrt()
     spread = s**2 * delta / (2 * sigma)
@@ -38,7 +38,7 @@ def flow_sde(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, noise_leve
 
 
 def cps(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float) -> Transition:
-    """Coefficient-preserving sampling (arXiv 2509.05952): the state carries exactly sigma' of noise."""
+    """Compute a step of coefficient-preserving sampling (arXiv 2509.05952), with exactly sigma' of noise."""
     std = sigma_next * math.sin(noise_level * math.pi / 2)
     x0 = x - sigma * v
     x1 = x + (1 - sigma) * v
@@ -51,14 +51,14 @@ DYNAMICS: Final[dict[str, Dynamics]] = {"sde": flow_sde, "cps": cps}
 
 
 def euler(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """One step of the probability-flow ODE."""
+    """Take one step of the probability-flow ODE."""
     return x + (sigma_next - sigma) * v
 
 
 def log_prob(x_next: Tensor, transition: Transition) -> Tensor:
-    """Log density of the next state per trajectory, (N,): a *mean* over dimensions, as in Flow-GRPO.
+    """Compute the log density of the next state, (N,), as a *mean* over dimensions, as in Flow-GRPO.
 
-    The mean keeps its size independent of the resolution; clip ranges are accordingly tiny (1e-4).
+    The mean makes its size independent of the resolution; clip ranges are accordingly tiny (1e-4).
     """
     z = (x_next - transition.mean) / transition.std
     density = -0.5 * z**2 - transition.std.log() - HALF_LOG_TAU

@@ -1,4 +1,4 @@
-"""Text that users write: the one reader of their files, and which of its characters anybody can see."""
+"""Reading of users' text files, and removal of invisible characters."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Final
 MARK: Final = "\ufeff"
 """The byte order mark as a character."""
 _ENCODINGS: Final = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, since it begins with UTF-16's mark
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"})
-"""Categories that draw nothing: controls, formats such as zero-width joiners, surrogates, separators."""
+"""Invisible categories: controls, formats such as zero-width joiners, surrogates, separators."""
 _BLANKS: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Fillers and joiners that Unicode counts among letters, marks and symbols, but that draw nothing either."""
+"""Invisible fillers and joiners that Unicode counts among letters, marks and symbols."""
 
 
 class TextFileError(ValueError):
-    """A file is not UTF-8; the message names it, the line and the byte, and says what to do."""
+    """A file is not UTF-8; the message names the file, the line, the byte and the remedy."""
 
 
 def read_text(path: Path) -> str:
     r"""Read a UTF-8 file without its byte order mark; every line ends with "\n".
 
-    Marks that joining files has left at the start of later lines are dropped, too.
+    Marks at the start of later lines, as from concatenated files, are dropped, too.
 
     Raises:
         OSError: if the file cannot be read.
-        TextFileError: if it is UTF-16, UTF-32, no text, or has a byte that is not UTF-8.
+        TextFileError: if it is UTF-16 or UTF-32, is not text, or has a byte that is not UTF-8.
     """
     data = path.read_bytes()
     for mark, encoding in _ENCODINGS.items():
@@ -40,7 +40,7 @@ def read_text(path: Path) -> str:
             raise TextFileError(f"{path}: is {encoding}; save it as UTF-8")
     if b"\0" in data:
         where = _place(path, data, data.index(b"\0"))
-        raise TextFileError(f"{where} is 0, as in UTF-16 or in a file that is no text; save it as UTF-8")
+        raise TextFileError(f"{where} is 0, as in UTF-16 or in a file that is not text; save it as UTF-8")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -56,7 +56,7 @@ def _place(path: Path, data: bytes, offset: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Drop every character that draws nothing: white space, zero-width and control characters, fillers."""
+    """Remove invisible characters: white space, zero-width and control characters, fillers."""
     return "".join(character for character in text if _is_seen(character))
 
 
@@ -66,7 +66,11 @@ def _is_seen(character: str) -> bool:
 
 
 def check_token(token: str, source: str) -> None:
-    """Raise ``ValueError`` when a token is empty or no HTTP header can carry it; it is not shown."""
+    """Refuse a token that is empty or does not fit into an HTTP header, without printing it.
+
+    Raises:
+        ValueError: naming the token's source and the first wrong character.
+    """
     if not token:
         raise ValueError(f"no token in {source}")
     for number, character in enumerate(token, start=1):

@@ -1,1 +1,1 @@
-"""How does this model family work?"""
+"""The model families: one adapter each around a diffusers pipeline."""

@@ -1,4 +1,4 @@
-"""Read a LoRA adapter of a common layout, as modules of a transformer: nothing of a file is left out."""
+"""Reading of LoRA adapters in the common layouts; every key of a file is used or refused."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from safetensors import SafetensorError, safe_open
 from rollout.families.registry import Tensors
 
 FILES: Final = (LORA_WEIGHT_NAME_SAFE, "adapter_model.safetensors")
-"""What diffusers and peft call the file in an adapter's folder."""
+"""The file's name in an adapter's folder, in diffusers and in peft."""
 FLAT: Final = re.compile(r"lora_(unet|transformer)_")
-"""How kohya's names begin, in which every dot within a module's name is an underscore."""
+"""Prefix of kohya's names, in which every dot within a module's name is an underscore."""
 PREFIXES: Final = re.compile(r"(base_model\.model\.)?(transformer\.|diffusion_model\.)?")
 HALVES: Final = {
     ".lora_down.weight": ".lora_A.weight", ".lora.down.weight": ".lora_A.weight",
     ".lora_up.weight": ".lora_B.weight", ".lora.up.weight": ".lora_B.weight",
     ".lora_A.default.weight": ".lora_A.weight", ".lora_B.default.weight": ".lora_B.weight",
 }  # fmt: skip
-"""How other layouts end the names of an adapter's two matrices, and how peft does."""
+"""Suffixes of an adapter's two matrices in other layouts, and their names in peft."""
 
 
 class AdapterError(ValueError):
-    """A file holds no adapter of this transformer, or only a part of one; the message names the keys."""
+    """A file does not contain a complete adapter of this transformer; the message names the keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """Weights by peft's names within the transformer, how they are added, and where the alpha is from."""
+    """Weights by peft's names within the transformer, their configuration, and a summary for the user."""
 
     weights: Tensors
     config: LoraConfig
-    story: str
+    summary: str
 
 
 def read_adapter(path: str, transformer: Any, pipeline: str, targets: Sequence[str]) -> Adapter:
     """Read an adapter in the layout of diffusers, peft or kohya, or one that the pipeline's class converts.
 
-    ``targets`` names the modules that the file adapts, as peft matches them. Empty takes what the file says
-    of itself, or else every module that differs from an adapted one in nothing but numbers, such as its
-    block's.
+    ``targets`` names the modules that the file adapts, as peft matches them. If empty, they are those of the
+    file's metadata, or else every module whose name differs from an adapted one's only in numbers, such as
+    the block's.
 
     Raises:
-        AdapterError: if the file cannot be read, or its names are of no layout that is known.
+        AdapterError: if the file cannot be read, or its layout is unknown.
     """
     file = _find(path)
     tensors, metadata = _read(file)
@@ -76,10 +76,10 @@ def read_adapter(path: str, transformer: Any, pipeline: str, targets: Sequence[s
 
 
 def check_keys(path: str, expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> None:
-    """Compare the shapes that a transformer's adapter has with those of a file, by name.
+    """Compare the shapes of a transformer's adapter with those of a file, by name.
 
     Raises:
-        AdapterError: if any is missing, unexpected or of another shape, with counts and examples.
+        AdapterError: with counts and examples, if any is missing, unexpected or of another shape.
     """
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     problems = [f"{_some(names)} {what}" for what, names in (
@@ -124,7 +124,7 @@ def _download(path: str) -> Path:
 
 
 def _read(file: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Every tensor of a file, and peft's configuration where it is kept, in the file or beside it."""
+    """Read every tensor of a file, and peft's configuration if the file or its folder contains it."""
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -141,7 +141,7 @@ def _read(file: Path) -> tuple[Tensors, dict[str, Any]]:
 def _named(
     file: Path, tensors: Tensors, transformer: Any, pipeline: str
 ) -> tuple[Tensors, dict[str, float], str]:
-    """The weights by peft's names, the alphas by their module, and whence these are."""
+    """Rename the weights to peft's names; return them with the alphas by module, and the alphas' source."""
     weights, alphas = _native(tensors, transformer)
     if _modules(weights) & _adaptable(transformer):
         return weights, alphas, "the file's alpha keys" if alphas else ""
@@ -150,9 +150,7 @@ def _named(
         with _warnings_raised("diffusers.loaders"):
             converted = getattr(diffusers, pipeline).lora_state_dict(dict(tensors))
         weights, alphas = _native(converted, transformer)
-    except (
-        Exception
-    ) as error:  # converters take their layout for granted: any error says that it is not theirs
+    except Exception as error:  # converters assume their layout: any error means that it is another one
         reason = shorten(f" ({type(error).__name__}: {error})", width=200)
     if _modules(weights) & _adaptable(transformer):
         folded = any(name.endswith("alpha") for name in tensors) and not alphas
@@ -170,7 +168,7 @@ class _Raise(logging.Handler):
 
 @contextmanager
 def _warnings_raised(name: str) -> Iterator[None]:
-    """Fail where a library only warns, as converters do of keys that they leave out."""
+    """Raise an error where a library only warns, as converters do about keys that they ignore."""
     logger, handler = logging.getLogger(name), _Raise(logging.WARNING)
     logger.addHandler(handler)
     try:
@@ -180,7 +178,7 @@ def _warnings_raised(name: str) -> Iterator[None]:
 
 
 def _native(tensors: Tensors, transformer: Any) -> tuple[Tensors, dict[str, float]]:
-    """The tensors by peft's names, and apart from them the alphas by their module."""
+    """Rename the tensors to peft's names, and separate the alphas, by module."""
     flat = {name.replace(".", "_"): name for name, _ in transformer.named_modules()}
     renamed, alphas = {}, {}
     for key, value in tensors.items():
@@ -207,18 +205,18 @@ def _adaptable(transformer: Any) -> set[str]:
 
 
 def _described(file: Path, metadata: dict[str, Any]) -> LoraConfig:
-    """The configuration as peft wrote it, to train the adapter further."""
+    """Build the configuration from peft's metadata, to train the adapter further."""
     try:
         config = LoraConfig(**metadata)
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{file}: its metadata is not peft's of a LoRA adapter: {error}") from error
     config.inference_mode = False
-    config.init_lora_weights = True  # all of them are then replaced; other ways would change the model's own
+    config.init_lora_weights = True  # all are replaced later; other values would change the model's weights
     return config
 
 
 def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], transformer: Any) -> LoraConfig:
-    """The configuration of a file that brings none: its own modules, and their like in other blocks."""
+    """Infer the configuration of a file without metadata: its modules, and the same ones in other blocks."""
     kinds = {re.sub(r"\d+", "N", name) for name in ranks}
     modules = {name for name in _adaptable(transformer) if re.sub(r"\d+", "N", name) in kinds}
     rank = Counter(ranks.values()).most_common(1)[0][0]
@@ -244,6 +242,6 @@ def _rank_and_alpha(config: LoraConfig) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """How many names, and the first of them."""
+    """Summarise names by their number and the first two."""
     listed = sorted(names)
     return f"{len(listed)} keys ({', '.join(listed[:2])}{', ...' if len(listed) > 2 else ''})"

@@ -1,4 +1,4 @@
-"""What the adapters of all families share: loading, guidance, the scheduler's noise levels and pixels."""
+"""The base of all families' adapters: loading, guidance, the scheduler's noise levels and decoding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rollout.settings import ModelSettings, RolloutSettings
 
 
 def coordinates(*counts: int, device: torch.device) -> Tensor:
-    """The place of every token, (product of counts, number of counts), the last axis fastest."""
+    """Return the coordinates of every token, (product of counts, number of counts), the last axis fastest."""
     return torch.cartesian_prod(*(torch.arange(count, device=device) for count in counts))
 
 
@@ -31,12 +31,12 @@ def _finite(values: Tensor) -> Tensor:
 
 
 class DiffusersPolicy(ABC):
-    """A policy on a diffusers pipeline; a family says what is its own: see README.md, "Add a family"."""
+    """A policy on a diffusers pipeline; subclasses define a family: see README.md, "Add a family"."""
 
     lora_targets: Sequence[str]
     """Names of the attention projections, as peft matches them: the whole name, or its end after a dot."""
     text_limit = 512
-    """The longest ``rollout.text_tokens`` that the family's pipeline takes."""
+    """The largest ``rollout.text_tokens`` that the family's pipeline accepts."""
 
     def __init__(
         self, model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool
@@ -44,7 +44,7 @@ class DiffusersPolicy(ABC):
         """Load the pipeline, or only its transformer and scheduler when nothing is decoded or encoded.
 
         Raises:
-            ValueError: if the image size does not fit the model, and what `check` raises.
+            ValueError: if the image size does not fit the model, or `check` refuses the settings.
         """
         self.rollout = rollout
         self.device = torch.device(device)
@@ -69,11 +69,11 @@ class DiffusersPolicy(ABC):
         self.high, self.wide = self._grid()
 
     def _load_pipeline(self, path: str) -> Any:
-        # Components that were saved as missing (T5, usually); diffusers wants to be told so again.
+        # Components that were saved as missing (T5, usually) must be passed to diffusers as None.
         absent = {name: None for name, entry in self.index.items() if entry == [None, None]}
         pipeline = DiffusionPipeline.from_pretrained(path, dtype=self.dtype, **absent)
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae.float().to(self.device)  # half precision shows in flat areas, and decoding is cheap
+        pipeline.vae.float().to(self.device)  # half precision is visible in flat areas; decoding is cheap
         if self.rollout.decode != "whole":
             pipeline.vae.enable_slicing()
         if self.rollout.decode == "tiled":
@@ -86,7 +86,7 @@ class DiffusersPolicy(ABC):
     def _load_transformer(self, path: str) -> Any:
         if self.device.type != "meta":
             return self._load_part(path, "transformer", dtype=self.dtype)
-        # On the device without memory a model has shapes alone: enough to count, and nothing is read.
+        # On the meta device a model has only shapes, which are enough to count; nothing is read.
         made = getattr(diffusers, self.index["transformer"][1])
         with self.device:
             return made.from_config(made.load_config(path, subfolder="transformer")).to(self.dtype)
@@ -107,10 +107,10 @@ class DiffusersPolicy(ABC):
         return height // cell, width // cell
 
     def check(self) -> None:
-        """Refuse, before anything large is loaded, what the family cannot do.
+        """Refuse settings that the family does not support, before anything large is loaded.
 
         Raises:
-            ValueError: if videos are asked of a model of images.
+            ValueError: if videos are requested from a model of images.
         """
         if self.rollout.frames > 1:
             raise ValueError(
@@ -118,10 +118,10 @@ class DiffusersPolicy(ABC):
             )
 
     def check_text_tokens(self) -> None:
-        """Refuse prompts longer than the family's pipeline takes.
+        """Refuse prompts longer than the family's pipeline accepts.
 
         Raises:
-            ValueError: if ``rollout.text_tokens`` is more than that.
+            ValueError: if ``rollout.text_tokens`` is above `text_limit`.
         """
         if self.rollout.text_tokens > self.text_limit:
             raise ValueError(
@@ -130,7 +130,7 @@ class DiffusersPolicy(ABC):
             )
 
     def load_tokenizers(self, path: str) -> Any:
-        """The pipeline of diffusers with its tokenizers alone."""
+        """Load the diffusers pipeline with its tokenizers only."""
         made = getattr(diffusers, self.index["_class_name"])
         parts: dict[str, Any] = dict.fromkeys(made._get_signature_keys(made)[0])
         for name in parts:
@@ -142,24 +142,24 @@ class DiffusersPolicy(ABC):
 
     @abstractmethod
     def text_readers(self, pipeline: Any) -> list[TextReader]:
-        """How the tokenizers of a pipeline read prompts: the same text, the same cut as in `embed`."""
+        """Describe the tokenizers of a pipeline, with the same text and truncation as in `embed`."""
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
-        """How the diffusers pipeline is called to guide and read prompts as these settings do."""
+        """Return the arguments of the diffusers pipeline for these settings' guidance and prompt length."""
         return {"guidance_scale": rollout.guidance, "max_sequence_length": rollout.text_tokens}
 
     @property
     def guided(self) -> bool:
-        """Whether every step also runs the empty prompt, for classifier-free guidance."""
+        """True if every step also runs the empty prompt, for classifier-free guidance."""
         return self.rollout.guidance > 1
 
     @abstractmethod
     def cell(self) -> int:
-        """Pixels on a side of what is one image token; ``high`` x ``wide`` tokens make an image."""
+        """Return the pixels per side of an image token; an image has ``high`` x ``wide`` tokens."""
 
     def positions(self) -> int | None:
-        """Image tokens on a side that the transformer has positions for; None if as many as one likes."""
+        """Return the largest side in image tokens for which the model has positions; None if unlimited."""
         return None
 
     @property
@@ -169,22 +169,22 @@ class DiffusersPolicy(ABC):
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """The shape in which the pipeline draws the noise of one image: equal seeds are equal noise."""
+        """Return the shape in which the pipeline draws an image's noise, so that equal seeds agree."""
 
     @abstractmethod
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
-        """Named conditioning tensors of one prompt, the same shapes for every prompt, no batch dimension."""
+        """Encode one prompt to named tensors of the same shapes for every prompt, without batch dimension."""
 
     @abstractmethod
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
-        """Velocity from image to noise, shaped as ``x`` (N, ...), which comes in the compute precision."""
+        """Predict the velocity from image to noise, shaped like ``x`` (N, ...) in the compute precision."""
 
     def spacing(self, steps: int) -> dict[str, Any]:
-        """The arguments of the scheduler's ``set_timesteps``, as the pipeline gives them."""
+        """Return the arguments of the scheduler's ``set_timesteps``, as the pipeline passes them."""
         return {"num_inference_steps": steps}
 
     def shifted_spacing(self, steps: int, mu: float | None = None) -> dict[str, Any]:
-        """Even noise levels, shifted by ``mu``; by default it grows with the number of image tokens."""
+        """Return even noise levels, shifted by ``mu``, which by default grows with the number of tokens."""
         if mu is None:
             names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
             limits = (self.scheduler.config.get(name, default) for name, default in zip(
@@ -194,18 +194,18 @@ class DiffusersPolicy(ABC):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
     def schedule(self, steps: int) -> Schedule:
-        """The scheduler's noise levels and timesteps.
+        """Compute the scheduler's noise levels and timesteps.
 
         Raises:
-            ValueError: if the pipeline's scheduler is not one of flow matching, or cannot make so many steps.
+            ValueError: if the pipeline's scheduler is not for flow matching, or cannot make so many steps.
         """
-        with np.errstate(all="ignore"):  # what is not finite is refused below
+        with np.errstate(all="ignore"):  # values that are not finite are refused below
             self.scheduler.set_timesteps(**self.spacing(steps))
         sigmas = self.scheduler.sigmas.float().cpu()
         if not 0.99 < sigmas[0] <= 1:
             name = type(self.scheduler).__name__
             raise ValueError(f"{name}: the first noise level is {sigmas[0]:.3f}, expected 1 (flow matching)")
-        # Multistep solvers keep a little below 1, for their logarithms' sake; the SDE starts from pure noise.
+        # Multistep solvers start slightly below 1, for their logarithms; the SDE starts from pure noise.
         sigmas[0] = 1
         if not (sigmas.diff() < 0).all():
             raise ValueError(
@@ -215,17 +215,17 @@ class DiffusersPolicy(ABC):
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensors:
-        """Named conditioning tensors of one prompt; with guidance also ``negative_*``, encoded only once."""
+        """Encode one prompt to named tensors; with guidance also ``negative_*``, encoded only once."""
         if self.guided and not self._negative:
             found = self.embedder("", negative=True)
             self._negative = {f"negative_{name}": value for name, value in found.items()}
         return self.embedder(text) | (self._negative if self.guided else {})
 
     def velocity(self, model: Velocity, x: Tensor, timestep: Tensor, conditioning: Tensors) -> Tensor:
-        """Velocity (N, ...) in float32; with guidance both branches run as one batch.
+        """Compute the velocity (N, ...) in float32; with guidance both branches run as one batch.
 
-        Where gradients are recorded, the branch without the prompt runs by itself and has none: it is a
-        constant that guidance leads away from, as in Flow-GRPO's paper. The value is the same.
+        Where gradients are recorded, the branch without the prompt runs separately and has none: it is a
+        constant that guidance extrapolates from, as in Flow-GRPO's paper. The value is the same.
         """
         text = {name: value for name, value in conditioning.items() if not name.startswith("negative_")}
         x = x.to(self.dtype)
@@ -241,23 +241,23 @@ class DiffusersPolicy(ABC):
         return self.combine(*v.float().chunk(2))
 
     def combine(self, without: Tensor, with_prompt: Tensor) -> Tensor:
-        """Classifier-free guidance of two velocities (N, ...)."""
+        """Combine two velocities (N, ...) by classifier-free guidance."""
         return without + self.rollout.guidance * (with_prompt - without)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean latents (N, ...) to images (N, H, W, 3) uint8, and which of them (N,) are finite.
+        """Decode clean latents (N, ...) to images (N, H, W, 3) uint8 and a mask (N,) of the finite ones.
 
-        One that is not, in its latents or its pixels, is no image: its row is zeros, to be left out.
+        If an image's latents or pixels are not finite, its row is zeros, to be left out.
         """
         pixels = self.pixels(latents.float())
         finite = _finite(latents) & _finite(pixels)
         levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round()
-        levels = levels.where(finite.view(-1, 1, 1, 1), 0)  # no integer is not a number
+        levels = levels.where(finite.view(-1, 1, 1, 1), 0)  # integers cannot represent NaN
         return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu(), finite.cpu()
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """Clean latents (N, C, h, w) to pixels (N, 3, H, W) in [-1, 1]."""
+        """Decode clean latents (N, C, h, w) to pixels (N, 3, H, W) in [-1, 1]."""
         vae = self.pipeline.vae
         shift = vae.config.get("shift_factor") or 0.0
         decoded: Tensor = vae.decode(latents / vae.config.scaling_factor + shift).sample

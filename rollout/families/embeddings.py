@@ -1,4 +1,4 @@
-"""Prompts once encoded are not encoded again, and text encoders stay off the GPU in the meantime."""
+"""Cache of encoded prompts, and text encoders that occupy the GPU only while they run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Embed = Callable[..., Tensors]
 
 
 class Embedder:
-    """Calls a family's ``embed`` where it must.
+    """A family's ``embed`` behind a cache.
 
-    With ``rollout.embeddings`` what it returned is kept in that folder, by a hash of the prompt and of all
-    else that decides: the encoders' weights, the vocabularies, the precision and the length. With
-    ``rollout.offload_text`` the encoders lie in the CPU's memory and visit the device for a new prompt.
+    With ``rollout.embeddings`` its results are stored in that folder, by a hash of the prompt and of all that
+    determines them: the encoders' weights, the vocabularies, the precision and the length. With
+    ``rollout.offload_text`` the encoders are in the CPU's memory, and on the device only for a new prompt.
     """
 
     def __init__(self, pipeline: Any, embed: Embed, rollout: RolloutSettings, device: torch.device) -> None:
-        """Put the encoders where they are to be."""
+        """Move the encoders to their device and identify them."""
         self.embed, self.folder, self.device = embed, rollout.embeddings, device
         self.offload = rollout.offload_text
         parts = pipeline.components
@@ -47,7 +47,7 @@ class Embedder:
             self.identity = [type(pipeline).__name__, rollout.text_tokens, *self._contents(parts)]
 
     def __call__(self, text: str, *, negative: bool = False) -> Tensors:
-        """Named conditioning tensors of one prompt, on the device."""
+        """Return the named conditioning tensors of one prompt, on the device."""
         if self.folder is None:
             return self._encode(text, negative)
         path = self.folder / f"{self._key(text, negative)}.safetensors"
@@ -55,7 +55,7 @@ class Embedder:
             return dict(load_file(path, device=str(self.device)))
         except FileNotFoundError:
             pass
-        except SafetensorError as error:  # cut off, as by a disk that was full or a machine that went down
+        except SafetensorError as error:  # truncated, as by a full disk or a crash of the machine
             warnings.warn(
                 f"rollout.embeddings: {path} cannot be read ({error}); it is made again", stacklevel=2
             )
@@ -64,11 +64,11 @@ class Embedder:
         return found
 
     def _encode(self, text: str, negative: bool) -> Tensors:
-        with self._visiting():
+        with self._on_device():
             return self.embed(text, negative=negative)
 
     @contextmanager
-    def _visiting(self) -> Iterator[None]:
+    def _on_device(self) -> Iterator[None]:
         if not self.offload:
             yield
             return
@@ -83,7 +83,7 @@ class Embedder:
             encoder.to(device)
 
     def _contents(self, parts: dict[str, Any]) -> list[str]:
-        """Digests of the encoders' weights, and of the vocabularies."""
+        """Digest the encoders' weights and the vocabularies."""
         found = []
         for name, encoder in self.encoders.items():
             for key, parameter in encoder.named_parameters():
@@ -98,7 +98,7 @@ class Embedder:
 
 
 def _write(tensors: Tensors, path: Path) -> None:
-    """Whole or not at all: several samplers may write the same file."""
+    """Write tensors atomically, since several samplers may write the same file."""
     scratch = path.with_suffix(f".{os.getpid()}")
     save_file(tensors, scratch)
     scratch.replace(path)

@@ -1,4 +1,4 @@
-"""FLUX.1: conventions of diffusers' FluxPipeline (dev, with distilled guidance, and schnell, without)."""
+"""FLUX.1, by the conventions of diffusers' FluxPipeline (dev, with distilled guidance, and schnell)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout.families.registry import Tensors, Velocity
 
 
 class Flux(DiffusersPolicy):
-    """CLIP's pooled and T5's token states; the transformer sees 2 x 2 latents as one token."""
+    """FLUX.1: CLIP's pooled and T5's token states; the transformer sees 2 x 2 latents as one token."""
 
     guided = False  # the guidance is distilled: an input of the transformer, not a second pass
     lora_targets = (
@@ -23,31 +23,31 @@ class Flux(DiffusersPolicy):
     )  # fmt: skip
 
     def cell(self) -> int:
-        """Two latents on a side, each as many pixels as the autoencoder's blocks have made of one."""
+        """Return the pixels per side of two latents; each block of the autoencoder but one halves it."""
         return int(2 ** len(self.vae_config["block_out_channels"]))
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width), not yet packed: so the pipeline draws its noise."""
+        """Return (channels, height, width), not packed, as the pipeline draws its noise."""
         return self.transformer.config.in_channels // 4, 2 * self.high, 2 * self.wide
 
     def spacing(self, steps: int) -> dict[str, Any]:
-        """Shifted by the image's size."""
+        """Return noise levels shifted by the image's size."""
         return self.shifted_spacing(steps)
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
-        """T5's states (L, D) and CLIP's pooled embedding (P,)."""
+        """Encode a prompt to T5's states (L, D) and CLIP's pooled embedding (P,)."""
         hidden, pooled, _ = self.pipeline.encode_prompt(
             text, device=self.device, max_sequence_length=self.rollout.text_tokens
         )
         return {"hidden": hidden[0], "pooled": pooled[0]}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
-        """CLIP, of which only the pooled embedding is used, and T5."""
+        """Describe CLIP, of which only the pooled embedding is used, and T5."""
         t5 = TextReader("T5", self.rollout.text_tokens, plain(pipeline.tokenizer_2))
         return [clip_reader(pipeline.tokenizer), t5]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
-        """Packed, told the noise level in [0, 1] and the guidance, and unpacked."""
+        """Predict on packed latents, with the noise level in [0, 1] and the guidance as inputs."""
         distilled = self.transformer.config.guidance_embeds
         v: Tensor = model(
             hidden_states=pixel_unshuffle(x, 2).flatten(2).transpose(1, 2),

@@ -1,4 +1,4 @@
-"""FLUX.2: conventions of diffusers' Flux2Pipeline (dev) and Flux2KleinPipeline."""
+"""FLUX.2, by the conventions of diffusers' Flux2Pipeline (dev) and Flux2KleinPipeline."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rollout.families.registry import Tensors, Velocity
 
 
 class Flux2(DiffusersPolicy):
-    """States of three layers of a language model; a token lies in time, row, column and text."""
+    """FLUX.2: states of three layers of a language model; positions in time, row, column and text."""
 
     @property
     def lora_targets(self) -> Sequence[str]:  # type: ignore[override]
-        """Outputs of single blocks are named whole: the same name is a list in double blocks."""
+        """Attention projections; outputs of single blocks by full name, which is a list in double blocks."""
         singles = range(self.transformer.config.num_single_layers)
         return (
             "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -30,31 +30,31 @@ class Flux2(DiffusersPolicy):
 
     @property
     def guided(self) -> bool:
-        """Dev's guidance is distilled, and so is klein's after distillation of its steps."""
+        """True for the undistilled klein with guidance; dev's and distilled klein's guidance is an input."""
         undistilled = self.index["_class_name"] == "Flux2KleinPipeline" and not self.index["is_distilled"]
         return undistilled and self.rollout.guidance > 1
 
     def cell(self) -> int:
-        """Two of the autoencoder's latents on a side."""
+        """Return the pixels per side of two of the autoencoder's latents."""
         return int(2 ** len(self.vae_config["block_out_channels"]))
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of tokens: here the pipeline draws its noise packed."""
+        """Return (channels, height, width) of tokens: this pipeline draws its noise packed."""
         return self.transformer.config.in_channels, self.high, self.wide
 
     def spacing(self, steps: int) -> dict[str, Any]:
-        """Shifted by a fit over image sizes and numbers of steps."""
+        """Return noise levels shifted by a fit over image sizes and numbers of steps."""
         return self.shifted_spacing(steps, compute_empirical_mu(self.high * self.wide, steps))
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
-        """States (L, D) of a chat of fixed length, whose padding the model sees as well."""
+        """Encode a prompt to states (L, D) of a chat of fixed length, with padding that the model sees."""
         hidden, _ = self.pipeline.encode_prompt(
             text, device=self.device, max_sequence_length=self.rollout.text_tokens
         )
         return {"hidden": hidden[0]}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
-        """The language model, of a whole chat: dev's with a system message, klein's without thinking."""
+        """Describe the language model on a chat: dev's with a system message, klein's without thinking."""
         length = self.rollout.text_tokens
         if self.index["_class_name"] == "Flux2KleinPipeline":
             return [chat_reader("Qwen3", pipeline.tokenizer, length, enable_thinking=False)]
@@ -67,7 +67,7 @@ class Flux2(DiffusersPolicy):
         return [TextReader("Mistral", length, chats)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
-        """As tokens, told the noise level in [0, 1] and the guidance where it is distilled."""
+        """Predict on tokens, with the noise level in [0, 1] and, where distilled, the guidance as inputs."""
         distilled = self.transformer.config.guidance_embeds
         v: Tensor = model(
             hidden_states=x.flatten(2).transpose(1, 2),
@@ -81,7 +81,7 @@ class Flux2(DiffusersPolicy):
         return v.transpose(1, 2).reshape(x.shape)
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """The batch norm of the autoencoder undone, then every token's 2 x 2 latents spread out."""
+        """Invert the autoencoder's batch norm, unpack every token's 2 x 2 latents, and decode."""
         vae = self.pipeline.vae
         mean, variance = (s.view(1, -1, 1, 1) for s in (vae.bn.running_mean, vae.bn.running_var))
         latents = latents * (variance + vae.config.batch_norm_eps).sqrt() + mean

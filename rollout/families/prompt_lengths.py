@@ -1,4 +1,4 @@
-"""How many tokens prompts have, and which of them are cut before the model sees their end."""
+"""Lengths of prompts in tokens, and warnings about truncated ones."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 NAMED: Final = 5
-"""Prompts that a warning names."""
+"""Number of prompts that a warning names."""
 UNLIMITED: Final = 10**9
-"""A tokenizer that has no length of its own names a much larger one."""
+"""Length from which a tokenizer's own counts as unlimited; without one, tokenizers state far larger ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextReader:
-    """A tokenizer as a family uses it: what it counts of texts, template included, and where it cuts them.
+    """A family's tokenizer, with its counter of tokens (template included) and the length of truncation.
 
-    ``room`` is ``rollout.text_tokens`` where ``adjustable``, else a length of the encoder's own.
+    ``room``, that length, is ``rollout.text_tokens`` if ``adjustable``, else the encoder's own.
     """
 
     name: str
@@ -26,7 +26,7 @@ class TextReader:
 
 
 def plain(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
-    """Count what a tokenizer makes of texts as they are, its marks of beginning and end included."""
+    """Return a counter of a tokenizer's tokens of plain texts, with start and end tokens."""
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), verbose=False).input_ids]
@@ -35,7 +35,7 @@ def plain(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
 
 
 def clip_reader(tokenizer: Any) -> TextReader:
-    """Describe CLIP's tokenizer, whose length is its model's."""
+    """Describe CLIP's tokenizer, which truncates at its model's length."""
     return TextReader("CLIP", int(tokenizer.model_max_length), plain(tokenizer), adjustable=False)
 
 
@@ -54,7 +54,7 @@ def chat_reader(name: str, tokenizer: Any, room: int, **template: Any) -> TextRe
 
 
 def cut_prompts(readers: Iterable[TextReader], prompts: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say of every file of prompts, by its name, how many are cut, where, and which are the first.
+    """Describe, for every file of prompts, how many are truncated, at what length, and the first of them.
 
     Raises:
         ValueError: if ``rollout.text_tokens`` leaves no room for any word of a prompt.

@@ -1,4 +1,4 @@
-"""Qwen-Image: conventions of diffusers' QwenImagePipeline."""
+"""Qwen-Image, by the conventions of diffusers' QwenImagePipeline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rollout.settings import RolloutSettings
 
 
 class QwenImage(DiffusersPolicy):
-    """Qwen2.5-VL's last states with their mask, true guidance that keeps each token's norm, a video VAE."""
+    """Qwen-Image: Qwen2.5-VL's states with their mask, true guidance that keeps token norms, a video VAE."""
 
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
@@ -25,7 +25,7 @@ class QwenImage(DiffusersPolicy):
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
-        """True guidance needs a negative prompt; the model's authors use a blank."""
+        """Return the arguments of true guidance, with a blank negative prompt as the model's authors use."""
         return {
             "true_cfg_scale": rollout.guidance,
             "negative_prompt": " ",
@@ -33,19 +33,19 @@ class QwenImage(DiffusersPolicy):
         }
 
     def cell(self) -> int:
-        """Two latents on a side."""
+        """Return the pixels per side of two latents."""
         return int(2 * 2 ** len(self.vae_config["temperal_downsample"]))
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width), not yet packed."""
+        """Return (channels, height, width), not packed."""
         return self.transformer.config.in_channels // 4, 2 * self.high, 2 * self.wide
 
     def spacing(self, steps: int) -> dict[str, Any]:
-        """Shifted by the image's size."""
+        """Return noise levels shifted by the image's size."""
         return self.shifted_spacing(steps)
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
-        """States (L, D), zeros after the prompt's end, and their mask (L,)."""
+        """Encode a prompt to states (L, D), zeros after its end, and their mask (L,)."""
         length = self.rollout.text_tokens
         hidden, mask = self.pipeline.encode_prompt(
             " " if negative else text, device=self.device, max_sequence_length=length
@@ -56,7 +56,7 @@ class QwenImage(DiffusersPolicy):
         return {"hidden": pad(hidden[0], (0, 0, 0, room)), "mask": pad(mask[0].bool(), (0, room))}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
-        """Qwen2.5-VL, of a chat whose beginning is cut off again; its end stays."""
+        """Describe Qwen2.5-VL on a chat, whose beginning the pipeline removes again."""
         count, dropped = plain(pipeline.tokenizer), pipeline.prompt_template_encode_start_idx
 
         def chats(texts: Sequence[str]) -> list[int]:
@@ -66,7 +66,7 @@ class QwenImage(DiffusersPolicy):
         return [TextReader("Qwen2.5-VL", self.rollout.text_tokens, chats)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
-        """Packed, told the noise level in [0, 1], and unpacked."""
+        """Predict on packed latents, with the noise level in [0, 1] as input."""
         v: Tensor = model(
             hidden_states=pixel_unshuffle(x, 2).flatten(2).transpose(1, 2),
             timestep=timestep / 1000,
@@ -78,13 +78,13 @@ class QwenImage(DiffusersPolicy):
         return pixel_shuffle(v.transpose(1, 2).unflatten(2, (self.high, self.wide)), 2)
 
     def combine(self, without: Tensor, with_prompt: Tensor) -> Tensor:
-        """Guided, and every token scaled back to the length it has with the prompt alone."""
+        """Apply guidance and scale every token back to its norm with the prompt alone."""
         guided = pixel_unshuffle(super().combine(without, with_prompt), 2)
         length = pixel_unshuffle(with_prompt, 2).norm(dim=1, keepdim=True)
         return pixel_shuffle(guided * (length / guided.norm(dim=1, keepdim=True)), 2)
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """The only frame of a video, its latents scaled channel by channel."""
+        """Decode the only frame of a video, with its latents scaled channel by channel."""
         vae = self.pipeline.vae
         mean, std = (
             torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)

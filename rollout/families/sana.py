@@ -1,4 +1,4 @@
-"""SANA: conventions of diffusers' SanaPipeline."""
+"""SANA, by the conventions of diffusers' SanaPipeline."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from rollout.families.registry import Tensors, Velocity
 from rollout.settings import RolloutSettings
 
 INSTRUCTION: Final = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-"""What the pipeline puts before every prompt: a request to Gemma to enrich it."""
+"""Instruction that the pipeline prepends to every prompt: a request to Gemma to enrich it."""
 
 
 class Sana(DiffusersPolicy):
-    """Gemma's states with their mask, linear attention, and an autoencoder that shrinks 32 times."""
+    """SANA: Gemma's states with their mask, linear attention, and an autoencoder that shrinks 32 times."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     text_limit = 300
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
-        """Without the detour over the nearest trained resolution, which would resize the image."""
+        """Return the arguments without binning to the nearest trained resolution, which resizes the image."""
         return {**DiffusersPolicy.arguments(rollout), "use_resolution_binning": False}
 
     def cell(self) -> int:
-        """One latent, patched if the transformer does."""
+        """Return the pixels per side of one latent, or of one patch if the transformer uses patches."""
         halvings = len(self.vae_config["encoder_block_out_channels"]) - 1
         return int(self.transformer.config.patch_size * 2**halvings)
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of one latent."""
+        """Return (channels, height, width) of one image's latents."""
         config = self.transformer.config
         return config.in_channels, self.high * config.patch_size, self.wide * config.patch_size
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
-        """States (L, D) and their mask (L,); the instruction before the prompt is cut off again."""
+        """Encode a prompt to states (L, D) and their mask (L,), without those of the instruction."""
         hidden, mask, *_ = self.pipeline.encode_prompt(
             text,
             do_classifier_free_guidance=False,
@@ -51,7 +51,7 @@ class Sana(DiffusersPolicy):
         return {"hidden": hidden[0], "mask": mask[0]}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
-        """Gemma; of the instruction only the first token and what the cut leaves of its end count."""
+        """Describe Gemma; of the instruction only the first token and the rest after truncation count."""
         instruction = "\n".join(INSTRUCTION)
         count = plain(pipeline.tokenizer)
 
@@ -63,7 +63,7 @@ class Sana(DiffusersPolicy):
         return [TextReader("Gemma", self.rollout.text_tokens, instructed)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
-        """The transformer's own output, without the variance that some of them learn as well."""
+        """Predict with the transformer, without the variance that some versions learn as well."""
         v: Tensor = model(
             x,
             encoder_hidden_states=text["hidden"],

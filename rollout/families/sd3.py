@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: conventions of diffusers' StableDiffusion3Pipeline."""
+"""Stable Diffusion 3 and 3.5, by the conventions of diffusers' StableDiffusion3Pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rollout.families.registry import Tensors, Velocity
 
 
 class SD3(DiffusersPolicy):
-    """Two or three text encoders, a joint-attention transformer, a scaled and shifted autoencoder."""
+    """SD3 and SD3.5: two or three text encoders, joint attention, a scaled and shifted autoencoder."""
 
     lora_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -20,21 +20,21 @@ class SD3(DiffusersPolicy):
     )  # fmt: skip
 
     def cell(self) -> int:
-        """The autoencoder halves the image between its blocks; the transformer patches what is left."""
+        """Return the pixels per patch of the transformer; the autoencoder halves the image between blocks."""
         halvings = len(self.vae_config["block_out_channels"]) - 1
         return int(self.transformer.config.patch_size * 2**halvings)
 
     def positions(self) -> int | None:
-        """A square table, of which the middle is cut out."""
+        """Return the side of the square table of positions, from whose middle an image's are taken."""
         return int(self.transformer.config.pos_embed_max_size)
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of one latent."""
+        """Return (channels, height, width) of one image's latents."""
         patch = self.transformer.config.patch_size
         return self.transformer.config.in_channels, self.high * patch, self.wide * patch
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
-        """Joint-attention states (L, D) and pooled embedding (P,)."""
+        """Encode a prompt to joint-attention states (L, D) and a pooled embedding (P,)."""
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
             text, None, None,
             device=self.device,
@@ -44,14 +44,14 @@ class SD3(DiffusersPolicy):
         return {"hidden": hidden[0], "pooled": pooled[0]}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
-        """CLIP, twice the same, and T5 where there is one and it is asked."""
+        """Describe CLIP, once for two equal tokenizers, and T5 if the model has and uses it."""
         readers = [clip_reader(pipeline.tokenizer)]
         if pipeline.tokenizer_3 is not None and self.rollout.text_tokens:
             readers.append(TextReader("T5", self.rollout.text_tokens, plain(pipeline.tokenizer_3)))
         return readers
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
-        """The transformer's own output, told the timestep in [0, 1000]."""
+        """Predict with the transformer, with the timestep in [0, 1000] as input."""
         return model(
             hidden_states=x,
             timestep=timestep,

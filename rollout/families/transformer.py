@@ -1,4 +1,4 @@
-"""How the transformer is prepared: what of it is trained, by which attention it runs, whether compiled."""
+"""Preparation of the transformer: its trained parameters, attention backend and compilation."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from rollout.families.adapter_files import AdapterError, check_keys, read_adapte
 from rollout.settings import ModelSettings
 
 VARIANTS: Final = 64
-"""Compiled forms of one kind of block: torch stops at 8 by default and runs the others uncompiled. Those of
-SD3.5 differ by attention, place, adapter on or off, gradients and shape of the batch.
+"""Limit on compiled variants of one kind of block: torch's default is 8, beyond which it runs uncompiled.
+
+Those of SD3.5 differ by attention, position, adapter on or off, gradients and shape of the batch.
 """
 
 
 def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed: int, pipeline: str) -> str:
-    """Freeze what is not trained; a new adapter's random half comes from the seed, the same everywhere.
+    """Freeze the untrained parameters and add an adapter, if any; a new one is drawn from the seed.
 
-    ``pipeline`` names the class of diffusers that knows the family's other layouts of adapters.
+    ``pipeline`` names the diffusers class that converts the family's other layouts of adapters.
 
     Returns:
-        What adapter ``model.lora_path`` holds, in words; empty without one.
+        A summary of the adapter ``model.lora_path``; empty without one.
 
     Raises:
-        ValueError: if ``model.lora_path`` holds no adapter for this transformer, or only a part of one, or
-            ``model.lora_targets`` names no module of it.
+        ValueError: if ``model.lora_path`` is not a complete adapter for this transformer, or
+            ``model.lora_targets`` names a module that it lacks.
     """
     transformer.requires_grad_(not model.trains_adapter)
-    dtype, story = transformer.dtype, ""  # which diffusers looks for in every module, each time it is asked
+    dtype, summary = transformer.dtype, ""  # read once: diffusers searches every module for it on each access
     if model.lora_path is not None:
-        story = _load(transformer, model, pipeline)
+        summary = _load(transformer, model, pipeline)
     elif model.lora_rank:
         torch.manual_seed(seed)
         config = LoraConfig(
@@ -46,11 +47,11 @@ def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed
         _add(transformer, config)
     for parameter in transformer.parameters():  # peft makes adapters in float32; sampler and learner agree
         parameter.data = parameter.data.to(dtype)
-    return story
+    return summary
 
 
 def _check_targets(transformer: Any, targets: Sequence[str]) -> None:
-    """Every name must match: peft itself is content with one that does."""
+    """Require that every name matches a module; peft itself accepts a list of which one does."""
     names = [name for name, _ in transformer.named_modules()]
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in names):
@@ -69,7 +70,7 @@ def _add(transformer: Any, config: LoraConfig) -> None:
 
 @torch.no_grad()
 def _load(transformer: Any, model: ModelSettings, pipeline: str) -> str:
-    """Add an adapter of a file, its rank and scale included; all of it, or nothing."""
+    """Add the adapter of a file, with its rank and scale, completely or not at all; return a summary."""
     assert model.lora_path is not None
     _check_targets(transformer, model.lora_targets)
     try:
@@ -84,14 +85,14 @@ def _load(transformer: Any, model: ModelSettings, pipeline: str) -> str:
         raise ValueError(f"model.lora_path: {error}") from error
     for name, parameter in parameters.items():
         parameter.copy_(adapter.weights[name])
-    return f"model.lora_path: {adapter.story}"
+    return f"model.lora_path: {adapter.summary}"
 
 
 def switch_attention(transformer: Any, backend: str) -> None:
-    """Let diffusers compute attention with one of its backends, in the sampler and the learner alike.
+    """Select one of diffusers' attention backends, in the sampler and the learner alike.
 
     Raises:
-        ValueError: if there is no such backend here, or the transformer does not know the switch.
+        ValueError: if this machine lacks the backend, or the transformer does not support the switch.
     """
     processors = [getattr(module, "processor", None) for module in transformer.modules()]
     if not any(hasattr(processor, "_attention_backend") for processor in processors):
@@ -108,18 +109,18 @@ def switch_attention(transformer: Any, backend: str) -> None:
 def compile_blocks(transformer: Any) -> None:
     """Compile the repeated blocks in place, each kind once for all of its instances.
 
-    Names of parameters stay as they are, so weights travel and are saved as ever.
+    The names of parameters do not change, so weights are published and saved as without compilation.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
-    # Families that do not list their repeated blocks name them as what must not be split across devices.
+    # Families that do not list their repeated blocks list them as not to be split across devices.
     transformer._repeated_blocks = transformer._repeated_blocks or transformer._no_split_modules
     transformer.compile_repeated_blocks()
 
 
 @contextmanager
 def adapter_off(transformer: Any) -> Iterator[None]:
-    """The frozen base model, for the reference of the KL term."""
+    """Disable the adapter within, which leaves the frozen base model: the reference of the KL term."""
     transformer.disable_adapters()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Wan 2.1 and Wan 2.2 (TI2V-5B), text to video: conventions of diffusers' WanPipeline."""
+"""Wan 2.1 and Wan 2.2 (TI2V-5B), text to video, by the conventions of diffusers' WanPipeline."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rollout.settings import RolloutSettings
 
 
 class Wan(DiffusersPolicy):
-    """UMT5's states; latents are videos, and rewards see the frame in the middle of them."""
+    """Wan: UMT5's states; latents are videos, and rewards see their middle frame."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def check(self) -> None:
-        """Videos are of some lengths only, and of one transformer.
+        """Refuse unsupported lengths of videos and pipelines of two transformers.
 
         Raises:
-            ModelFolderError: if two transformers share the work (Wan 2.2 A14B): only one can be trained.
+            ModelFolderError: if the pipeline has two transformers (Wan 2.2 A14B): only one can be trained.
             ValueError: if the video's length does not fit the model.
         """
         self.temporal = int(self.vae_config.get("scale_factor_temporal", 4))
@@ -41,16 +41,20 @@ class Wan(DiffusersPolicy):
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
-        """With the length of the video."""
+        """Return the arguments with the length of the video."""
         return {**DiffusersPolicy.arguments(rollout), "num_frames": rollout.frames}
 
     def cell(self) -> int:
-        """Patches of latents."""
+        """Return the pixels per side of a patch of latents."""
         spatial = self.vae_config.get("scale_factor_spatial", 8)
         return int(self.transformer.config.patch_size[1] * spatial)
 
     def positions(self) -> int | None:
-        """One table for rows, columns and frames; a patch is one latent frame."""
+        """Return the length of the one table for rows, columns and latent frames.
+
+        Raises:
+            ValueError: if the video has more latent frames than that.
+        """
         most = int(self.transformer.config.rope_max_seq_len)
         if self._frames > most:
             longest = (most - 1) * self.temporal + 1
@@ -62,7 +66,7 @@ class Wan(DiffusersPolicy):
 
     @property
     def tokens(self) -> int:
-        """Of all latent frames."""
+        """Image tokens of all latent frames together."""
         return self._frames * super().tokens
 
     @property
@@ -70,12 +74,12 @@ class Wan(DiffusersPolicy):
         return (self.rollout.frames - 1) // self.temporal + 1
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(channels, frames, height, width) of one latent video: the first frame, then four to a latent."""
+        """Return (channels, frames, height, width) of the latents: frame 1, then one for four frames each."""
         patch = self.transformer.config.patch_size[1]
         return self.transformer.config.in_channels, self._frames, self.high * patch, self.wide * patch
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
-        """States (L, D), zeros after the prompt's end."""
+        """Encode a prompt to states (L, D), zeros after its end."""
         hidden, _ = self.pipeline.encode_prompt(
             text,
             do_classifier_free_guidance=False,
@@ -85,7 +89,7 @@ class Wan(DiffusersPolicy):
         return {"hidden": hidden[0]}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
-        """UMT5, of the prompt as the pipeline cleans it."""
+        """Describe UMT5 on the prompt as the pipeline cleans it."""
         count = plain(pipeline.tokenizer)
 
         def cleaned(texts: Sequence[str]) -> list[int]:
@@ -94,17 +98,17 @@ class Wan(DiffusersPolicy):
         return [TextReader("UMT5", self.rollout.text_tokens, cleaned)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
-        """The transformer's own output.
+        """Predict with the transformer.
 
-        The pipeline tells the 5B model the timestep of every token; without an image to start from they are
-        all the same, and one says as much.
+        The pipeline passes the 5B model a timestep per token; without an image to start from all are equal,
+        and one is equivalent.
         """
         return model(
             hidden_states=x, timestep=timestep, encoder_hidden_states=text["hidden"], return_dict=False
         )[0]
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """The middle frame; the autoencoder is causal, so only what comes before it is decoded."""
+        """Decode the middle frame and, since the autoencoder is causal, only the frames before it."""
         vae = self.pipeline.vae
         middle = (self.rollout.frames - 1) // 2
         mean, std = (

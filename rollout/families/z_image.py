@@ -1,4 +1,4 @@
-"""Z-Image: conventions of diffusers' ZImagePipeline."""
+"""Z-Image, by the conventions of diffusers' ZImagePipeline."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from rollout.settings import RolloutSettings
 
 
 class ZImage(DiffusersPolicy):
-    """Qwen3's penultimate states in one stream with the image; the transformer runs from image to noise."""
+    """Z-Image: Qwen3's penultimate states in one stream with the image; time and velocity are reversed."""
 
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
-        """The pipeline counts guidance from 0 (none), where everybody else counts from 1."""
+        """Return the arguments with guidance minus 1: this pipeline counts it from 0, the others from 1."""
         return {**DiffusersPolicy.arguments(rollout), "guidance_scale": rollout.guidance - 1}
 
     def cell(self) -> int:
-        """Two latents on a side."""
+        """Return the pixels per side of two latents."""
         return int(2 ** len(self.vae_config["block_out_channels"]))
 
     def positions(self) -> int | None:
-        """The shorter of the tables for rows and columns."""
+        """Return the length of the shorter of the tables for rows and columns."""
         return int(min(self.transformer.config.axes_lens[1:]))
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of one latent."""
+        """Return (channels, height, width) of one image's latents."""
         return self.transformer.config.in_channels, 2 * self.high, 2 * self.wide
 
     def spacing(self, steps: int) -> dict[str, Any]:
-        """Shifted by the image's size, if the scheduler does."""
+        """Return noise levels shifted by the image's size, if the scheduler shifts them."""
         return self.shifted_spacing(steps)
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
-        """States (L, D), zeros after the prompt's end, and their mask (L,)."""
+        """Encode a prompt to states (L, D), zeros after its end, and their mask (L,)."""
         length = self.rollout.text_tokens
         (hidden,), _ = self.pipeline.encode_prompt(
             text, device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
@@ -50,11 +50,11 @@ class ZImage(DiffusersPolicy):
         return {"hidden": pad(hidden, (0, 0, 0, length - len(hidden))), "mask": mask}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
-        """Qwen3, of a chat with room to think."""
+        """Describe Qwen3 on a chat with thinking enabled."""
         return [chat_reader("Qwen3", pipeline.tokenizer, self.rollout.text_tokens, enable_thinking=True)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
-        """Lists, since a prompt's length decides where its image lies; time and velocity turned round."""
+        """Predict on lists, since a prompt's length sets its image's positions; reverse time and velocity."""
         lengths = text["mask"].sum(1).tolist()
         found = model(
             list(x.unsqueeze(2)),

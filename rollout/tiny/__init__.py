@@ -1,1 +1,1 @@
-"""The bundled tiny models, the synthetic world they live in, and the script that makes them."""
+"""The bundled tiny models, their synthetic world, and the script that pretrains them."""

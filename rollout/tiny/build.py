@@ -1,4 +1,4 @@
-"""The architecture of the bundled models: a StableDiffusion3Pipeline, only small."""
+"""The architecture of the bundled models: a small StableDiffusion3Pipeline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LATENT_CHANNELS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What differs between models: image size in pixels (width, height), prompt length, transformer."""
+    """The sizes that differ between models: image in pixels (width, height), prompt length, transformer."""
 
     size: tuple[int, int]
     tokens: int
@@ -37,7 +37,7 @@ WORLDS: Final = {
 
 
 def build_vae() -> AutoencoderKL:
-    """A convolutional autoencoder that shrinks images four times on a side."""
+    """Build a convolutional autoencoder that shrinks images four times per side."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -54,7 +54,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """A two-layer CLIP text encoder; SD3 reads its penultimate layer and its pooled projection."""
+    """Build a two-layer CLIP text encoder; SD3 uses its penultimate layer and its pooled projection."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -71,7 +71,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def build_transformer(world: World) -> SD3Transformer2DModel:
-    """The MMDiT: one token per 8 x 8 pixels."""
+    """Build the MMDiT, with one token per 8 x 8 pixels."""
     return SD3Transformer2DModel(
         sample_size=max(world.size) // 4,
         patch_size=2,
@@ -89,12 +89,12 @@ def build_transformer(world: World) -> SD3Transformer2DModel:
 
 
 def build_pipeline(task: str, seed: int) -> StableDiffusion3Pipeline:
-    """An untrained pipeline for a task ("shapes" or "words"), its weights drawn from the seed."""
+    """Build an untrained pipeline for a task ("shapes" or "words"), its weights drawn from the seed."""
     return build_world(WORLDS[task], seed)
 
 
 def build_world(world: World, seed: int) -> StableDiffusion3Pipeline:
-    """An untrained pipeline of any size."""
+    """Build an untrained pipeline of any size."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(world.tokens)
     return StableDiffusion3Pipeline(

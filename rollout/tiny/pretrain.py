@@ -1,8 +1,8 @@
-"""Make a bundled model: an autoencoder, then flow matching on captions that end up partly wrong on purpose.
+"""Pretraining of a bundled model: an autoencoder, then flow matching on captions partly wrong on purpose.
 
 Run as ``python -m rollout.tiny.pretrain shapes`` (or ``words``). Flow matching first sees true captions, from
-which it learns to draw and to obey, and then captions with wrong attributes, from which it learns to obey
-badly: noise then decides what it gets right, which is what reinforcement learning needs to work on.
+which it learns to draw what they say, and then captions with wrong attributes, which make it err: noise then
+decides which attributes are right, and reinforcement learning has something to improve.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rollout.tiny.world import (
 
 CORRUPTION = {"shapes": 0.4, "words": 0.35}
 EMPTY_CAPTION_SHARE = 0.1
-"""How often a caption is dropped, so that classifier-free guidance is there for who wants it."""
+"""Share of captions that are dropped, so that the model supports classifier-free guidance."""
 
 console = Console()
 
@@ -45,8 +45,8 @@ console = Console()
 class Recipe:
     """Sizes of one pretraining.
 
-    ``images`` per bank, ``vae_steps`` of the autoencoder, and steps of the flow on captions that are all
-    true (``true_steps``) and on captions that are partly false (``false_steps``).
+    ``images`` per bank, ``vae_steps`` of the autoencoder, and steps of the flow on true captions
+    (``true_steps``) and on partly false ones (``false_steps``).
     """
 
     task: str
@@ -61,7 +61,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One stretch of flow matching: chance of a wrong attribute, seed, steps and learning rate."""
+    """One phase of flow matching: chance of a wrong attribute, seed, steps and learning rate."""
 
     chance: float
     seed: int
@@ -70,7 +70,7 @@ class Phase:
 
 
 def bank(recipe: Recipe, chance: float, seed: int) -> tuple[list[str], NDArray[np.uint8]]:
-    """Captions and images (N, H, W, 3); each attribute of a caption is wrong with the given chance."""
+    """Draw captions and images (N, H, W, 3); each attribute of a caption is wrong with the given chance."""
     rng = np.random.default_rng(seed)
     make = _scene_pairs(chance, rng) if recipe.task == "shapes" else _word_pairs(chance, rng)
     pairs = [next(make) for _ in range(recipe.images)]
@@ -96,14 +96,14 @@ def _word_pairs(chance: float, rng: np.random.Generator) -> Iterator[tuple[str, 
 
 
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) float in [-1, 1]."""
+    """Convert (N, H, W, 3) uint8 to (N, 3, H, W) float in [-1, 1]."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def descend(
     parameters: list[Tensor], rate: float, steps: int, loss_of: Callable[[], Tensor], name: str
 ) -> None:
-    """Adam with a warm-up and a cosine decay over a loss that draws its own batches."""
+    """Minimise a loss that draws its own batches by Adam with warm-up and cosine decay."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
     average = 0.0
     for step in range(steps):
@@ -121,10 +121,10 @@ def descend(
 
 
 def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
-    """Reconstruct images from latents with noise on them.
+    """Train the autoencoder to reconstruct images from noisy latents.
 
-    So the encoder puts what matters into large differences, which a small flow model can learn, and the
-    decoder forgives an SDE's leftover noise.
+    The encoder then represents what matters by large differences, which a small flow model can learn, and the
+    decoder tolerates an SDE's residual noise.
     """
 
     def loss_of() -> Tensor:
@@ -142,18 +142,18 @@ def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, generator: tor
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Latents of images, as the autoencoder gives them."""
+    """Encode images to the autoencoder's latents, not normalised."""
     return torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(256)])
 
 
 def set_scale(vae: AutoencoderKL, images: Tensor) -> None:
-    """Write the shift and scale that make latents standard into the autoencoder's configuration."""
+    """Write the shift and scale that normalise latents into the autoencoder's configuration."""
     latents = encode(vae, images)
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
 
 def normalised(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Latents of images, shifted and scaled as the transformer sees them."""
+    """Encode images to latents, shifted and scaled for the transformer."""
     scaled: Tensor = (encode(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
     return scaled
 
@@ -161,7 +161,7 @@ def normalised(vae: AutoencoderKL, images: Tensor) -> Tensor:
 def train_flow(
     pipeline: StableDiffusion3Pipeline, captions: list[str], latents: Tensor, phase: Phase, batch: int
 ) -> None:
-    """Flow matching: predict noise - data from a mix of both, text encoders trained along."""
+    """Train transformer and text encoders by flow matching: predict noise - data from a mix of both."""
     generator = torch.Generator().manual_seed(phase.seed)
     ids = pipeline.tokenizer(
         ["", *captions],
@@ -192,7 +192,7 @@ def train_flow(
 
 
 def encode_ids(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states and pooled embedding as SD3's pipeline makes them (without T5), but with gradients."""
+    """Encode captions like SD3's pipeline (without T5) to states and pooled embedding, with gradients."""
     outputs = [
         encoder(ids, output_hidden_states=True)
         for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)
@@ -202,7 +202,7 @@ def encode_ids(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor,
 
 
 def pretrain(recipe: Recipe) -> StableDiffusion3Pipeline:
-    """Build and train the pipeline of a recipe; the same recipe gives the same weights."""
+    """Build and train the pipeline of a recipe; equal recipes give equal weights."""
     pipeline = build_pipeline(recipe.task, recipe.seed)
     _, images = bank(recipe, CORRUPTION[recipe.task], recipe.seed)
     train_vae(pipeline.vae, to_pixels(images), recipe, torch.Generator().manual_seed(recipe.seed))
@@ -212,7 +212,7 @@ def pretrain(recipe: Recipe) -> StableDiffusion3Pipeline:
 
 
 def train_phases(pipeline: StableDiffusion3Pipeline, recipe: Recipe) -> None:
-    """The flow on true captions, then on partly false ones; both see the same latent scale."""
+    """Train the flow on true captions, then on partly false ones, with the same scale of latents."""
     chance = CORRUPTION[recipe.task]
     _, images = bank(recipe, chance, recipe.seed)
     set_scale(pipeline.vae, to_pixels(images))

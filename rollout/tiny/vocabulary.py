@@ -1,4 +1,4 @@
-"""A small CLIP tokenizer for the synthetic world: whole words for its vocabulary, letters for the rest."""
+"""A small CLIP tokenizer for the synthetic world: one token per word of it, letters for the rest."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ WORDS: Final = sorted(
     {"photo", "sign", "that", "says", "and", "the", "with"}
     | {word for relation in RELATIONS for word in relation.split()}
     | {*SHAPES, *PLURALS.values(), *COLORS, *NUMBERS},
-    key=lambda word: (-len(word), word),  # so that no short word's merges cut a long one apart
+    key=lambda word: (-len(word), word),  # so that no short word's merges split a long one
 )
 _ALPHABET: Final = [*"abcdefghijklmnopqrstuvwxyz", *"0123456789", *"!\"'(),-.:?"]
 
 
 def build_tokenizer(max_length: int) -> CLIPTokenizer:
-    """A `CLIPTokenizer` in which every word of the world is one token; ``max_length`` includes both ends."""
+    """Build a `CLIPTokenizer` with one token per word of the world; ``max_length`` includes start and end."""
     from transformers import CLIPTokenizer
 
     merges = [pair for word in WORDS for pair in _chain(word)]
@@ -31,6 +31,6 @@ def build_tokenizer(max_length: int) -> CLIPTokenizer:
 
 
 def _chain(word: str) -> list[tuple[str, str]]:
-    """Byte-pair merges that build a word from left to right, its last letter carrying the word end."""
+    """Return the byte-pair merges that build a word from left to right, the end mark on its last letter."""
     letters = [*word[:-1], f"{word[-1]}</w>"]
     return [("".join(letters[:i]), letters[i]) for i in range(1, len(letters))]

@@ -1,6 +1,6 @@
 """The synthetic world of the bundled models: scenes of coloured shapes, and short words.
 
-A scene holds one to four shapes in a fixed layout with some jitter, drawn at 32 x 32 pixels. Prompts
+A scene has one to four shapes in a fixed layout with some jitter, drawn at 32 x 32 pixels. Prompts
 follow GenEval's six categories and its metadata format (https://github.com/djghosh13/geneval), with
 shapes as the object classes. Words are three letters drawn at 48 x 16 pixels.
 """
@@ -119,7 +119,7 @@ def _line(tag: str, prompt: str, include: list[dict[str, Any]], **extra: Any) ->
 
 
 def scene_prompts() -> Iterator[dict[str, Any]]:
-    """Every prompt of the world, in GenEval's metadata format, in a fixed order."""
+    """Generate every prompt of the world, in GenEval's metadata format and a fixed order."""
     for kind in SHAPES:
         yield _line("single_object", f"a {kind}", [_item(kind)])
     for a, b in permutations(SHAPES, 2):
@@ -136,9 +136,9 @@ def scene_prompts() -> Iterator[dict[str, Any]]:
 
 
 def scene_for(line: dict[str, Any], rng: np.random.Generator) -> Scene:
-    """A random scene that shows what a prompt line asks for, with free attributes drawn at random.
+    """Draw a random scene that satisfies a prompt line, with free attributes at random.
 
-    Two shapes stand side by side, the first named one on the left, unless a relation says otherwise.
+    Two shapes are side by side, the first one on the left, unless the line has another relation.
     """
     kinds: list[str] = []
     colors: list[str] = []
@@ -151,7 +151,7 @@ def scene_for(line: dict[str, Any], rng: np.random.Generator) -> Scene:
 
 
 def _spots(count: int, relation: str) -> list[tuple[float, float]]:
-    """Where shapes stand; of two, the second one stands in the relation to the first."""
+    """Return the centres of shapes; of two, the second is in the relation to the first."""
     near, middle, far = 8.5, 16.0, 23.5
     if count == 1:
         return [(middle, middle)]
@@ -163,10 +163,10 @@ def _spots(count: int, relation: str) -> list[tuple[float, float]]:
 
 
 def corrupt(line: dict[str, Any], chance: float, rng: np.random.Generator) -> dict[str, Any]:
-    """The line with each of its attributes replaced by a wrong one with the given chance.
+    """Replace each attribute of a line by a wrong one with the given chance.
 
-    The scene drawn for the result is then shown under the *original* caption, which is how the
-    bundled model learns to be right only now and then.
+    The scene of the result is then paired with the *original* caption, from which the bundled model learns
+    to be right only some of the time.
     """
     include = []
     for item in line["include"]:
@@ -183,7 +183,7 @@ def corrupt(line: dict[str, Any], chance: float, rng: np.random.Generator) -> di
 
 
 def corrupt_word(word: str, chance: float, rng: np.random.Generator) -> str:
-    """The word with each letter replaced by another one with the given chance."""
+    """Replace each letter of a word by another one with the given chance."""
     return "".join(_other(letter, tuple(LETTERS), chance, rng) for letter in word)
 
 

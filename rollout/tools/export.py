@@ -1,4 +1,4 @@
-"""Trained weights as folders that plain diffusers loads: a LoRA adapter, or a whole pipeline."""
+"""Export of trained weights as folders that plain diffusers loads: a LoRA adapter, or a whole pipeline."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rollout.weights import trainable
 
 
 class ExportError(ValueError):
-    """A file of weights that cannot be read or does not belong to the model."""
+    """A file of weights cannot be read or does not fit the model."""
 
 
 def write_lora(weights: Path, model: ModelSettings, rollout: RolloutSettings, folder: Path) -> None:
-    """Write what `load_lora_weights` reads: the adapter in float32, with its rank, alpha and targets.
+    """Write the adapter for diffusers' `load_lora_weights`: in float32, with rank, alpha and targets.
 
     ``weights`` holds every trained parameter by its name (`rollout.weights.trainable`).
 
@@ -41,9 +41,9 @@ def write_lora(weights: Path, model: ModelSettings, rollout: RolloutSettings, fo
 
 
 def write_pipeline(weights: Path, model: ModelSettings, rollout: RolloutSettings, folder: Path) -> None:
-    """Write what `from_pretrained` reads: the base pipeline's files around the trained transformer.
+    """Write a pipeline for diffusers' `from_pretrained`: the base's files and the trained transformer.
 
-    An adapter is fused into the transformer, in float32; it is saved in the precision of the run.
+    An adapter is fused into the transformer in float32; the result is saved in the precision of the run.
 
     Raises:
         ExportError: if the weights are not this model's.
@@ -54,20 +54,20 @@ def write_pipeline(weights: Path, model: ModelSettings, rollout: RolloutSettings
     if model.trains_adapter:
         transformer.fuse_lora()
         transformer.unload_lora()
-    # Not diffusers' own `to`, which warns, for every model, of parts that may want to stay float32.
+    # Not diffusers' own `to`, which warns, for every model, that some parts may have to stay float32.
     torch.nn.Module.to(transformer, getattr(torch, model.dtype)).save_pretrained(folder / "transformer")
     _copy_others(model.path, folder)
 
 
 def absent_components(path: str) -> tuple[str, ...]:
-    """The components that a pipeline lacks and that plain diffusers wants to be told are None."""
+    """Return the components that a pipeline lacks and that must be passed to plain diffusers as None."""
     index = DiffusionPipeline.load_config(path)
     optional = getattr(diffusers, index["_class_name"])._optional_components
     return tuple(name for name, entry in index.items() if entry == [None, None] and name not in optional)
 
 
 def call_arguments(path: str, rollout: RolloutSettings) -> dict[str, Any]:
-    """The keyword arguments with which plain diffusers samples a pipeline as a run's evaluations do."""
+    """Return the arguments with which plain diffusers samples a pipeline like a run's evaluations."""
     arguments: dict[str, Any] = family_class(path).arguments(rollout)
     return {
         "width": rollout.width,
@@ -107,6 +107,6 @@ def _copy_others(path: str, folder: Path) -> None:
     for name, entry in index.items():
         if isinstance(entry, list) and entry[0] is not None and name != "transformer":
             shutil.copytree(base / name, folder / name)
-    # Where the base lay on this machine, which saving notes in the transformer's, is nobody's business.
+    # The base's configuration, since saving adds the base's path on this machine to the transformer's.
     for name in ("model_index.json", "transformer/config.json"):
         shutil.copy(base / name, folder / name)

@@ -1,4 +1,4 @@
-"""What a model costs, counted on torch's device without memory: floating-point operations and live bytes."""
+"""A model's cost in floating-point operations and live bytes, counted on torch's meta device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ META: Final = torch.device("meta")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Floating-point operations, and the most bytes alive beyond the model's own."""
+    """Floating-point operations, and the peak of live bytes beyond the model's own."""
 
     flops: float
     live: float
@@ -33,7 +33,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a model under given settings: parameters, bytes, and what forward passes of it cost.
+    """The parameters and bytes of a model under given settings, and the costs of its passes.
 
     ``sampling`` is a denoising step of ``rollout.batch`` candidates, ``training`` the forward and backward
     pass of ``pairs`` pairs, ``reference`` their pass for the KL, ``decoding`` the autoencoder's of a batch.
@@ -50,8 +50,8 @@ class Sizes:
     decoding: Cost
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of every storage that is alive."""
+class _LiveBytes(TorchDispatchMode):
+    """Counter of the bytes of all live storages, and of their peak."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -63,25 +63,25 @@ class _Live(TorchDispatchMode):
         found = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
-                self._meet(tensor.untyped_storage())
+                self._count(tensor.untyped_storage())
         return found
 
-    def _meet(self, storage: Any) -> None:
+    def _count(self, storage: Any) -> None:
         if storage in self.known:
             return
         size = storage.nbytes()
         self.known.add(storage)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._part, size)
+        weakref.finalize(storage, self._release, size)
 
-    def _part(self, size: int) -> None:
+    def _release(self, size: int) -> None:
         self.now -= size
 
 
 @contextmanager
 def _without_scores() -> Iterator[None]:
-    """Attention as GPUs compute it: the device without memory would lay out every score."""
+    """Compute attention within as GPUs do; the meta device would allocate the matrix of scores."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
@@ -91,11 +91,11 @@ def _without_scores() -> Iterator[None]:
 
 
 def cost_of(module: nn.Module, work: Callable[[], Any]) -> Cost:
-    """What some work on a module of the device without memory would cost."""
+    """Count the cost of some work on a module of the meta device."""
     with _without_scores():
         with FlopCounterMode(display=False) as counter:
             work()
-        with _Live(module) as live:
+        with _LiveBytes(module) as live:
             work()
     return Cost(float(counter.get_total_flops()), float(live.peak))
 
@@ -104,9 +104,9 @@ def sizes_of(
     model: ModelSettings, rollout: RolloutSettings, *, prompt: int, pairs: Callable[[int], int],
     checkpointing: bool,
 ) -> Sizes:  # fmt: skip
-    """Count a Stable Diffusion 3 or 3.5; its transformer is made of its configuration alone.
+    """Count the sizes and costs of Stable Diffusion 3 or 3.5 from its configuration alone.
 
-    ``prompt`` is a prompt's length in CLIP, and ``pairs`` says how many pairs the learner passes at once
+    ``prompt`` is a prompt's length in CLIP, and ``pairs`` returns the number of pairs per pass of the learner
     for a number of image tokens.
 
     Raises:

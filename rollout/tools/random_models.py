@@ -1,9 +1,8 @@
-"""Pipelines of real sizes with random weights, for benchmarks on machines that reach no model hub.
+"""Pipelines of real sizes with random weights, for benchmarks on machines without access to a model hub.
 
 Transformer, autoencoder and scheduler have their published configurations. Text encoders have the real
-widths and two layers, and T5 is left out, which diffusers replaces by zeros of its shape: the transformer
-sees as many tokens as ever, and what is saved is the time to make and to load encoders that a benchmark
-hardly uses.
+widths but two layers, and T5 is left out, which diffusers replaces by zeros of its shape: the transformer
+sees the same number of tokens, without the time to create and load encoders that a benchmark hardly uses.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ TRANSFORMERS: Final[dict[str, dict[str, Any]]] = {
         "pos_embed_max_size": 192, "dual_attention_layers": (),
     },
 }  # fmt: skip
-"""What of a model's configuration differs from the family's."""
+"""The transformers' configurations, as far as they differ from the family's defaults."""
 
 NAMES: Final = ("tiny", *TRANSFORMERS)
-"""What can be built; ``tiny`` is the architecture of the bundled models with half the layers, for CPUs."""
+"""Models that can be built; ``tiny`` is the bundled models' architecture with half the layers, for CPUs."""
 
 PUBLISHED: Final = {
     "stabilityai/stable-diffusion-3.5-medium": "sd35-medium",
     "stabilityai/stable-diffusion-3.5-large": "sd35-large",
 }
-"""The hub's name of what is built."""
+"""Names of the published models on the hub, with the names of their random counterparts."""
 
 ENCODERS: Final = 123_650_304 + 694_659_840 + 4_762_310_656
 """Parameters of the published text encoders: CLIP ViT-L, CLIP bigG and T5 XXL."""
@@ -88,7 +87,7 @@ def save_configs(name: str, folder: Path) -> None:
 
 @torch.no_grad()
 def _stir(transformer: torch.nn.Module, seed: int) -> None:
-    """Fresh transformers predict zero, whatever they see: their last layer and their gates start at zero."""
+    """Randomise the zero parameters: with its last layer and gates at zero, a new transformer predicts 0."""
     torch.manual_seed(seed)
     for parameter in transformer.parameters():
         if not parameter.any():
@@ -117,7 +116,7 @@ def _build(name: str, seed: int, dtype: str) -> StableDiffusion3Pipeline:
 
 
 def _vae() -> AutoencoderKL:
-    """vae/config.json of stabilityai/stable-diffusion-3.5-medium."""
+    """Build the autoencoder of vae/config.json of stabilityai/stable-diffusion-3.5-medium."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -133,7 +132,7 @@ def _vae() -> AutoencoderKL:
 
 
 def _clip(width: int, heads: int, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """CLIP ViT-L (768) or bigG (1280), two layers deep."""
+    """Build a text encoder of the width of CLIP ViT-L (768) or bigG (1280), two layers deep."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

@@ -89,7 +89,7 @@ def test_only_newlines_end_a_line(tmp_path: Path, separator: str) -> None:
         ('{"prompt": "a cat \\ud83d"}', r"'\ud83d' is half of a character"),
         ('{"prompt": "a cat", "text": "\\udc00"}', r"'\udc00' is half of a character"),
         (f'{{"prompt": "a cat", "count": {"9" * 5000}}}', "not JSON (Exceeds the limit"),
-        ('{"prompt": "a", "x": {"b": 1, "a": 2, "a": 3}}', "not JSON (the key 'a' stands twice)"),
+        ('{"prompt": "a", "x": {"b": 1, "a": 2, "a": 3}}', "not JSON (the key 'a' is repeated)"),
         ("[" * 100_000, "not JSON (maximum recursion depth"),
     ],
 )
