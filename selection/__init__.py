@@ -1,1 +1,1 @@
-"""Selection: which candidates the learner sees, and with which advantages; pure functions of rewards."""
+"""Selection of the candidates to train on and their advantages, by pure functions of rewards."""

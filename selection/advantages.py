@@ -26,19 +26,19 @@ def advantages(
     normalisation: Normalisation,
     rms_match: bool = False,
 ) -> tuple[Floats, ...]:
-    """A = (r - mean) / (std + 1e-4) of each group's kept candidates, in their order.
+    """Compute A = (r - mean) / (std + 1e-4) of each group's kept candidates, in their order.
 
-    ``rewards`` and ``valid`` are (P, n); ``kept`` has one index array per group and names only valid ones.
+    ``rewards`` and ``valid`` are (P, n); ``kept`` has one index array per group, of valid candidates only.
 
     - ``candidates``: mean and std of all valid candidates of the group. Does not sum to zero over a
-      lopsided subset, which pushes on the event of being selected.
+      lopsided subset, which rewards the event of being selected.
     - ``selected``: mean and std of the kept ones. A lone pair becomes +-1, however narrow its margin.
     - ``batch``: mean of the kept ones, std of all valid candidates of all groups that can be compared
       (two or more valid), not centred by prompt: keeps the size of margins, sums to zero. FlowGRPO's
       global std is this with everything kept.
 
     Selecting extremes enlarges advantages and so weakens beta. ``rms_match`` multiplies all of them by one
-    number, so that their root mean square is what it would be had every valid candidate been kept under
+    number, so that their root mean square is what it would be if every valid candidate were kept under
     ``batch``: the one reference for every strategy and normalisation.
     """
     comparable = valid & (valid.sum(axis=-1, keepdims=True) >= 2)
@@ -56,7 +56,7 @@ def advantages(
 
 
 def rms(values: Sequence[Floats]) -> float:
-    """The root mean square over all groups; zero of nothing."""
+    """Compute the root mean square over all groups; 0 if they are empty."""
     flat = np.concatenate([np.zeros(0), *values])
     return float(np.sqrt(np.mean(flat**2))) if len(flat) else 0.0
 

@@ -1,4 +1,4 @@
-"""The ledger: one row per candidate ever made, selected or not, in one Parquet file per step."""
+"""The ledger: one row per candidate, selected or not, in one Parquet file per step."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from selection.records import Selection
 
 
 def ledger_schema(rewards: Sequence[str]) -> pa.Schema:
-    """The columns: who the candidate is, what it scored, and what became of it.
+    """Return the columns: the candidate's identity, its scores, and the outcome of selection.
 
-    ``prompt_index`` identifies the prompt and ``prompt`` is what it says. ``reward`` is the total.
+    ``prompt_index`` identifies the prompt and ``prompt`` is its text. ``reward`` is the total.
     Rewards are null where they are missing, ``advantage`` where the candidate was not selected. ``seconds``
-    is the candidate's share of the time it took to sample its group.
+    is the candidate's share of the time to sample its group.
     """
     return pa.schema(
         [
@@ -46,9 +46,10 @@ def ledger_schema(rewards: Sequence[str]) -> pa.Schema:
 def ledger_table(
     step: int, groups: Sequence[CandidateGroup], scores: Sequence[Scores], selection: Selection
 ) -> pa.Table:
-    """One row per candidate of the step's groups, in their order; ``scores[i]`` are those of ``groups[i]``.
+    """Build one row per candidate of the step's groups, in order; ``scores[i]`` are those of ``groups[i]``.
 
-    Raises ``ValueError`` when a group has not as many scores as candidates.
+    Raises:
+        ValueError: if a group has another number of scores than candidates.
     """
     advantages = {(kept.group_id, kept.candidate): kept.advantage for kept in selection.kept}
     names = sorted({name for score in scores for name in score.rewards})
@@ -94,19 +95,19 @@ def _or_null(value: float) -> float | None:
 
 
 def ledger_path(folder: Path, step: int) -> Path:
-    """Where a step's rows lie in a ledger folder."""
+    """Return the path of a step's rows in a ledger folder."""
     return folder / f"step-{step:06d}.parquet"
 
 
 def write_ledger(folder: Path, step: int, table: pa.Table) -> Path:
-    """Write a step's rows, whole or not at all; a step written again replaces the first. Returns the file."""
+    """Write a step's rows atomically, replacing earlier ones of that step, and return the file."""
     path = ledger_path(folder, step)
     write_table(path, table)
     return path
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file, whole or not at all."""
+    """Write a Parquet file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, draft, compression="zstd")
@@ -114,9 +115,10 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_ledger(folder: Path, steps: Sequence[int] | None = None) -> pa.Table:
-    """The rows of the given steps (of all, if none are given) in one table; columns a step lacks are null.
+    """Read the rows of some steps (by default all) into one table; columns that a step lacks are null.
 
-    Raises ``FileNotFoundError`` naming the step, or the folder when it holds none.
+    Raises:
+        FileNotFoundError: naming the missing step, or the folder if it has no steps.
     """
     paths = (
         sorted(folder.glob("step-*.parquet")) if steps is None else [ledger_path(folder, s) for s in steps]

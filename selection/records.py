@@ -1,4 +1,4 @@
-"""What leaves the selection stage: who was kept with which advantage, and the statistics of everyone."""
+"""The records of the selection stage: kept candidates with their advantages, and statistics of all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """One candidate for the learner: its group, its position there, and its (unclipped) advantage."""
+    """One candidate for the learner: its group, its position in the group, and its (unclipped) advantage."""
 
     group_id: int
     candidate: int
@@ -17,10 +17,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStatistics:
-    """One group in numbers, over all of its valid candidates and not only the selected ones.
+    """Statistics of one group over all of its valid candidates, not only the selected ones.
 
     ``reward_std`` is the population standard deviation. ``margin`` is the highest minus the lowest reward:
-    the widest margin there was, whatever the strategy. Both are zero without a valid candidate.
+    the widest possible margin, whatever the strategy. Both are zero without a valid candidate.
     """
 
     group_id: int
@@ -32,7 +32,7 @@ class GroupStatistics:
 
     @property
     def dropped(self) -> bool:
-        """Whether the group had too few valid candidates (under two) to compare any."""
+        """True if the group has too few valid candidates (under two) to compare any."""
         return self.valid < 2
 
 

@@ -1,1 +1,1 @@
-"""What do rewards and gradients of many candidates say? Used by the study alone."""
+"""Analysis of rewards and gradients of many candidates, used by the study alone."""

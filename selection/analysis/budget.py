@@ -1,4 +1,4 @@
-"""What oversampling costs: from a baseline and a factor to prompts, candidates and kept per step."""
+"""The cost of oversampling: prompts, candidates and kept per step, from a baseline and a factor."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 BudgetMode = Literal["fixed_train", "fixed_rollout"]
-"""What stays as in the baseline: the samples trained on, or the samples made."""
+"""The number that stays as in the baseline: samples trained on, or samples made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """One step: ``groups`` prompts of ``candidates`` each, of which ``keep`` are trained on."""
+    """The samples of a step: ``groups`` prompts of ``candidates`` each, of which ``keep`` are trained on."""
 
     groups: int
     candidates: int
@@ -19,7 +19,7 @@ class Budget:
 
     @property
     def sampled(self) -> int:
-        """Candidates made per step."""
+        """Candidates sampled per step."""
         return self.groups * self.candidates
 
     @property
@@ -31,14 +31,15 @@ class Budget:
 def plan_budget(
     mode: BudgetMode, *, groups: int, candidates: int, oversample: int, keep: int | None = None
 ) -> Budget:
-    """The budget that a baseline of ``groups`` x ``candidates`` has after oversampling by a whole factor.
+    """Compute the budget of a baseline of ``groups`` x ``candidates`` after oversampling by a whole factor.
 
     - ``fixed_train``: as many prompts, ``oversample`` times the candidates, as many kept as the baseline
       has candidates. Sampling costs ``oversample`` times as much, training the same.
     - ``fixed_rollout``: ``oversample`` times fewer prompts with ``oversample`` times the candidates, so as
       many samples; ``keep`` of each (the baseline's candidates if not given), so at most the same training.
 
-    Raises ``ValueError`` with the arithmetic when the numbers do not fit.
+    Raises:
+        ValueError: with the arithmetic, if the numbers do not fit.
     """
     keep = candidates if keep is None else keep
     total = oversample * candidates

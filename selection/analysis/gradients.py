@@ -1,4 +1,4 @@
-"""Which trajectories carry the signal: the covariance of per-trajectory policy gradients, split by prompt.
+"""The covariance of per-trajectory policy gradients, split by prompt, to locate the signal.
 
 Gradients are vectors g[p, i] of prompt p's candidate i: advantage (normalised within the group) times the
 gradient of the log-probability. They may be random projections, which keep inner products on average.
@@ -26,7 +26,7 @@ class Split:
     """Traces of the gradients' covariance, and the squared length of their mean.
 
     ``between`` is the variance of the prompts' expected gradients, ``within`` that of one candidate's
-    gradient around its prompt's. ``between`` and ``signal`` may come out negative where noise hides them.
+    gradient around its prompt's. Estimates of ``between`` and ``signal`` may be negative, due to noise.
     """
 
     prompts: int
@@ -37,17 +37,17 @@ class Split:
 
     @property
     def noise_between(self) -> float:
-        """What prompts add to the variance of the batch's mean gradient."""
+        """Contribution of prompts to the variance of the batch's mean gradient."""
         return self.between.value / self.prompts
 
     @property
     def noise_within(self) -> float:
-        """What candidates add to the variance of the batch's mean gradient."""
+        """Contribution of candidates to the variance of the batch's mean gradient."""
         return self.within.value / (self.prompts * self.candidates)
 
     @property
     def snr_between(self) -> float:
-        """Signal over the variance between prompts, for one prompt of endlessly many candidates."""
+        """Signal over the variance between prompts, for one prompt of infinitely many candidates."""
         return self.signal.value / self.between.value if self.between.value > 0 else float("inf")
 
     @property
@@ -58,11 +58,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """By margin rank, widest pairs first, (K,) each: what those pairs of candidates say on average.
+    """Mean properties of pairs of candidates by margin rank, widest pairs first, (K,) each.
 
     ``cosine`` is that of one prompt's pairs with the mean gradient of all other prompts, ``cosine_error`` its
-    standard error over prompts, ``aligned`` the share that rank has of the whole batch's gradient along it,
-    ``pairs`` how many it holds, and ``margin`` their mean difference of rewards.
+    standard error over prompts, ``aligned`` the rank's share of the whole batch's gradient along it,
+    ``pairs`` their number per prompt, and ``margin`` their mean difference of rewards.
     """
 
     cosine: Floats
@@ -73,9 +73,10 @@ class Ranks:
 
 
 def split(gradients: Floats) -> Split:
-    """The split of (P, n, d) gradients by one-way analysis of variance, coordinate by coordinate.
+    """Split the variance of (P, n, d) gradients by one-way analysis of variance, per coordinate.
 
-    Raises ``ValueError`` with fewer than two prompts or candidates.
+    Raises:
+        ValueError: with fewer than two prompts or candidates.
     """
     prompts, candidates = _sizes(gradients)
     means = gradients.mean(1)
@@ -92,7 +93,7 @@ def split(gradients: Floats) -> Split:
 
 
 def _estimates(means: Floats, traces: Floats, candidates: int) -> Floats:
-    """Between, within and signal, (3,), of prompts' mean gradients (P, d) and their traces (P,)."""
+    """Estimate between, within and signal, (3,), from prompts' mean gradients (P, d) and traces (P,)."""
     whole = means.mean(0)
     within = traces.mean()
     spread = ((means - whole) ** 2).sum() / (len(means) - 1)
@@ -100,11 +101,13 @@ def _estimates(means: Floats, traces: Floats, candidates: int) -> Floats:
 
 
 def by_margin_rank(gradients: Floats, rewards: Floats, ranks: int = 8) -> Ranks:
-    """Compare nested pairs of (P, n) ``rewards``, whose gradients are (P, n, d), with the other prompts.
+    """Compare the gradients (P, n, d) of nested pairs of (P, n) ``rewards`` with those of other prompts.
 
-    Pairs are put together to at most ``ranks`` ranks of about as many each. The reference of a prompt leaves
+    Pairs are grouped into at most ``ranks`` ranks of about equal size. The reference of a prompt leaves
     that prompt out, so that no gradient is compared with itself.
-    Raises ``ValueError`` with fewer than two prompts or candidates.
+
+    Raises:
+        ValueError: with fewer than two prompts or candidates.
     """
     prompts, candidates = _sizes(gradients)
     order = np.argsort(rewards, axis=1, kind="stable")

@@ -1,4 +1,4 @@
-"""Screening: how well a cheap preview's reward tells which candidates will end with the widest margins."""
+"""Screening: the power of a cheap preview's reward to predict the candidates of the widest margins."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from selection.strategies import Floats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Means over ``prompts`` whose final rewards differ, with 95% intervals.
+    """Agreement of previews and finished images: means over ``prompts`` prompts, with 95% intervals.
 
-    ``correlation`` is Spearman's, within a prompt. ``captured`` compares the final rewards of the best and
-    the worst half by preview: their difference over that of the best and worst halves by final reward; 1 is
-    as good as waiting for the end, 0 as good as chance.
+    Prompts whose final rewards are all equal are left out. ``correlation`` is Spearman's, within a prompt.
+    ``captured`` compares the final rewards of the best and the worst half by preview: their difference over
+    that of the best and worst halves by final reward; 1 is as good as the final rewards, 0 as chance.
     """
 
     correlation: Interval
@@ -28,7 +28,8 @@ class Agreement:
 def agreement(previews: Floats, finals: Floats) -> Agreement:
     """Compare (P, n) rewards of previews with those of the finished images.
 
-    Raises ``ValueError`` when no prompt's final rewards differ.
+    Raises:
+        ValueError: if no prompt's final rewards differ.
     """
     varied = np.ptp(finals, axis=1) > 0
     if not varied.any():
@@ -42,7 +43,7 @@ def agreement(previews: Floats, finals: Floats) -> Agreement:
 
 
 def _spearman(early: Floats, late: Floats) -> Floats:
-    """Per prompt; zero where all previews tie, since they then tell nothing."""
+    """Compute Spearman's correlation per prompt; 0 where all previews tie, since they predict nothing."""
     ranks = [stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (early, late)]
     products = (ranks[0] * ranks[1]).sum(1)
     lengths = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
@@ -51,9 +52,9 @@ def _spearman(early: Floats, late: Floats) -> Floats:
 
 
 def _contrast(chosen_by: Floats, rewards: Floats) -> Floats:
-    """Mean reward of the best half by ``chosen_by`` minus that of the worst; (P, n) to (P,).
+    """Compute the mean reward of the best half by ``chosen_by`` minus that of the worst; (P, n) to (P,).
 
-    Ties share their places, so that each of them is in the best half as much as the others.
+    Ties share their places, so that tied candidates belong to the best half in equal parts.
     """
     count = rewards.shape[1]
     halves = np.sign(np.arange(count) - (count - 1) / 2)

@@ -1,6 +1,6 @@
-"""What an arm costs compared with the baseline: how soon it reaches the baseline's final score.
+"""The speed-up of an arm: its cost to reach the baseline's final score, compared with the baseline's.
 
-Held-out scores are noisy and their true curve is taken to rise, so a curve is its isotonic regression (the
+Held-out scores are noisy and their true curve is assumed to rise, so a curve is its isotonic regression (the
 closest non-decreasing one), linear between evaluations. A running maximum would let luck count as
 progress, more of it the noisier the arm; a moving mean would report every crossing late. The target is the
 mean of the baseline's last three scores: less noise than in one of them, and never above the end of the
@@ -36,10 +36,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speedup:
-    """How many times sooner than the baseline: the geometric mean of the ratios of ``seeds`` pairs.
+    """The geometric mean of the cost ratios, baseline over arm, of ``seeds`` pairs of runs.
 
-    ``reached`` seeds got to the target. For the others the end of the run stands in, so that the ratio is
-    then an upper bound.
+    ``reached`` seeds got to the target. The others count with the cost of the whole run, so that the ratio
+    is then an upper bound.
     """
 
     ratio: Interval
@@ -48,15 +48,17 @@ class Speedup:
 
 
 def final_score(scores: Floats) -> float:
-    """The mean of the last three of a run's scores (of all, if they are fewer)."""
+    """Average the last three of a run's scores (all of them, if there are fewer)."""
     return float(np.mean(scores[-LAST:]))
 
 
 def cost_to_reach(costs: Floats, scores: Floats, target: float) -> float:
-    """Where the isotonic curve of ``scores`` over rising ``costs`` first reaches ``target``.
+    """Find the cost at which the isotonic curve of ``scores`` over rising ``costs`` first reaches ``target``.
 
-    Returns infinity where it never does. Raises ``ValueError`` when costs do not rise, lengths differ or a
-    value is not finite.
+    Returns infinity if it never does.
+
+    Raises:
+        ValueError: if costs do not rise, lengths differ or a value is not finite.
     """
     _check(costs, scores)
     curve = np.asarray(optimize.isotonic_regression(scores).x)
@@ -76,7 +78,9 @@ def speedup(
     """Compare (costs, scores) of an arm with those of the baseline, pair by pair.
 
     Each pair's target is its own baseline's final score. Costs count from 0 before training.
-    Raises ``ValueError`` when there is no pair, or a baseline is at its final score before training.
+
+    Raises:
+        ValueError: if there are no pairs, or a baseline has its final score before training.
     """
     pairs = [_ratio(*ours, *theirs) for theirs, ours in zip(baseline, arm, strict=True)]
     logs = np.log([ratio for ratio, _ in pairs])
@@ -90,12 +94,14 @@ def speedup(
 
 
 def interval(values: Floats, seed: int = 0, level: float = 0.95) -> Interval:
-    """The mean of a few seeds' values with its bootstrap interval.
+    """Compute the mean of a few seeds' values with its bootstrap interval.
 
-    Percentiles of the resampled mean are too narrow for five seeds; they are taken further out, by as much
-    as Student's t and the missing n / (n - 1) ask for (Hesterberg 2015, "expanded percentiles"). Up to six
-    seeds every resample is made; beyond, ``seed`` draws ten thousand.
-    Raises ``ValueError`` without values.
+    Percentiles of the resampled mean are too narrow for five seeds; they are widened according to Student's t
+    and the missing factor n / (n - 1) (Hesterberg 2015, "expanded percentiles"). Up to six seeds, all
+    resamples are used; beyond, ``seed`` draws ten thousand.
+
+    Raises:
+        ValueError: without values.
     """
     count = len(values)
     if count == 0:
@@ -110,7 +116,7 @@ def interval(values: Floats, seed: int = 0, level: float = 0.95) -> Interval:
 
 
 def paired_difference(baseline: Sequence[float], arm: Sequence[float], seed: int = 0) -> Interval:
-    """The arm's value minus the baseline's, pair by pair, with its interval."""
+    """Compute the arm's value minus the baseline's, pair by pair, with its interval."""
     return interval(np.asarray(arm, dtype=np.float64) - np.asarray(baseline, dtype=np.float64), seed)
 
 
@@ -126,7 +132,7 @@ def _ratio(costs: Floats, scores: Floats, base_costs: Floats, base_scores: Float
     if theirs <= 0:
         raise ValueError(f"the baseline is at its final score, {target:.4g}, before training")
     ours = cost_to_reach(costs, scores, target)
-    # A cost of nothing would be an infinite ratio: the first evaluation is as early as can be told.
+    # A cost of 0 would give an infinite ratio: the first evaluation is the earliest that can be measured.
     return theirs / min(max(ours, costs[costs > 0][0]), costs[-1]), np.isfinite(ours)
 
 

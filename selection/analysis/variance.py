@@ -1,12 +1,12 @@
-"""What drives the reward: variance components of a crossed, nested design, with intervals.
+"""Variance components of the reward in a crossed, nested design, with intervals.
 
 P prompts, Z initial noises, the same ones under every prompt, and E SDE paths in each of the P x Z cells:
 
     r[p, z, e] = mean + prompt[p] + initial[z] + interaction[p, z] + path[p, z, e]
 
 All four effects are random and uncorrelated. Initial noise is *state*: a policy cannot choose it, so the
-variance that ``initial`` and ``interaction`` carry earns no credit by the score function and could be removed
-by a baseline that knows the noise. Only ``path`` is the policy's own action.
+variance of ``initial`` and ``interaction`` earns no credit by the score function and could be removed by a
+baseline that depends on the noise. Only ``path`` is the policy's own action.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DRAWS: Final = 4000
 class Component:
     """A variance with its interval, and its share of the total with the share's interval.
 
-    ``variance`` and its interval are unbiased and so may be negative; shares take negative ones for zero.
+    ``variance`` and its interval are unbiased and so may be negative; shares count negative ones as zero.
     """
 
     variance: float
@@ -43,9 +43,10 @@ class Component:
 
 
 def mean_squares(values: Floats) -> Floats:
-    """(4, ...) mean squares of prompts, initial noises, cells and paths, of (..., P, Z, E) values.
+    """Compute (4, ...) mean squares of prompts, initial noises, cells and paths, of (..., P, Z, E) values.
 
-    Raises ``ValueError`` unless P, Z and E are at least 2 and every value is finite.
+    Raises:
+        ValueError: if P, Z or E is below 2 or a value is not finite.
     """
     _check(values)
     p, z, e = values.shape[-3:]
@@ -63,12 +64,15 @@ def mean_squares(values: Floats) -> Floats:
 
 
 def estimate(values: Floats) -> Floats:
-    """Unbiased (4, ...) variance components of (..., P, Z, E) values, by ANOVA (Searle 1992, chapter 4)."""
+    """Estimate (4, ...) variance components of (..., P, Z, E) values by ANOVA, unbiased.
+
+    Source: Searle 1992, chapter 4.
+    """
     return _solve(mean_squares(values), values.shape[-3:])
 
 
 def components(values: Floats, seed: int, level: float = 0.95) -> Mapping[str, Component]:
-    """The components of (P, Z, E) values with intervals of coverage ``level``, by name."""
+    """Estimate the components of (P, Z, E) values with intervals of coverage ``level``, by name."""
     found = estimate(values)
     draws = component_draws(values, seed)
     low, high = np.quantile(draws, _tails(level), axis=1)
@@ -79,13 +83,13 @@ def components(values: Floats, seed: int, level: float = 0.95) -> Mapping[str, C
 
 
 def component_draws(values: Floats, seed: int, draws: int = _DRAWS) -> Floats:
-    """(4, draws, ...) parametric bootstrap of the components of (..., P, Z, E) values.
+    """Draw (4, draws, ...) components of (..., P, Z, E) values by parametric bootstrap.
 
     Each mean square is divided by an independent chi-squared variable over its degrees of freedom
     (Weerahandi's generalised pivot), and the components are solved from the result. Degrees of freedom are
     the design's, or fewer where the prompts' contributions to a mean square spread more than normal ones do
     (Satterthwaite's rule), as when prompts differ in their variance. A bootstrap that resamples prompts and
-    noises covers too seldom here: eight noises do not say how noises are distributed.
+    noises covers too seldom here, since eight noises are too few to represent their distribution.
     """
     squares, freedom = mean_squares(values), _degrees_of_freedom(values)
     shape = (4, draws, *squares.shape[1:])
@@ -94,9 +98,9 @@ def component_draws(values: Floats, seed: int, draws: int = _DRAWS) -> Floats:
 
 
 def group_normalised(values: Floats) -> Floats:
-    """(P, Z, E) values as group-wise advantages: minus their prompt's mean, over its standard deviation.
+    """Normalise (P, Z, E) values to group-wise advantages: minus the prompt's mean, over its deviation.
 
-    The prompt's component is zero then by construction, whatever it was before.
+    The prompt's component is then zero by construction.
     """
     centred = values - values.mean((-2, -1), keepdims=True)
     normalised: Floats = centred / (values.std((-2, -1), keepdims=True) + EPSILON)
@@ -126,7 +130,10 @@ def _degrees_of_freedom(values: Floats) -> Floats:
 
 
 def _per_prompt(values: Floats) -> tuple[Floats, Floats, Floats]:
-    """What each prompt adds to the mean squares of prompts, cells and paths, (..., P), up to a factor."""
+    """Compute each prompt's contributions (..., P) to three mean squares, up to a factor.
+
+    These are the mean squares of prompts, cells and paths.
+    """
     cells = values.mean(-1)
     rows, columns = cells.mean(-1, keepdims=True), cells.mean(-2, keepdims=True)
     whole = cells.mean((-2, -1), keepdims=True)
@@ -136,7 +143,10 @@ def _per_prompt(values: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _effective(parts: Floats, most: int) -> Floats:
-    """Degrees of freedom of a mean of (..., P) parts: its square over half its variance, or ``most``."""
+    """Estimate a mean's degrees of freedom from (..., P) parts: its square over half its variance.
+
+    The result is clipped to 1 to ``most``.
+    """
     spread = parts.var(-1, ddof=1) / parts.shape[-1]
     found = 2 * parts.mean(-1) ** 2 / np.maximum(spread, np.finfo(np.float64).tiny)
     clipped: Floats = np.clip(found, 1.0, most)
@@ -144,7 +154,7 @@ def _effective(parts: Floats, most: int) -> Floats:
 
 
 def _shares(variances: Floats) -> Floats:
-    """(4, N) shares of (4, N) variances; all zero where nothing varies."""
+    """Compute (4, N) shares of (4, N) variances; all zero where the total is zero."""
     positive = np.maximum(variances, 0.0)
     total = positive.sum(0)
     shares: Floats = positive / np.where(total > 0, total, 1.0)
