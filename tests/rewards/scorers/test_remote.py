@@ -168,7 +168,7 @@ def test_a_server_that_is_loading_is_not_ready(own: Path) -> None:
 
 
 def test_a_reward_of_whole_groups_is_refused(own: Path) -> None:
-    refused = pytest.raises(RewardError, match="judges whole groups")
+    refused = pytest.raises(RewardError, match="scores whole groups")
     with served("echo_reward:Groups", own=own) as server, refused:
         RemoteScorer(server.url)
 
