@@ -1,4 +1,4 @@
-"""Which candidates share a forward pass: full batches, across groups where one group does not fill them."""
+"""Division of candidates into forward passes: full batches, across groups if one does not fill them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Batch = tuple[SampleRequest, ...]
 
 
 def batches(requests: Sequence[SampleRequest], rollout: RolloutSettings) -> list[Batch]:
-    """The candidates of some groups, in order, in batches of ``rollout.batch``; only the last may be smaller.
+    """Divide groups' candidates, in order, into batches of ``rollout.batch``; only the last may be smaller.
 
-    A function of the groups alone, so that rounding does not depend on who samples them, or when. Groups
-    that draw their trained windows may differ in them, and keep their batches for themselves.
+    A function of the groups alone, so that rounding does not depend on the worker or the time. Groups with
+    randomly drawn windows may differ in their trained steps, and are batched separately.
     """
     apart = [requests] if rollout.same_window else [[request] for request in requests]
     return [batch for together in apart for batch in _filled(together, rollout.batch)]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from any sequence of names and numbers, independent of platform and process."""
+    """Derive a 63-bit seed from any sequence of names and numbers, independent of platform and process."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
@@ -35,7 +35,7 @@ def initial_latents(noises: Sequence[Noise], shape: tuple[int, ...]) -> Tensor:
 
 
 def path_noise(noises: Sequence[Noise], step: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of one step of the SDE, (N, *shape) float32 on the CPU."""
+    """Draw the standard normal noise of one step of the SDE, (N, *shape) float32 on the CPU."""
     return _normal([derive_seed(noise.path, step) for noise in noises], shape)
 
 

@@ -1,6 +1,6 @@
-"""The records that travel between the stages: frozen, complete at birth, one per edge of the picture.
+"""The records that the stages exchange: frozen, complete at creation, one per edge of the data flow.
 
-This module stays light (numpy only), so that the driver can hold records without loading torch.
+This module stays light (numpy only), so that the driver can use records without loading torch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Handle = Any
-"""Where a large value lives: a Ray ``ObjectRef`` in the service, the value itself without Ray."""
+"""Reference to a large value: a Ray ``ObjectRef`` in the service, the value itself without Ray."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One line of a prompt file. ``index`` is its position there and identifies it; the text does not.
 
-    ``origin`` is its file and line, FILE:LINE, for messages alone: no part of what it is, nor of what travels
-    to a reward server.
+    ``origin`` is its file and line, FILE:LINE, for messages only: it is neither compared nor sent to reward
+    servers.
     """
 
     index: int
@@ -40,7 +40,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """Ask a rollout worker for candidates of one prompt, all or a chunk, under one policy version."""
+    """A request for candidates of one prompt, all or a chunk, under one policy version."""
 
     group_id: int
     prompt: Prompt
@@ -50,7 +50,7 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """What the learner needs of one candidate: the states around every trained step.
+    """One candidate's data for the learner, around every trained step.
 
     ``latents`` is (S + 1, *latent shape) in the storage dtype (bfloat16 as its int16 bits), ``log_probs``
     is (S,) float32 under the behaviour policy, ``steps`` is (S,) and names the steps of the schedule.
@@ -89,8 +89,8 @@ class Chunk:
 
     ``images`` (n, H, W, 3) uint8, ``conditioning`` and each trajectory are values of their own, so that Ray
     can free the unselected trajectories where they were made. A preview has `Begun` candidates for
-    trajectories, and no conditioning. An image whose latents or pixels are not ``finite`` is never looked
-    at. ``seconds`` is the chunk's share of its batch.
+    trajectories, and no conditioning. Images whose latents or pixels are not ``finite`` are ignored.
+    ``seconds`` is the chunk's share of its batch.
     """
 
     images: Handle
@@ -144,7 +144,7 @@ class WeightsId:
 class Weights:
     """Published weights: their identity, and handles of flat arrays in manifest order and of their checksums.
 
-    The learner may still be making the later parts while the first ones are on their way.
+    The learner may still compute the later parts while the first ones are being transferred.
     """
 
     id: WeightsId
@@ -153,4 +153,4 @@ class Weights:
 
 
 class WeightsMismatch(RuntimeError):
-    """Received weights are not the ones that were sent, or not for this model."""
+    """Received weights differ from those that were sent, or do not fit this model."""

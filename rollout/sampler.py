@@ -1,4 +1,4 @@
-"""Denoise candidates: stochastic and recorded inside the trained window, the ODE outside of it."""
+"""Denoising of candidates: stochastic and recorded inside the trained window, the ODE outside of it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rollout.tensors import upload
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """N candidates after ``steps`` steps: their states ``x`` and the ``clean`` latents they point at.
+    """N candidates after ``steps`` steps: their states ``x`` and the predicted ``clean`` latents.
 
-    Both are (N, ...); after the last step they are the same. Of the trained steps so far: ``states``
+    Both are (N, ...); after the last step they are equal. Of the trained steps so far: ``states``
     (N, S + 1, ...) in the storage precision, ``log_probs`` (N, S) and ``means`` (N, S, ...); without any,
     (N, 0).
     """
@@ -34,7 +34,7 @@ class Rollout:
 
 
 def trained_window(settings: RolloutSettings, seed: int, group_id: int) -> range:
-    """The steps of a group that are stochastic and trained; a window smaller than its range is drawn."""
+    """Return the stochastic, trained steps of a group; a window smaller than its range is drawn at random."""
     start, stop = settings.window_range
     room = stop - start - settings.trained_steps
     first = start + derive_seed("window", seed, group_id) % (room + 1)
@@ -50,17 +50,17 @@ def transition(
     sigmas: tuple[Tensor, Tensor],
     timestep: Tensor,
 ) -> Transition:
-    """The policy's distribution over the next state.
+    """Compute the policy's distribution of the next state.
 
-    ``x`` is (N, ...), ``sigmas`` the current and next noise level and ``timestep`` what the transformer
-    is told, each (N,). Gradients flow through ``model``.
+    ``x`` is (N, ...), ``sigmas`` the current and next noise level and ``timestep`` the transformer's input,
+    each (N,). Gradients flow through ``model``.
     """
     v = policy.velocity(model, x, timestep, conditioning)  # type: ignore[arg-type]
     return stochastic(settings, x, v, sigmas)
 
 
 def stochastic(settings: RolloutSettings, x: Tensor, v: Tensor, sigmas: tuple[Tensor, Tensor]) -> Transition:
-    """A stochastic step from ``x`` along velocity ``v``; the one function that rollout and learner share."""
+    """Compute a stochastic step from ``x`` along velocity ``v``; rollout and learner share this function."""
     sigma, sigma_next = (s.view(-1, *[1] * (x.ndim - 1)) for s in sigmas)
     return DYNAMICS[settings.dynamics](x, v, sigma, sigma_next, settings.noise_level)
 
@@ -77,7 +77,7 @@ def denoise(
     begun: Rollout | None = None,
     stop: int | None = None,
 ) -> Rollout:
-    """Sample a batch of candidates, or go on with ``begun`` ones, up to step ``stop`` or to the end.
+    """Sample a batch of candidates, or continue ``begun`` ones, up to step ``stop`` or to the end.
 
     Every conditioning tensor is (N, ...). States in the window pass through the storage precision as they
     are made: the learner reads what the sampler continued from.
@@ -111,7 +111,7 @@ def denoise(
 
 
 def _so_far(begun: Rollout | None) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """States, log-probs and means of the trained steps that are done."""
+    """Return the states, log-probs and means of the trained steps so far."""
     if begun is None:
         return [], [], []
     states, log_probs, means = (

@@ -1,4 +1,4 @@
-"""The rollout worker: oversamples the noise of prompts, in full batches. Knows nothing of Ray."""
+"""The rollout worker, which samples the candidates of prompts in full batches, without Ray."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StaleWeights(RuntimeError):
 
 
 class RolloutWorker:
-    """Holds one copy of the policy; samples groups under the version it was asked for, or refuses."""
+    """A copy of the policy that samples groups under the requested version, or refuses."""
 
     def __init__(
         self, model: ModelSettings, rollout: RolloutSettings, seed: int, *, keep_means: bool = False
@@ -58,7 +58,7 @@ class RolloutWorker:
         self.policy.transformer.eval().requires_grad_(False)
         self.missing = self.parameters
         self.holds: WeightsId | None = WeightsId(0)
-        # The batches of a group come one after the other and share a prompt.
+        # The batches of a group are consecutive and share a prompt.
         self._encode = lru_cache(maxsize=rollout.batch)(self.policy.encode)
         if model.compile:
             self._warm_up()
@@ -66,15 +66,15 @@ class RolloutWorker:
     def load(
         self, weights: WeightsId, part: int, parts: int, digest: str, flat: NDArray[Any]
     ) -> WeightsId | None:
-        """Take over one of the parts of published weights; they come in order, with their checksums.
+        """Load one part of published weights; parts arrive in order, with their checksums.
 
-        Until the last one is in, the worker holds no weights at all and samples nothing.
+        Until the last part is loaded, the worker has no weights and samples nothing.
 
         Returns:
-            The weights held now: None until they are whole.
+            The current weights: None until they are complete.
 
         Raises:
-            WeightsMismatch: if the array is not what its checksum says, or not the next part.
+            WeightsMismatch: if the array does not match its checksum, or is not the next part.
         """
         if part == 0:
             self.missing = self.parameters
@@ -89,13 +89,13 @@ class RolloutWorker:
         return self.holds
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Chunk]:
-        """Sample groups, or parts of them, in batches that hold several groups where one does not fill them.
+        """Sample groups, or parts of them, in full batches that may combine several groups.
 
         Returns:
             The chunk of every request.
 
         Raises:
-            StaleWeights: if the worker holds another policy version.
+            StaleWeights: if the worker has another policy version.
         """
         started, parts = time.perf_counter(), self._batches(requests)
         return self._finished(started, requests, parts, [self._run(part) for part in parts])
@@ -104,10 +104,10 @@ class RolloutWorker:
         """Sample the first ``preview_steps`` steps only.
 
         Returns:
-            For every request a chunk of previews: of the clean images that the candidates point at by then.
+            A chunk of previews for every request: of the clean images predicted at that step.
 
         Raises:
-            StaleWeights: if the worker holds another policy version.
+            StaleWeights: if the worker has another policy version.
         """
         started, parts = time.perf_counter(), self._batches(requests)
         rollouts = [self._run(part, stop=self.settings.preview_steps) for part in parts]
@@ -118,7 +118,7 @@ class RolloutWorker:
         """Sample the other steps of candidates that `begin` has begun, in the order of the requests.
 
         Raises:
-            StaleWeights: if the worker holds another policy version.
+            StaleWeights: if the worker has another policy version.
         """
         started, rest, parts = time.perf_counter(), iter(begun), self._batches(requests)
         counts = [sum(len(one.noises) for one in part) for part in parts]
@@ -184,9 +184,10 @@ class RolloutWorker:
     def evaluate(
         self, prompts: Sequence[Prompt], noises: Sequence[Noise]
     ) -> tuple[tuple[bool, ...], NDArray[np.uint8]]:
-        """Images (N, H, W, 3) of N prompts by the ODE, one fixed initial noise each, and which are finite.
+        """Sample images (N, H, W, 3) of N prompts by the ODE, with one fixed initial noise each.
 
-        Those come first, since the driver reads them and leaves the images where they are.
+        Returns:
+            Whether each image is finite, and the images, which the driver does not read.
         """
         schedule, size = self._schedule(self.settings.eval_steps), self.settings.batch
         parts = []
@@ -198,13 +199,13 @@ class RolloutWorker:
         return finite, images
 
     def _warm_up(self) -> None:
-        """Run one forward pass of a full batch: an actor may take its time to start, a call may not."""
+        """Run one forward pass of a full batch, since compilation may delay a start but not a call."""
         noises = candidate_noises(self.seed, 0, 0, self.settings.batch)
         schedule = self._schedule(self.settings.steps)
         self._denoise([self._encode("")], [0] * len(noises), noises, schedule, range(0), stop=1)
 
     def ping(self) -> WeightsId | None:
-        """Return the weights held, as a sign of life."""
+        """Return the current weights, which confirms that the worker responds."""
         return self.holds
 
     def _schedule(self, steps: int) -> Schedule:
@@ -239,7 +240,7 @@ class RolloutWorker:
 
 
 def _rows(values: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
-    """The owner's value in every row, without a copy where there is one owner."""
+    """Repeat every owner's value in its rows, without a copy if there is one owner."""
     if len(values) == 1:
         return values[0].expand(len(owners), *values[0].shape)
     return torch.stack([values[owner] for owner in owners])

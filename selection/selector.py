@@ -15,9 +15,9 @@ from selection.strategies import STRATEGIES, Batch, Floats, Indices, each_margin
 
 
 class Selector:
-    """Selects by ``settings``; ``seed`` (not negative) decides between ties and which are random.
+    """The selector of kept candidates; ``seed`` (not negative) breaks ties and draws random ones.
 
-    It keeps no state: the same scores of the same groups give the same selection, whichever worker scored
+    It has no state: the same scores of the same groups give the same selection, whichever worker scored
     them, in whichever order the groups arrive.
     """
 
@@ -26,15 +26,17 @@ class Selector:
         self.seed = seed
 
     def ping(self) -> str:
-        """The strategy's name, as a sign of life."""
+        """Return the strategy's name, which confirms that the worker responds."""
         return self.settings.strategy
 
     def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
         """Select from one batch: ``scores[i]`` are those of group ``group_ids[i]``.
 
-        Groups may differ in size. A candidate without a finite total counts as invalid. Raises
-        ``ValueError``, naming the step, when the batch is empty, its two sequences differ in length, or a
-        group appears twice.
+        Groups may differ in size. A candidate without a finite total counts as invalid.
+
+        Raises:
+            ValueError: naming the step, if the batch is empty, its two sequences differ in length, or a
+                group appears twice.
         """
         _check(step, group_ids, scores)
         batch = self._batch(group_ids, scores)
@@ -116,14 +118,14 @@ class Selector:
 
 
 def screen(scores: Scores, settings: SelectionSettings, seed: int, group_id: int) -> Indices:
-    """Which of a group's previewed candidates to finish, in rising order; ``scores`` are the previews'."""
+    """Choose a group's previewed candidates to finish, in rising order; ``scores`` are the previews'."""
     valid = scores.valid & np.isfinite(scores.total)
     keys = tie_keys(seed, group_id, len(valid))
     return promising(scores.total, valid, keys, settings.candidates)
 
 
 def tie_keys(seed: int, group_id: int, count: int) -> NDArray[np.uint64]:
-    """The keys (count,) of a group's candidates; a candidate's depends on seed, group and position alone."""
+    """Draw the keys (count,) of a group's candidates, each from seed, group and position alone."""
     # A bit generator's raw stream, unlike a Generator's methods, is the same in every version of numpy.
     return np.asarray(np.random.Philox(np.random.SeedSequence((seed, group_id))).random_raw(count))
 

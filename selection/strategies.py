@@ -1,4 +1,4 @@
-"""Which candidates to keep: pure, deterministic functions of a batch of rewards.
+"""Selection strategies: pure, deterministic functions of a batch of rewards.
 
 Every strategy ranks the valid candidates of a group by (reward, key). The keys are random but belong to the
 candidates, so ties are broken without regard to order or worker, and permuting the candidates permutes the
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 class Batch:
     """P groups of n candidates: ``rewards`` (P, n), ``valid`` (P, n) and ``keys`` (P, n).
 
-    Rewards of invalid candidates mean nothing (they may be NaN) and are never looked at. Keys are distinct
+    Rewards of invalid candidates mean nothing (they may be NaN) and are never used. Keys are distinct
     random integers. ``keep`` is per group; margins at or below ``tolerance`` count as ties.
     """
 
@@ -41,38 +41,38 @@ class Batch:
 
 
 Strategy = Callable[[Batch], tuple[Indices, ...]]
-"""For each group the kept candidates, worst first."""
+"""A function that returns each group's kept candidates, worst first."""
 
 
 def ranking(batch: Batch) -> tuple[Indices, ...]:
-    """The valid candidates of each group, worst first; none where fewer than two are valid."""
+    """Rank the valid candidates of each group, worst first; empty where fewer than two are valid."""
     orders = np.lexsort((batch.keys, batch.rewards, ~batch.valid), axis=-1)
     counts = batch.valid.sum(axis=-1)
     return tuple(order[: count if count >= 2 else 0] for order, count in zip(orders, counts, strict=True))
 
 
 def margins(ranked: Floats) -> Floats:
-    """The nested margins r(n+1-j) - r(j), j = 1 .. n // 2, of ascending rewards (n,): never increasing."""
+    """Compute the nested margins r(n+1-j) - r(j), j = 1 .. n // 2, of ascending (n,): never increasing."""
     pairs = len(ranked) // 2
     return ranked[::-1][:pairs] - ranked[:pairs]
 
 
 def keep_all(batch: Batch) -> tuple[Indices, ...]:
-    """Every valid candidate, whatever ``keep``: FlowGRPO's own choice."""
+    """Keep every valid candidate, whatever ``keep``, as FlowGRPO does."""
     return ranking(batch)
 
 
 def keep_random(batch: Batch) -> tuple[Indices, ...]:
-    """``keep`` candidates at random (those with the lowest keys): the control without a choice."""
+    """Keep ``keep`` candidates at random (those with the lowest keys): the control."""
     return tuple(
         _sample(order, keys, batch.keep) for order, keys in zip(ranking(batch), batch.keys, strict=True)
     )
 
 
 def noise_margin(batch: Batch) -> tuple[Indices, ...]:
-    """The ``keep // 2`` widest nested pairs of each group: its worst and its best candidates.
+    """Keep the ``keep // 2`` widest nested pairs of each group: its worst and its best candidates.
 
-    Pairs that tie are left out, so a group of equals contributes nothing.
+    Pairs that tie are left out, so a group of equal rewards contributes nothing.
     """
     return tuple(
         _ends(order, int(np.sum(margins(rewards[order])[: batch.keep // 2] > batch.tolerance)))
@@ -81,7 +81,7 @@ def noise_margin(batch: Batch) -> tuple[Indices, ...]:
 
 
 def each_margin(batch: Batch, parts: Floats) -> tuple[Indices, ...]:
-    """The ``keep // 2`` widest pairs of each group, of which every reward in turn takes one.
+    """Keep the ``keep // 2`` widest pairs of each group, of which every reward in turn takes one.
 
     ``parts`` (R, P, n) are the weighted rewards, finite where ``batch.valid``. A reward takes the lowest and
     the highest of the candidates that are left, if they differ by more than the tolerance; else it passes
@@ -94,10 +94,10 @@ def each_margin(batch: Batch, parts: Floats) -> tuple[Indices, ...]:
 
 
 def max_variance(batch: Batch) -> tuple[Indices, ...]:
-    """The ``keep`` candidates of each group whose rewards have the largest variance (PODS, arXiv 2504.13818).
+    """Keep the ``keep`` candidates of each group with the largest variance (PODS, arXiv 2504.13818).
 
     The best subset consists of the i highest and the ``keep`` - i lowest for some i; prefix sums try every i.
-    Of equally good splits the most balanced wins. A group of equals contributes nothing.
+    Of equally good splits the most balanced wins. A group of equal rewards contributes nothing.
     """
     chosen = []
     for order, rewards in zip(ranking(batch), batch.rewards, strict=True):
@@ -109,7 +109,7 @@ def max_variance(batch: Batch) -> tuple[Indices, ...]:
 
 
 def global_margin(batch: Batch) -> tuple[Indices, ...]:
-    """The widest pairs of the whole batch, under one budget of groups * ``keep`` candidates.
+    """Keep the widest pairs of the whole batch, under one budget of groups * ``keep`` candidates.
 
     A group's margins never increase, so it contributes a prefix of its nested pairs. Equal margins go first
     to groups that have fewer pairs so far, then by key. Groups without margins leave their share to others.
@@ -125,7 +125,7 @@ def global_margin(batch: Batch) -> tuple[Indices, ...]:
 
 
 def prompt_filter(batch: Batch) -> tuple[Indices, ...]:
-    """Choose prompts, not noise: whole groups by falling standard deviation.
+    """Keep whole groups by falling standard deviation: a choice of prompts, not of noise.
 
     The budget is groups * ``keep`` candidates, so that as many are sampled and trained as with the other
     strategies; the last group that fits only in part gives a random part. Groups of equals are left out.
@@ -146,10 +146,10 @@ def prompt_filter(batch: Batch) -> tuple[Indices, ...]:
 
 
 def promising(rewards: Floats, valid: NDArray[np.bool_], keys: NDArray[np.uint64], count: int) -> Indices:
-    """Which ``count`` of n previewed candidates to finish, in rising order: the worst and the best half.
+    """Choose ``count`` of n previewed candidates to finish, in rising order: the worst and the best half.
 
-    Ties are broken by key; without enough valid previews some of the others fill up, since a preview that
-    failed says nothing of the image.
+    Ties are broken by key; without enough valid previews some invalid ones are added, since a failed preview
+    says nothing about the image.
     """
     order = np.lexsort((keys, rewards, ~valid))
     seen = int(valid.sum())
@@ -167,7 +167,7 @@ STRATEGIES: Final[Mapping[StrategyName, Strategy]] = {
     "global_margin": global_margin,
     "prompt_filter": prompt_filter,
 }
-"""Every strategy by the name it has in the configuration."""
+"""The strategies by their names in the configuration."""
 
 
 def _split(order: Indices, size: int, highest: int) -> Indices:
@@ -197,13 +197,13 @@ def _in_turn(order: Indices, parts: Floats, keys: NDArray[np.uint64], batch: Bat
 
 
 def _group_keys(batch: Batch) -> NDArray[np.uint64]:
-    """One key per group, from its valid candidates in any order: neither order nor padding matters."""
+    """Return one key per group, from its valid candidates: independent of order and padding."""
     keys: NDArray[np.uint64] = np.where(batch.valid, batch.keys, np.iinfo(np.uint64).max).min(axis=-1)
     return keys
 
 
 def _highest_count(ranked: Floats, size: int) -> int:
-    """How many of the ``size`` kept come from the top, for the largest variance; ``ranked`` must vary."""
+    """Return how many of the ``size`` kept are the highest, for most variance; ``ranked`` must vary."""
     scaled = (ranked - ranked.mean()) / (ranked[-1] - ranked[0])
     first = np.concatenate([[0.0], np.cumsum(scaled)])
     second = np.concatenate([[0.0], np.cumsum(scaled**2)])

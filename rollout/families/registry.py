@@ -1,4 +1,4 @@
-"""Which adapter drives which diffusers pipeline, and what an adapter must offer."""
+"""The adapters by diffusers pipeline, and the interface of an adapter."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ Velocity = Callable[..., "Tensor"]
 
 
 class ModelFolderError(ValueError):
-    """A model path does not hold a pipeline that we can train."""
+    """A model path is not a pipeline that can be trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Noise levels (T + 1,) from 1 to 0 and the T timesteps that the transformer is told, both float32."""
+    """Noise levels (T + 1,) from 1 to 0 and the transformer's T timesteps, both float32."""
 
     sigmas: Tensor
     timesteps: Tensor
 
 
 class Policy(Protocol):
-    """A model family's adapter: how prompts are encoded, velocities predicted and images decoded."""
+    """A model family's adapter, which encodes prompts, predicts velocities and decodes images."""
 
     transformer: nn.Module
     lora_targets: Sequence[str]
@@ -57,35 +57,35 @@ class Policy(Protocol):
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
-        """How the diffusers pipeline is called to guide and read prompts as these settings do."""
+        """Return the arguments of the diffusers pipeline for these settings' guidance and prompt length."""
         ...
 
     def schedule(self, steps: int) -> Schedule:
-        """The family's own noise schedule for a number of steps."""
+        """Compute the family's noise schedule for a number of steps."""
         ...
 
     def encode(self, text: str) -> Tensors:
-        """Named conditioning tensors of one prompt, without a batch dimension."""
+        """Encode one prompt to named conditioning tensors, without a batch dimension."""
         ...
 
     def latent_shape(self) -> tuple[int, ...]:
-        """The shape of one latent for the configured image size."""
+        """Return the shape of one image's latents at the configured size."""
         ...
 
     def velocity(self, model: Velocity, x: Tensor, timestep: Tensor, conditioning: Tensors) -> Tensor:
-        """Guided velocity (N, ...) in float32; ``model`` is the transformer or an engine around it."""
+        """Compute the guided velocity (N, ...) in float32; ``model`` is the transformer or its engine."""
         ...
 
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, H, W, 3) uint8 of clean latents, and which of them (N,) are finite."""
+        """Decode clean latents to images (N, H, W, 3) uint8 and a mask (N,) of the finite ones."""
         ...
 
 
 def family_of(path: str) -> str:
-    """The adapter's "module:Class" for a pipeline folder, or for a hub name already in the local cache.
+    """Return the adapter's "module:Class" for a pipeline's folder or its name on the hub.
 
     Raises:
-        ModelFolderError: if the folder is no pipeline or its family is unknown.
+        ModelFolderError: if the folder is not a pipeline or its family is unknown.
     """
     index = Path(path) / "model_index.json"
     if not Path(path).is_dir():
@@ -115,7 +115,7 @@ def _hub_index(path: str) -> Path:
 
 
 def family_class(path: str) -> Any:
-    """The adapter's class for a pipeline."""
+    """Import the adapter's class for a pipeline."""
     module, _, name = family_of(path).partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -123,5 +123,5 @@ def family_class(path: str) -> Any:
 def load_policy(
     model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool = True
 ) -> Any:
-    """Load the adapter of a pipeline, its LoRA layers added; without ``whole`` only the transformer."""
+    """Load the adapter of a pipeline, with its LoRA layers; without ``whole`` only the transformer."""
     return family_class(model.path)(model, rollout, device=device, seed=seed, whole=whole)
