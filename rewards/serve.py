@@ -57,7 +57,7 @@ class RewardServer:
         """Resolve the scorer's class.
 
         Raises:
-            ValueError: if there is no such scorer.
+            ValueError: if the name is unknown or its class is not a scorer.
         """
         self._traits = resolve(name).traits
         self._name, self._options, self._token, self._max_body = name, options, token, max_body

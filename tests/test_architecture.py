@@ -17,6 +17,11 @@ from tests.support.paths import ROOT
 LAYERS = ("rollout", "rewards", "selection", "learner", "cluster")
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+PLAIN = ("rollout", "rewards", "selection")
+"""Packages whose docstrings are held to the rule; the others follow."""
+NOT_YET_PLAIN = {"rollout/settings.py", "selection/settings.py"}
+QUESTION = re.compile(r"(What|How|Whether|Which|Why)\b")
+RIDDLE = re.compile(r"\bis\s+(none|no)\b")
 HOME_PATH = re.compile(rb"/(?:home/(?!ray\b)|Users/|root/)[A-Za-z0-9._-]+")
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
@@ -65,6 +70,14 @@ def undocumented(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
                 yield f"{prefix}.{child.name}"
             if isinstance(child, ast.ClassDef):
                 yield from undocumented(child, f"{prefix}.{child.name}")
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Every string that stands as a statement: of modules, classes, functions and attributes, by line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield value.lineno, value.value.strip()
 
 
 def tracked() -> list[Path]:
@@ -204,6 +217,37 @@ def test_every_public_name_has_a_docstring() -> None:
             missing.append(name(path))
         missing += undocumented(module, name(path))
     assert not missing
+
+
+def unplain(docstring: str) -> bool:
+    """A docstring that begins as a question would, or that denies with "is no" where "is not a" is plain."""
+    return bool(QUESTION.match(docstring) or RIDDLE.search(docstring))
+
+
+@pytest.mark.parametrize(
+    "text", ["What it does.", "Which of them to keep", "True if it is\nno image.", "It is none."]
+)
+def test_the_rule_for_docstrings_finds_riddles(text: str) -> None:
+    assert unplain(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Return whether it fits.", "Whatever JSON holds.", "An image that is not finite."]
+)
+def test_the_rule_for_docstrings_passes_plain_ones(text: str) -> None:
+    assert not unplain(text)
+
+
+@pytest.mark.parametrize("package", PLAIN)
+def test_docstrings_are_plain(package: str) -> None:
+    found = {
+        f"{name(path)}:{line}": text.splitlines()[0]
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if name(path) not in NOT_YET_PLAIN
+        for line, text in docstrings(path)
+        if unplain(text)
+    }
+    assert not found
 
 
 def test_no_file_shadows_the_standard_library() -> None:

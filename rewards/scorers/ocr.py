@@ -64,7 +64,7 @@ class OcrScorer:
         """Refuse a prompt that names no text to write.
 
         Raises:
-            ValueError: if there is no target text, or a key resembles ``text`` and that key is missing.
+            ValueError: if it has no target text, or a key resembles the missing ``text``.
         """
         check_spelling(prompt.metadata, ("text",))
         target_text(prompt)
@@ -74,7 +74,7 @@ def target_text(prompt: Prompt) -> str:
     """Return the target: ``metadata["text"]`` or the first double-quoted text of the prompt, normalised.
 
     Raises:
-        ValueError: if there is no such text, or it has no visible character.
+        ValueError: if neither exists, or the text has no visible character.
     """
     found = prompt.metadata.get("text")
     if found is None:

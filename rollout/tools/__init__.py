@@ -1,1 +1,1 @@
-"""What else can be made of a model: files for diffusers, costs, random weights."""
+"""Tools around a model: files for diffusers, costs, random weights."""
