@@ -1,4 +1,4 @@
-"""Statistics of images: each answers to what it is named after, and to little else."""
+"""Tests of image statistics: each responds to the property in its name, and to little else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever JSON holds: a reward accepts a line and can judge by it, or refuses it with a ValueError."""
+"""Tests with any JSON metadata: a reward accepts and can score a line, or refuses it with a ValueError."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def lines(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def judgeable(line: dict[str, Any]) -> None:
-    """Hold that every reward accepts a line or refuses it in one line, and can judge by what it accepts."""
+    """Assert that every reward accepts and can score a line, or refuses it with a message of one line."""
     metadata = {key: value for key, value in line.items() if key != "prompt"}
     prompt = Prompt(index=0, text=str(line["prompt"]), metadata=metadata, origin="p.jsonl:1")
     for name in REWARDS:

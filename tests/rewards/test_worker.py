@@ -20,7 +20,7 @@ Images = NDArray[np.uint8]
 
 
 class Brightness:
-    """A user's own reward, which can be told to go wrong."""
+    """A user's own reward that fails on request."""
 
     traits: ClassVar[Traits] = Traits(low=0.0, high=255.0)
 
@@ -41,7 +41,7 @@ class Brightness:
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Every prompt will do."""
+        """Accept every prompt."""
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def test_a_bad_name_is_explained(name: str, message: str) -> None:
 
 
 class Wild(Brightness):
-    """Declares less than it scores."""
+    """A reward that scores outside its declared range."""
 
     traits: ClassVar[Traits] = Traits(low=100.0, high=140.0)
 

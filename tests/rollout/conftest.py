@@ -1,4 +1,4 @@
-"""What the tests of the rollout stage share."""
+"""Fixtures of the rollout stage's tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which candidates share a forward pass."""
+"""Tests of the division of candidates into forward passes."""
 
 from __future__ import annotations
 

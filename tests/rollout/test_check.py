@@ -1,4 +1,4 @@
-"""What would be refused by an actor is refused before one starts: every family, made without memory."""
+"""Tests of the check before a run: it refuses what an actor would, for every family, without memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates that are not finite: never a black image with a good name."""
+"""Tests of candidates that are not finite: they never pass as black images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that spare memory or choose a kernel: what each changes, and that images stay what they were."""
+"""Tests of settings that save memory or choose a kernel: their effects, and that images do not change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_decoding_in_parts(pipeline_folder: Path, decode: str, expected: list[tu
 
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Where text encoders are put, in order; they stay, since there is only one place here."""
+    """Record the devices of the text encoders, in order, without moving them: there is only one here."""
     found: list[str] = []
     original = nn.Module.to
 
@@ -166,7 +166,7 @@ def test_every_family_has_blocks_that_can_be_compiled(name: str, tmp_path: Path)
 
 
 class _Block(nn.Module):
-    """One kind of block in a form of its own, told by a name that it computes with."""
+    """One variant of a kind of block, distinguished by a name that it computes with."""
 
     def __init__(self, form: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Prompt files, what is wrong with them, and the walk through them."""
+"""Tests of prompt files, their faults, and the order in which a run uses prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one reader of text files, and what counts as visible."""
+"""Tests of the reader of text files, and of visible characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: every candidate a row, written whole, read back as it was."""
+"""Tests of the ledger: one row per candidate, written atomically and read back unchanged."""
 
 from __future__ import annotations
 

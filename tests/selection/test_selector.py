@@ -1,4 +1,4 @@
-"""The selector: what it says of a batch, and that neither order nor worker matters."""
+"""Tests of the selector: its metrics of a batch, and independence of order and worker."""
 
 from __future__ import annotations
 

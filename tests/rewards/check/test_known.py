@@ -1,4 +1,4 @@
-"""What `rewards.check` says of rewards that load and score, but with wrong weights or labels."""
+"""Tests of `rewards.check` on rewards that load and score, but with wrong weights or labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean, spread and size of the images that a CLIP gets: known or asked for, never guessed."""
+"""Tests of the preprocessing for a CLIP: known or requested, never guessed."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_the_namer_is_genevals_classifier(tiny_clip: Path) -> None:
 
 
 class ByPaint:
-    """Stands in for CLIP where colours have to mean something: vectors of mean and of named paint."""
+    """A fake CLIP whose vectors encode colours: of an image's mean and of a named paint."""
 
     def __init__(self) -> None:
         self.texts_seen: list[str] = []

@@ -37,7 +37,7 @@ ATTR = line("color_attr", want("cat", color="red"), want("dog", color="blue"))
 
 
 def at(relation: str) -> Line:
-    """The dog shall stand in the relation to the cat."""
+    """A line that demands the relation of the dog to the cat."""
     return line("position", want("cat"), want("dog", position=[relation, 0]))
 
 

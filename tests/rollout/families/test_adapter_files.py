@@ -1,4 +1,4 @@
-"""Adapters of every family in the common layouts: taken whole with their scale, or refused with words."""
+"""Tests of every family's adapters in the common layouts: loaded completely, or refused with a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which folders are models that we can train, what the others are told, and what single families need."""
+"""Tests of the families: trainable folders, the messages about others, and needs of single families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family against diffusers' own pipeline. What a new family must pass: see rollout/README.md."""
+"""Tests of every family, old or new, against diffusers' own pipeline: see rollout/README.md."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Case:
     pipeline: Any
 
     def call(self, rollout: RolloutSettings) -> Tensor:
-        """What diffusers draws, (N, 3, H, W) in [0, 1]; of a video the frame in the middle."""
+        """Draw with diffusers, (N, 3, H, W) in [0, 1]; of a video the middle frame."""
         arguments = call_arguments(str(self.folder), rollout)
         generators = [torch.Generator().manual_seed(noise.initial) for noise in NOISES]
         if "negative_prompt" in arguments:
@@ -61,7 +61,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def draw(policy: Any, rollout: RolloutSettings) -> Tensor:
-    """What our sampler draws by the ODE, as floats."""
+    """Draw with our sampler by the ODE, as floats."""
     encoded = [policy.encode(text) for text in TEXTS]
     conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}
     schedule = policy.schedule(rollout.eval_steps)

@@ -1,4 +1,4 @@
-"""Guidance: the same velocity with and without a gradient, which only the branch with the prompt has."""
+"""Tests of guidance: equal velocities with and without a gradient, which only the prompt's branch has."""
 
 from __future__ import annotations
 

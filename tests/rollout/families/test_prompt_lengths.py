@@ -1,4 +1,4 @@
-"""Which prompts are cut: counted by the model's own tokenizers, as what the encoder sees of them shows."""
+"""Tests of prompt lengths: a prompt counts as cut exactly if the encoder does not see its end."""
 
 from __future__ import annotations
 

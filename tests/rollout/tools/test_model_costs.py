@@ -1,4 +1,4 @@
-"""What a model costs, counted without memory: the same as of the model itself where that can be measured."""
+"""Tests of the costs counted without memory, against the model itself where that can be measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Screening by previews: perfect, useless and noisy ones are told apart."""
+"""Tests of screening by previews: perfect, useless and noisy ones are distinguished."""
 
 from __future__ import annotations
 
