@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from rollout.prompts import load_prompts
-from rollout.tiny import prompts as prompt_files
+from rollout.tiny import prompt_files
 from rollout.tiny.build import WORLDS
 from rollout.tiny.prompt_files import FOLDER, HELD_OUT, split_scenes, split_words, word_line
 from rollout.tiny.vocabulary import WORDS, build_tokenizer
