@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cluster.actors.connection import connect
 from cluster.actors.library_warnings import LibraryWarnings
-from cluster.actors.reservation import hold
+from cluster.actors.reservation import reserve
 from cluster.actors.stages import start_stages
 from cluster.config.address import joined
 from cluster.config.command import Status
@@ -79,7 +79,7 @@ def serve(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, co
             with Waiting(console).shown(f"joining Ray at {where}" if where else "starting Ray"):
                 connect(settings.cluster)
                 interrupts.starting()
-                learners = hold(settings, tell)
+                learners = reserve(settings, tell)
             ended = asyncio.run(
                 _train(settings, inputs, folder, checkpoints, commit, console, learners, interrupts, heard)
             )
@@ -88,7 +88,7 @@ def serve(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, co
             if ray.is_initialized():
                 heard.collect()
             ray.shutdown()
-    return _farewell(settings, folder, ended, time.perf_counter() - started, console)
+    return _conclude(settings, folder, ended, time.perf_counter() - started, console)
 
 
 @contextmanager
@@ -152,7 +152,7 @@ async def _train(
     return done, why
 
 
-def _farewell(
+def _conclude(
     settings: RunSettings, folder: RunFolder, ended: tuple[int, str], seconds: float, console: Console
 ) -> int:
     done, why = ended

@@ -54,7 +54,7 @@ class Judge(Protocol):
 
     @property
     def groupwise(self) -> bool:
-        """Whether candidates are scored against each other."""
+        """True if candidates are scored against each other."""
         ...
 
     async def score(self, spans: Sequence[Span]) -> Judgement:

@@ -25,7 +25,7 @@ CPU_SHARE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
+class ActorSpec:
     """What an actor is: the worker class as "module:Class", its arguments, its resources and its nodes.
 
     With a ``group``, every actor has the bundle of its number, and the group says which nodes these are on.
@@ -41,7 +41,7 @@ class Role:
     group: PlacementGroup | None = None
 
 
-class Host:
+class WorkerActor:
     """The actor around a worker. It imports the worker's class itself, so the driver need not."""
 
     def __init__(self, name: str, target: str, arguments: dict[str, Any]) -> None:
@@ -82,29 +82,29 @@ class Host:
         return self.name
 
 
-def spawn(role: Role, number: int) -> ActorHandle[Any]:
+def spawn(spec: ActorSpec, number: int) -> ActorHandle[Any]:
     """Start one actor of a role; it is gone when the driver is."""
     environment = {
-        ROLE_VARIABLE: role.name,
-        "OMP_NUM_THREADS": str(role.threads),
+        ROLE_VARIABLE: spec.name,
+        "OMP_NUM_THREADS": str(spec.threads),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if role.gpus == 0:
+    if spec.gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # without a GPU of its own, an actor would see all of them
-    actor: Any = ray.remote(Host).options(
-        num_cpus=0 if role.gpus else CPU_SHARE,
-        num_gpus=role.gpus,
+    actor: Any = ray.remote(WorkerActor).options(
+        num_cpus=0 if spec.gpus else CPU_SHARE,
+        num_gpus=spec.gpus,
         max_restarts=0,
-        runtime_env={**role.runtime_env, "env_vars": environment | role.runtime_env.get("env_vars", {})},
-        label_selector={NODE_LABEL: role.node} if role.node and not role.group else None,
-        scheduling_strategy=_strategy(role, number),
+        runtime_env={**spec.runtime_env, "env_vars": environment | spec.runtime_env.get("env_vars", {})},
+        label_selector={NODE_LABEL: spec.node} if spec.node and not spec.group else None,
+        scheduling_strategy=_strategy(spec, number),
     )
-    handle: ActorHandle[Any] = actor.remote(f"{role.name}-{number}", role.target, role.arguments)
+    handle: ActorHandle[Any] = actor.remote(f"{spec.name}-{number}", spec.target, spec.arguments)
     return handle
 
 
-def _strategy(role: Role, number: int) -> PlacementGroupSchedulingStrategy | str:
+def _strategy(spec: ActorSpec, number: int) -> PlacementGroupSchedulingStrategy | str:
     """Equal actors go to different nodes; shares of a GPU as Ray likes, which fills one before the next."""
-    if role.group:
-        return PlacementGroupSchedulingStrategy(role.group, placement_group_bundle_index=number)
-    return "SPREAD" if float(role.gpus).is_integer() else "DEFAULT"
+    if spec.group:
+        return PlacementGroupSchedulingStrategy(spec.group, placement_group_bundle_index=number)
+    return "SPREAD" if float(spec.gpus).is_integer() else "DEFAULT"

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from cluster.actors.actor_spec import Role, spawn
+from cluster.actors.actor_spec import ActorSpec, spawn
 from cluster.actors.pool import DIED, LOST, START_DEADLINE, reason, unbuildable
 from cluster.config.errors import LearnerError, LearnerLost
 from cluster.config.settings import RunSettings
@@ -24,7 +24,7 @@ NOTICED: Final = 45.0
 """Seconds in which Ray notices a dead node, also with its default health checks (30 s were measured)."""
 
 
-async def settled(what: str, refs: Sequence[Any], deadline: float) -> list[Any]:
+async def gather_ranks(what: str, refs: Sequence[Any], deadline: float) -> list[Any]:
     """The results of all ranks.
 
     Raises:
@@ -55,10 +55,10 @@ def _own(error: Exception) -> bool:
     return not isinstance(error, DIED) and not isinstance(getattr(error, "cause", None), ObjectLostError)
 
 
-def learner_spec(settings: RunSettings, group: PlacementGroup | None = None) -> Role:
+def learner_spec(settings: RunSettings, group: PlacementGroup | None = None) -> ActorSpec:
     """Describe the learner ranks of a run, in the places of a group if one is given."""
     learner = settings.learner
-    return Role(
+    return ActorSpec(
         name="learner",
         target="learner.worker:LearnerWorker",
         arguments={
@@ -78,13 +78,13 @@ def learner_spec(settings: RunSettings, group: PlacementGroup | None = None) -> 
 class Learner:
     """The learner ranks, called together: every collective method runs on all of them."""
 
-    def __init__(self, settings: RunSettings, spec: Role | None = None) -> None:
+    def __init__(self, settings: RunSettings, spec: ActorSpec | None = None) -> None:
         """Start the ranks, as `learner_spec` says or others of that interface."""
         self.settings, self.seed = settings.learner, settings.seed
-        self.role = spec or learner_spec(settings)
+        self.spec = spec or learner_spec(settings)
         self.deadline = settings.cluster.learner_deadline
         self.parts = self.restarts = 0
-        self.actors = [spawn(self.role, rank) for rank in range(self.settings.ranks)]
+        self.actors = [spawn(self.spec, rank) for rank in range(self.settings.ranks)]
 
     async def begin(self) -> None:
         """Join for the first time, and once more if a rank was lost meanwhile."""
@@ -98,7 +98,7 @@ class Learner:
         self.restarts += len(self.actors)
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
-        self.actors = [spawn(self.role, rank) for rank in range(len(self.actors))]
+        self.actors = [spawn(self.spec, rank) for rank in range(len(self.actors))]
         await self.join()
 
     async def join(self) -> None:
@@ -166,4 +166,4 @@ class Learner:
             actor.call.remote(method, *arguments, **flat)
             for actor, arguments in zip(self.actors, calls, strict=True)
         ]
-        return await settled(method, refs, self.deadline)
+        return await gather_ranks(method, refs, self.deadline)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from cluster.actors.actor_spec import Role
+from cluster.actors.actor_spec import ActorSpec
 from cluster.actors.pool import Pool, Slot, call
 from cluster.config.errors import PoolError
 from cluster.config.settings import RunSettings
@@ -19,8 +19,8 @@ class ImageObserver:
     def __init__(self, settings: RunSettings) -> None:
         """Start the actor."""
         node = settings.cluster.nodes.get("observer")
-        role = Role(name="observer", target="rewards.image_statistics:ImageObserver", node=node)
-        self.pool = Pool(role, 1, settings.cluster.deadline)
+        spec = ActorSpec(name="observer", target="rewards.image_statistics:ImageObserver", node=node)
+        self.pool = Pool(spec, 1, settings.cluster.deadline)
 
     async def measure(self, chunks: Sequence[Awaitable[Chunk]]) -> Mapping[str, float]:
         """Measure the images of a group; nothing if that fails, since training needs no statistics."""

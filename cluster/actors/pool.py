@@ -11,7 +11,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
-from cluster.actors.actor_spec import Role, spawn
+from cluster.actors.actor_spec import ActorSpec, spawn
 from cluster.config.errors import DataLost, PoolError
 from cluster.record.events import warn
 from rollout.records import WeightsId
@@ -27,13 +27,13 @@ LOST: Final = (*DIED, TimeoutError)
 class Slot:
     """One place of a pool and its current actor, which does one thing at a time."""
 
-    def __init__(self, role: Role, number: int) -> None:
+    def __init__(self, spec: ActorSpec, number: int) -> None:
         """Start the first actor."""
-        self.role, self.number = role, number
+        self.spec, self.number = spec, number
         self.holds: WeightsId | None = None
         self.started = self.busy = False
         self.starting: asyncio.Future[None] | None = None
-        self.actor = spawn(role, number)
+        self.actor = spawn(spec, number)
 
     async def start(self) -> None:
         """Wait until the actor has built its worker, which may take longer than a call may."""
@@ -44,14 +44,14 @@ class Slot:
     @property
     def name(self) -> str:
         """What its actors are called."""
-        return f"{self.role.name}-{self.number}"
+        return f"{self.spec.name}-{self.number}"
 
     def replace(self) -> None:
         """Kill the actor, hung or dead, and start another one that holds nothing yet."""
         ray.kill(self.actor, no_restart=True)
         self.holds = None
         self.started = False
-        self.actor = spawn(self.role, self.number)
+        self.actor = spawn(self.spec, self.number)
 
 
 async def call(
@@ -102,10 +102,10 @@ class Pool:
     node is gone, keeps nobody waiting while another one works, and gets work as soon as it is there.
     """
 
-    def __init__(self, role: Role, count: int, deadline: float, attempts: int = ATTEMPTS) -> None:
+    def __init__(self, spec: ActorSpec, count: int, deadline: float, attempts: int = ATTEMPTS) -> None:
         """Start ``count`` actors; each call gets ``deadline`` seconds once it has its actor."""
-        self.role, self.deadline, self.attempts = role, deadline, attempts
-        self.slots = [Slot(role, number) for number in range(count)]
+        self.spec, self.deadline, self.attempts = spec, deadline, attempts
+        self.slots = [Slot(spec, number) for number in range(count)]
         self.restarts = 0
         self._queue: list[Turn] = []
 
@@ -133,7 +133,7 @@ class Pool:
                 if count >= wanted:
                     break
         except LOST as error:
-            raise PoolError(f"{self.role.name} could not start: {reason(error)}") from error
+            raise PoolError(f"{self.spec.name} could not start: {reason(error)}") from error
         finally:
             for unfinished in starts:
                 unfinished.cancel()
@@ -168,7 +168,7 @@ class Pool:
                 if isinstance(error, DIED) and spare:
                     spare -= 1  # perhaps dead before it was asked, as all actors of a dead node are
                 elif failed >= self.attempts + len(self.slots) - 1 - spare:
-                    raise PoolError(f"{self.role.name}: failed {failed} times: {reason(error)}") from error
+                    raise PoolError(f"{self.spec.name}: failed {failed} times: {reason(error)}") from error
 
     async def once(
         self, work: Callable[[Slot], Awaitable[Any]], *, on: Slot | None = None, first: bool = False
@@ -226,13 +226,13 @@ class Pool:
             try:
                 await slot.start()
             except LOST as error:
-                self._despair(slot, error)
+                self._fail_waiting(slot, error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, longest)
                 slot.replace()
         asyncio.get_running_loop().call_soon(self._begin)
 
-    def _despair(self, slot: Slot, error: Exception) -> None:
+    def _fail_waiting(self, slot: Slot, error: Exception) -> None:
         """Tell work that only this actor could do, or that no other one can do now, why it cannot."""
         for turn in self._queue:
             if (turn.on is slot or not self.up) and not turn.slot.done():

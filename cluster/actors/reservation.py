@@ -74,7 +74,7 @@ def demands(settings: RunSettings) -> list[Demand]:
     ]
 
 
-def hold(settings: RunSettings, tell: Callable[[str], None]) -> PlacementGroup:
+def reserve(settings: RunSettings, tell: Callable[[str], None]) -> PlacementGroup:
     """Wait until the cluster has room for the whole run; returns the group that holds the learner's places.
 
     What Ray itself can place is the check, so a cluster that grows on demand sees the demand and grows.
@@ -84,7 +84,7 @@ def hold(settings: RunSettings, tell: Callable[[str], None]) -> PlacementGroup:
     """
     learner, *others = demands(settings)
     together = "STRICT_PACK" if _fits_one_node(learner, _nodes()) else "PACK"
-    places = [_Places([learner], together), _Places(others, "PACK")]
+    places = [_Reservation([learner], together), _Reservation(others, "PACK")]
     try:
         _wait(settings, places, tell)
     except BaseException:
@@ -95,8 +95,8 @@ def hold(settings: RunSettings, tell: Callable[[str], None]) -> PlacementGroup:
     return places[0].group
 
 
-class _Places:
-    """A placement group, and for whom it is."""
+class _Reservation:
+    """A placement group, and the actors that it is for."""
 
     def __init__(self, wanted: Sequence[Demand], strategy: str) -> None:
         self.wanted = wanted
@@ -108,23 +108,23 @@ class _Places:
             bundle_label_selector=[demand.selector for demand in every],
         )
 
-    def come(self, seconds: float) -> bool:
-        """Whether they are there, within that time; a second is the least, since Ray cuts fractions off."""
+    def ready(self, seconds: float) -> bool:
+        """Wait for the places, at least a second as Ray does; return whether they are there."""
         self.there = self.there or bool(self.group.wait(max(1, ceil(seconds))))
         return self.there
 
 
-def _wait(settings: RunSettings, places: Sequence[_Places], tell: Callable[[str], None]) -> None:
+def _wait(settings: RunSettings, places: Sequence[_Reservation], tell: Callable[[str], None]) -> None:
     shared = joined(settings.cluster)
     patience = settings.cluster.wait if shared else LOCAL_WAIT
     deadline = time.monotonic() + patience
-    if all(each.come(min(QUIET, patience)) for each in places):
+    if all(each.ready(min(QUIET, patience)) for each in places):
         return
     if patience > QUIET:
         story = f"waiting up to {patience:g} s for room: {_arithmetic(places)}"
         warn(story)
         tell(story)
-    if all(each.come(deadline - time.monotonic()) for each in places):
+    if all(each.ready(deadline - time.monotonic()) for each in places):
         return
     longer = "; where nodes are added on demand, wait longer with --cluster.wait SECONDS" if shared else ""
     raise UserError(
@@ -132,9 +132,9 @@ def _wait(settings: RunSettings, places: Sequence[_Places], tell: Callable[[str]
     )
 
 
-def _arithmetic(places: Sequence[_Places]) -> str:
+def _arithmetic(places: Sequence[_Reservation]) -> str:
     """What is needed and there now, where what we have got ourselves counts as free."""
-    ours = [demand for each in places if each.come(0) for demand in each.wanted]
+    ours = [demand for each in places if each.ready(0) for demand in each.wanted]
     free = Counter(_free())
     for demand in ours:
         free.update({kind: demand.count * share for kind, share in demand.bundle.items()})
@@ -151,7 +151,7 @@ def arithmetic(wanted: Sequence[Demand], nodes: Sequence[Node], free: Mapping[st
 
 
 def _line(wanted: Sequence[Demand], nodes: Sequence[Node], role: str, kind: str) -> str:
-    """Needs and means of one kind, of the nodes of a role; of all of them for what may be anywhere."""
+    """Word the resources of a kind needed and available, on nodes with this label (or on all nodes)."""
     asked = [d for d in wanted if kind in d.bundle and (not role or d.node == role)]
     if not any((d.node or "") == role for d in asked):
         return ""

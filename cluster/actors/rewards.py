@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 
 from cluster.actors.pool import Pool
-from cluster.actors.reward_pool import Shards
+from cluster.actors.reward_pool import RewardPool
 from cluster.config.settings import RunSettings
 from rewards.combine import Scores
 from rewards.registry import resolve
@@ -15,12 +15,12 @@ from rollout.records import Chunk, Handle, Prompt
 
 
 class Rewards:
-    """The shards of every reward; what no attempt could score is missing, never zero."""
+    """The replicas of every reward; what no attempt could score is missing, never zero."""
 
     def __init__(self, settings: RunSettings) -> None:
-        """Start the shards of all training and evaluation rewards, each reward once."""
-        self.shards = {
-            name: Shards(
+        """Start the replicas of all training and evaluation rewards, each reward once."""
+        self.replicas = {
+            name: RewardPool(
                 reward,
                 groupwise=resolve(reward.target).traits.groupwise,
                 node=settings.cluster.nodes.get(name),
@@ -35,35 +35,35 @@ class Rewards:
     @property
     def pools(self) -> list[Pool]:
         """The pool of every reward."""
-        return [shards.pool for shards in self.shards.values()]
+        return [pool.pool for pool in self.replicas.values()]
 
     @property
     def failures(self) -> list[str]:
         """The last failure of every reward that had one and does not only watch."""
-        return [shards.failure for shards in self.shards.values() if shards.failure and not shards.outage]
+        return [pool.failure for pool in self.replicas.values() if pool.failure and not pool.outage]
 
     def alarms(self) -> dict[str, str]:
         """The rewards that only watch and have stopped working since this was last asked, by metric."""
-        prefix = {name: "eval" if name in self.judging else "reward" for name in self.shards}
+        prefix = {name: "eval" if name in self.judging else "reward" for name in self.replicas}
         return {
             f"{prefix[name]}_{name}": f"is missing: {story}"
-            for name, shards in self.shards.items()
-            if shards.outage and (story := shards.outage.news())
+            for name, pool in self.replicas.items()
+            if pool.outage and (story := pool.outage.news())
         }
 
     def try_again(self) -> None:
         """Let rewards that only watch and rest be tried once more."""
-        for shards in self.shards.values():
-            if shards.outage:
-                shards.outage.try_again()
+        for pool in self.replicas.values():
+            if pool.outage:
+                pool.outage.try_again()
 
     async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
         """Score a group with every training reward, chunk by chunk as they are sampled."""
         seen = [asyncio.ensure_future(seen_of(prompt, chunk)) for chunk in chunks]
-        return await score_all(self.shards, self.training, seen, self.combine)
+        return await score_all(self.replicas, self.training, seen, self.combine)
 
     async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
         """Score images that are finite with every evaluation reward; the total is raw."""
         seen = asyncio.get_running_loop().create_future()
         seen.set_result(Seen.of(images, prompts, finite))
-        return await score_all(self.shards, self.judging, [seen], "raw")
+        return await score_all(self.replicas, self.judging, [seen], "raw")

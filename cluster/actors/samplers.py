@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from ray.exceptions import RayTaskError
 
-from cluster.actors.actor_spec import Role
-from cluster.actors.learner import settled
+from cluster.actors.actor_spec import ActorSpec
+from cluster.actors.learner import gather_ranks
 from cluster.actors.pool import LOST, Pool, Slot, call, reason
 from cluster.config.errors import WeightsError
 from cluster.config.settings import RunSettings
@@ -21,10 +21,10 @@ from rollout.records import Chunk, Handle, Noise, Prompt, Weights, WeightsId, We
 SAMPLER: Final = "rollout.worker:RolloutWorker"
 
 
-def sampler_spec(settings: RunSettings) -> Role:
+def sampler_spec(settings: RunSettings) -> ActorSpec:
     """Describe the sampler actors of a run."""
     rollout = settings.rollout
-    return Role(
+    return ActorSpec(
         name="rollout",
         target=SAMPLER,
         arguments={
@@ -42,7 +42,7 @@ def sampler_spec(settings: RunSettings) -> Role:
 class Samplers:
     """The samplers; each loads the weights that its work asks for before it begins."""
 
-    def __init__(self, settings: RunSettings, spec: Role | None = None) -> None:
+    def __init__(self, settings: RunSettings, spec: ActorSpec | None = None) -> None:
         """Start the samplers, as `sampler_spec` says or others of that interface."""
         self.pool = Pool(spec or sampler_spec(settings), settings.rollout.workers, settings.cluster.deadline)
         self.least = settings.rollout.min_workers
@@ -149,4 +149,4 @@ class Samplers:
 
 async def _check_published(weights: Weights, deadline: float) -> None:
     """Raise a learner failure if the learner could not produce the weights: then no sampler has failed."""
-    await settled("publish", weights.checksums, deadline)
+    await gather_ranks("publish", weights.checksums, deadline)

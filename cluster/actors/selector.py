@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.actors.actor_spec import Role
+from cluster.actors.actor_spec import ActorSpec
 from cluster.actors.pool import Pool, Slot, call
 from cluster.config.settings import RunSettings
 from rewards.combine import Scores
@@ -19,8 +19,8 @@ class Selector:
         """Start the actor."""
         arguments = {"settings": settings.selection, "seed": settings.seed}
         node, target = settings.cluster.nodes.get("selector"), "selection.selector:Selector"
-        role = Role(name="selector", target=target, arguments=arguments, node=node)
-        self.pool = Pool(role, 1, settings.cluster.deadline)
+        spec = ActorSpec(name="selector", target=target, arguments=arguments, node=node)
+        self.pool = Pool(spec, 1, settings.cluster.deadline)
 
     async def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
         """Keep the candidates that the learner trains on."""

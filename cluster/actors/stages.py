@@ -110,7 +110,7 @@ class RayStages:
     @property
     def pools(self) -> dict[str, Pool]:
         """Every pool by the name that users know its actors by; the learner's ranks are not a pool."""
-        rewards = {f"reward {name}": shards.pool for name, shards in self.rewards.shards.items()}
+        rewards = {f"reward {name}": pool.pool for name, pool in self.rewards.replicas.items()}
         watching = {"observer": self.observer.pool} if self.observer else {}
         return {"samplers": self.samplers.pool, **rewards, "selector": self.selector.pool, **watching}
 

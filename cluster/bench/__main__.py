@@ -26,7 +26,7 @@ BENCHMARKS: Final = {
     "learner": ("cluster.bench.learner", "updates: pairs per second, FLOPs, share of the peak, memory"),
     "step": ("cluster.bench.step", "a training step against a straightforward loop"),
     "weights": ("cluster.bench.weights", "full weights to two samplers (Ray)"),
-    "rewards": ("cluster.bench.rewards", "OCR, in one process and over shards (Ray)"),
+    "rewards": ("cluster.bench.rewards", "OCR, in one process and over replicas (Ray)"),
     "scale": ("cluster.bench.scale", "one driver over 1 to 64 simulated samplers (Ray)"),
     "busy": ("cluster.bench.busy", "a run beside processes that keep cores busy (Ray)"),
     "overhead": (

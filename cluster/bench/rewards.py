@@ -1,4 +1,4 @@
-"""How fast rewards are computed: OCR of small images, in one process and over a pool of shards."""
+"""How fast rewards are computed: OCR of small images, in one process and over a pool of replicas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ray
 from numpy.typing import NDArray
 
 from cluster.actors.connection import connect
-from cluster.actors.reward_pool import Shards
+from cluster.actors.reward_pool import RewardPool
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings
 from rewards.scorers.ocr import OcrScorer, text_recognition
@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     rows = _one_process(prompts[:IMAGES], options.repeats)
     connect(ClusterSettings())
     try:
-        rows += asyncio.run(_shards(list(islice(cycle(prompts), GROUPS * IMAGES)), options.repeats))
+        rows += asyncio.run(_replicas(list(islice(cycle(prompts), GROUPS * IMAGES)), options.repeats))
     finally:
         ray.shutdown()
     return Report("OCR of images of 48x16 pixels, images per second", rows)
@@ -81,25 +81,25 @@ def _rate(read: Callable[[], list[str]]) -> float:
     return count / (time.perf_counter() - began)
 
 
-async def _shards(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
+async def _replicas(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
     groups = [prompts[i : i + IMAGES] for i in range(0, len(prompts), IMAGES)]
     spans = [Span(images=ray.put(_draw(group)), prompts=tuple(group)) for group in groups]
     pools = [
-        Shards(RewardSettings(name="ocr", workers=workers, batch=IMAGES), groupwise=False)
+        RewardPool(RewardSettings(name="ocr", workers=workers, batch=IMAGES), groupwise=False)
         for workers in (2, 1)
     ]
-    for shards in pools:
-        await shards.pool.ready()
-        await _pool_rate(shards, spans[:4])  # the first call of a shard makes its model
+    for pool in pools:
+        await pool.pool.ready()
+        await _pool_rate(pool, spans[:4])  # the first call of a replica makes its model
     rates = [(await _pool_rate(pools[0], spans), await _pool_rate(pools[1], spans)) for _ in range(repeats)]
-    return _rows(("two shards", "one shard"), rates)
+    return _rows(("two replicas", "one replica"), rates)
 
 
-async def _pool_rate(shards: Shards, spans: Sequence[Span]) -> float:
+async def _pool_rate(pool: RewardPool, spans: Sequence[Span]) -> float:
     began = time.perf_counter()
-    judged = await asyncio.gather(*(shards.score([span]) for span in spans))
+    judged = await asyncio.gather(*(pool.score([span]) for span in spans))
     if not all(judgement.valid.all() for judgement in judged):
-        raise RuntimeError(f"the benchmark's own images could not be scored: {shards.failure}")
+        raise RuntimeError(f"the benchmark's own images could not be scored: {pool.failure}")
     return sum(len(judgement.values) for judgement in judged) / (time.perf_counter() - began)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cluster.actors.actor_spec import Role, spawn
+from cluster.actors.actor_spec import ActorSpec, spawn
 from cluster.actors.connection import connect
 from cluster.actors.learner import Learner
 from cluster.actors.samplers import Samplers
@@ -86,7 +86,9 @@ async def _measure(settings: RunSettings, repeats: int) -> Report:
     before = [private_bytes(pid) / 1e6 for pid in pids]
     size = sum([len(await part) for part in (await learner.publish(WeightsId(0))).parts])
     plain: list[Any] = [
-        spawn(Role(name="plain", target="cluster.bench.weights:Plain", arguments={"count": size}), number)
+        spawn(
+            ActorSpec(name="plain", target="cluster.bench.weights:Plain", arguments={"count": size}), number
+        )
         for number in range(1 + SAMPLERS)
     ]
 

@@ -57,7 +57,7 @@ def _stages(
     rollout = settings.rollout
     score = sum(scorers[reward.name].seconds for reward in settings.rewards)
     slowest = max(scorers[reward.name].seconds / reward.workers for reward in settings.rewards)
-    # Samplers and shards work at the same time: as long as the slowest of them, or as the cores need for all.
+    # Samplers and replicas overlap: as long as the slowest of them, or as the cores need for all.
     sampling = -(-batches // rollout.workers) * sampler.seconds + slowest
     busy = batches * (sampler.seconds * rollout.threads + score) / cores
     crowd = max(1.0, settings.learner.ranks * settings.learner.threads / cores)

@@ -59,7 +59,7 @@ def _line(metrics: Mapping[str, Any]) -> Iterator[Sample]:
 
 def _pools(stages: RayStages) -> Iterator[Sample]:
     pools = {"sample": stages.samplers.pool, "select": stages.selector.pool}
-    pools |= {name: shards.pool for name, shards in stages.rewards.shards.items()}
+    pools |= {name: pool.pool for name, pool in stages.rewards.replicas.items()}
     for stage, pool in pools.items():
         yield "queue", {"stage": stage}, pool.waiting
     for number, weights in stages.samplers.held.items():

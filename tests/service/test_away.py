@@ -21,7 +21,7 @@ import pytest
 import ray
 from numpy.typing import NDArray
 
-from cluster.actors.reward_pool import Broken, Shards
+from cluster.actors.reward_pool import Broken, RewardPool
 from cluster.actors.rewards import Rewards
 from rewards.scorer import Judgement
 from rewards.settings import RewardSettings
@@ -69,7 +69,7 @@ def answers(port: int) -> bool:
         return False
 
 
-async def judged(shards: Shards, values: list[int], prompt: Prompt = PROMPT) -> Judgement:
+async def judged(shards: RewardPool, values: list[int], prompt: Prompt = PROMPT) -> Judgement:
     return await shards.score([Span(images=ray.put(images_of(values)), prompts=(prompt,) * len(values))])
 
 
@@ -77,10 +77,10 @@ def images_of(values: list[int]) -> NDArray[np.uint8]:
     return np.array(values, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), dtype=np.uint8)
 
 
-def shards_of(port: int, deadline: float, timeout: float = 60.0, **keys: Any) -> Shards:
+def shards_of(port: int, deadline: float, timeout: float = 60.0, **keys: Any) -> RewardPool:
     options = {"url": f"http://127.0.0.1:{port}", "timeout": timeout}
     reward = {"name": "remote", "options": options, "batch": 2, "workers": 2, "attempts": 2, **keys}
-    return Shards(RewardSettings(**reward, deadline=deadline), groupwise=False)
+    return RewardPool(RewardSettings(**reward, deadline=deadline), groupwise=False)
 
 
 def test_a_server_that_goes_away_and_returns_costs_time_and_no_score(serve: Any, port: int) -> None:

@@ -88,7 +88,7 @@ async def kill_in_turn(killed: list[int]) -> None:
 
 def is_shard(process: psutil.Process) -> bool:
     try:
-        return bool(process.name().startswith("ray::Host"))
+        return bool(process.name().startswith("ray::WorkerActor"))
     except psutil.NoSuchProcess:
         return False
 

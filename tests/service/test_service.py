@@ -269,7 +269,7 @@ def test_ctrl_c_while_the_actors_start_leaves_nothing_behind(start: Start) -> No
 @pytest.mark.parametrize("ray_is_there", [False, True])
 def test_a_second_ctrl_c_while_a_run_starts_ends_it_at_once(start: Start, ray_is_there: bool) -> None:
     service = start(f"twice-{ray_is_there}")
-    named = "ray::Host" if ray_is_there else "raylet"
+    named = "ray::WorkerActor" if ray_is_there else "raylet"
     service.wait_until(lambda: any(p.name().startswith(named) for p in service.family()))
     family = service.family()
     service.interrupt()
@@ -290,7 +290,7 @@ def test_the_same_seed_gives_the_same_run_even_if_actors_die(start: Start, finis
     service = start("killed")
     service.wait_for_step(2)
     for process in service.family():
-        if process.name().startswith("ray::Host") and process.environ().get("OMP_NUM_THREADS") == "1":
+        if process.name().startswith("ray::WorkerActor") and process.environ().get("OMP_NUM_THREADS") == "1":
             process.kill()  # the samplers, the rewards and the selector; the learner has two threads
     assert service.finish() == 0, service.output
     lines = metrics_of(service.folder)

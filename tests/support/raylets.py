@@ -66,7 +66,7 @@ class Raylets:
         return {
             actor["repr_name"]: actor["node_id"]
             for actor in answer["data"]["result"]["result"]
-            if actor["state"] == "ALIVE" and actor["class_name"] == "Host"
+            if actor["state"] == "ALIVE" and actor["class_name"] == "WorkerActor"
         }
 
     def wait_for(self, count: int, timeout: float = 90) -> None:

@@ -124,7 +124,7 @@ def services() -> Iterator[Callable[[list[str], Path], Service]]:
 def role_of(process: psutil.Process) -> str:
     """What an actor does; empty for Ray's own processes and the driver."""
     try:
-        actor = process.name().startswith("ray::Host")
+        actor = process.name().startswith("ray::WorkerActor")
         return process.environ().get(ROLE_VARIABLE, "") if actor else ""
     except psutil.Error:
         return ""

@@ -15,7 +15,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster.actors import library_warnings
-from cluster.actors.actor_spec import Role
+from cluster.actors.actor_spec import ActorSpec
 from cluster.actors.library_warnings import LIMIT, LONGEST, LibraryWarnings, forward
 from cluster.actors.pool import Pool, call
 from cluster.record.events import NAME, recording
@@ -116,7 +116,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 def test_actors_are_heard_once_also_one_that_died(tmp_path: Path) -> None:
     said: list[str] = []
     heard = LibraryWarnings(said.append)
-    pool = Pool(Role(name="rollout", target="tests.support.workers:Warner"), 2, 60)
+    pool = Pool(ActorSpec(name="rollout", target="tests.support.workers:Warner"), 2, 60)
 
     async def work() -> None:
         await pool.ready()

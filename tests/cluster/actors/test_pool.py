@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.actors.actor_spec import Role
+from cluster.actors.actor_spec import ActorSpec
 from cluster.actors.pool import Pool, Slot, call
 from cluster.actors.samplers import Samplers, sampler_spec
 from cluster.config.errors import PoolError
@@ -32,7 +32,7 @@ PROMPT = Prompt(index=0, text="a photo of a circle")
 
 
 def make_pool(count: int, deadline: float = 60, target: str = "Echo", **arguments: Any) -> Pool:
-    return Pool(Role(name="echo", target=f"{HERE}:{target}", arguments=arguments), count, deadline)
+    return Pool(ActorSpec(name="echo", target=f"{HERE}:{target}", arguments=arguments), count, deadline)
 
 
 async def ask(pool: Pool, method: str, *arguments: Any, on: Slot | None = None) -> Any:
@@ -193,10 +193,10 @@ def test_an_actor_that_is_killed_while_it_starts_is_started_again(tmp_path: Path
 
 def test_an_actor_gets_the_environment_of_its_role() -> None:
     runtime_env = {"env_vars": {"OWN_TOKEN": "7", "TOKENIZERS_PARALLELISM": "true"}}
-    role = Role(name="echo", target=f"{HERE}:Echo", threads=3, runtime_env=runtime_env)
+    spec = ActorSpec(name="echo", target=f"{HERE}:Echo", threads=3, runtime_env=runtime_env)
 
     async def scenario() -> list[str]:
-        pool = Pool(role, 1, 60)
+        pool = Pool(spec, 1, 60)
         names = ("OWN_TOKEN", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
         return [await ask(pool, "variable", name) for name in names]
 

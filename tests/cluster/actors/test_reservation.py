@@ -11,8 +11,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from cluster.actors.actor_spec import NODE_LABEL, Role, spawn
-from cluster.actors.reservation import Demand, Node, arithmetic, demands, hold
+from cluster.actors.actor_spec import NODE_LABEL, ActorSpec, spawn
+from cluster.actors.reservation import Demand, Node, arithmetic, demands, reserve
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 
@@ -105,11 +105,11 @@ def label(node: str) -> str:
 
 @pytest.mark.ray
 def test_ranks_are_kept_together_and_their_places_are_theirs(joining: Any) -> None:
-    group = hold(joining(1, 2, 1, 2), print)
+    group = reserve(joining(1, 2, 1, 2), print)
     assert len(set(placed(group))) == 1
-    role = Role(name="learner", target="datetime:timedelta", gpus=1, group=group)
+    role = ActorSpec(name="learner", target="datetime:timedelta", gpus=1, group=group)
     ranks = [spawn(role, rank) for rank in range(2)]
-    others = [spawn(Role(name="rollout", target="datetime:timedelta", gpus=1), n) for n in range(2)]
+    others = [spawn(ActorSpec(name="rollout", target="datetime:timedelta", gpus=1), n) for n in range(2)]
     every = [actor.call.remote("total_seconds") for actor in (*ranks, *others)]
     assert ray.get(every, timeout=60) == [0] * 4
     for actor in (*ranks, *others):
@@ -119,14 +119,14 @@ def test_ranks_are_kept_together_and_their_places_are_theirs(joining: Any) -> No
 
 @pytest.mark.ray
 def test_ranks_that_fit_no_node_are_spread_over_several(joining: Any) -> None:
-    group = hold(joining(1, 3, 0, 1), print)
+    group = reserve(joining(1, 3, 0, 1), print)
     assert len(set(placed(group))) == 2
     remove_placement_group(group)
 
 
 @pytest.mark.ray
 def test_shares_of_a_gpu_and_labels(joining: Any) -> None:
-    group = hold(joining(0.5, 2, 0.25, 4, nodes={"learner": "learner", "rollout": "learner"}), print)
+    group = reserve(joining(0.5, 2, 0.25, 4, nodes={"learner": "learner", "rollout": "learner"}), print)
     assert {label(node) for node in placed(group)} == {"learner"}
     remove_placement_group(group)
 
@@ -137,7 +137,7 @@ def _node(_: object) -> str:
 
 @pytest.mark.ray
 def test_equal_actors_go_to_different_nodes(nodes: str) -> None:
-    actors = [spawn(Role(name="rollout", target="datetime:timedelta"), number) for number in range(2)]
+    actors = [spawn(ActorSpec(name="rollout", target="datetime:timedelta"), number) for number in range(2)]
     where = [actor.__ray_call__.remote(_node) for actor in actors]
     assert len(set(ray.get(where, timeout=60))) == 2
     for actor in actors:
@@ -147,7 +147,7 @@ def test_equal_actors_go_to_different_nodes(nodes: str) -> None:
 @pytest.mark.ray
 def test_a_run_without_room_is_refused_with_the_arithmetic(joining: Any) -> None:
     with pytest.raises(UserError) as caught:
-        hold(joining(1, 1, 1, 4), print)
+        reserve(joining(1, 1, 1, 4), print)
     assert re.fullmatch(
         r"the cluster has no room for the run after 1 s: GPUs: 5 needed \(learner 1 x 1, rollout 4 x 1\), "
         r"4 there \(nodes: 3, at most 2 on one\); CPUs: .*\(shapes 1 x 0\.01, .*\), 2 there .*; "
@@ -159,7 +159,7 @@ def test_a_run_without_room_is_refused_with_the_arithmetic(joining: Any) -> None
 @pytest.mark.ray
 def test_a_run_waits_for_room_and_says_so(joining: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.actors.reservation.QUIET", 1)
-    holder = spawn(Role(name="other", target="datetime:timedelta", gpus=2), 0)
+    holder = spawn(ActorSpec(name="other", target="datetime:timedelta", gpus=2), 0)
     ray.get(holder.call.remote("total_seconds"))
     told: list[str] = []
 
@@ -167,7 +167,7 @@ def test_a_run_waits_for_room_and_says_so(joining: Any, monkeypatch: pytest.Monk
         told.append(story)
         ray.kill(holder)
 
-    group = hold(joining(1, 1, 1, 3, wait=30), leave)
+    group = reserve(joining(1, 1, 1, 3, wait=30), leave)
     assert placed(group)
     assert len(told) == 1
     assert told[0].startswith("waiting up to 30 s for room: GPUs: 4 needed (learner 1 x 1, rollout 3 x 1)")

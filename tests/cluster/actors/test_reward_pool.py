@@ -1,4 +1,4 @@
-"""Shards without Ray: how images become calls, and what of them is missing."""
+"""RewardPool without Ray: how images become calls, and what of them is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
 from cluster.actors import reward_pool as module
-from cluster.actors.reward_pool import Shards
+from cluster.actors.reward_pool import RewardPool
 from cluster.config.errors import PoolError
 from cluster.record.events import recording
 from rewards.scorer import Judgement, Unavailable
@@ -57,19 +57,21 @@ class FakePool:
         return [Judgement(values=np.array(values, float), valid=np.ones(len(values), bool))]
 
 
-Make = Callable[..., tuple[Shards, FakePool]]
+Make = Callable[..., tuple[RewardPool, FakePool]]
 
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Shards over a pool that answers 10 * handle + position."""
+    """A reward pool over a pool that answers 10 * handle + position."""
 
-    def build(*, groupwise: bool = False, watches: bool = False, **settings: Any) -> tuple[Shards, FakePool]:
+    def build(
+        *, groupwise: bool = False, watches: bool = False, **settings: Any
+    ) -> tuple[RewardPool, FakePool]:
         pool = FakePool()
         monkeypatch.setattr(module, "Pool", lambda *arguments: pool)
         monkeypatch.setattr(module, "call", pool.call)
         reward = RewardSettings(name="jpeg", **settings)
-        return Shards(reward, groupwise=groupwise, watches=watches), pool
+        return RewardPool(reward, groupwise=groupwise, watches=watches), pool
 
     return build
 
@@ -78,7 +80,7 @@ def span(handle: int, count: int) -> Span:
     return Span(images=handle, prompts=tuple(Prompt(index=i, text="") for i in range(count)))
 
 
-def judged(shards: Shards, *groups: Sequence[Span]) -> list[list[float]]:
+def judged(shards: RewardPool, *groups: Sequence[Span]) -> list[list[float]]:
     async def scenario() -> list[Judgement]:
         return await asyncio.gather(*(shards.score(spans) for spans in groups))
 
@@ -112,7 +114,7 @@ def test_every_image_is_scored_once_whatever_the_cut(sizes: list[int], batch: in
         pool = FakePool()
         patch.setattr(module, "Pool", lambda *arguments: pool)
         patch.setattr(module, "call", pool.call)
-        shards = Shards(
+        shards = RewardPool(
             RewardSettings(name="jpeg", batch=batch, workers=2),
             groupwise=False,
         )

@@ -56,7 +56,7 @@ async def sampled(values: Sequence[int], after: float = 0.0) -> Chunk:
 
 
 async def score(rewards: Rewards, *chunks: Sequence[int]) -> Scores:
-    for shards in rewards.shards.values():
+    for shards in rewards.replicas.values():
         await shards.pool.ready()
     return await rewards.score(PROMPT, [sampled(values) for values in chunks])
 
@@ -77,7 +77,7 @@ def test_a_failed_reward_of_no_weight_costs_nothing(make: Any) -> None:
     assert scores.total.tolist() == [3, 5]
     assert scores.valid.all()
     assert np.isnan(scores.rewards[f"{HERE}:BrokenScorer"]).all()
-    assert "failed 2 times" in rewards.shards[f"{HERE}:BrokenScorer"].failure
+    assert "failed 2 times" in rewards.replicas[f"{HERE}:BrokenScorer"].failure
     assert not rewards.failures  # of what training needs
 
 
@@ -174,7 +174,7 @@ def test_a_chunk_is_scored_while_the_next_one_is_sampled(make: Any, tmp_path: Pa
     rewards = make({"name": "SlowScorer", "options": {"seconds": 0.1, "log": str(log)}})
 
     async def scenario() -> tuple[Scores, float]:
-        await rewards.shards[f"{HERE}:SlowScorer"].pool.ready()
+        await rewards.replicas[f"{HERE}:SlowScorer"].pool.ready()
         last = asyncio.ensure_future(sampled([4], after=2.0))
         scores = await rewards.score(PROMPT, [sampled([1, 2, 3]), last])
         return scores, time.time()

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from cluster.actors import actor_spec as placement
-from cluster.actors.actor_spec import Role, spawn
+from cluster.actors.actor_spec import ActorSpec, spawn
 from cluster.actors.connection import SHARING, connect
 from cluster.bench import busy as bench_busy
 from cluster.bench.__main__ import main
@@ -24,7 +24,7 @@ NICENESS = "RAY_worker_niceness"
 
 @pytest.mark.ray
 def test_workers_of_a_node_of_ours_are_no_less_than_their_neighbours(node: None) -> None:
-    actor = spawn(Role(name="rollout", target="tests.support.workers:Echo", threads=2), 0)
+    actor = spawn(ActorSpec(name="rollout", target="tests.support.workers:Echo", threads=2), 0)
     worker = psutil.Process(ray.get(actor.pid.remote()))
     assert worker.nice() == psutil.Process().nice()
     assert worker.environ()["GOMP_SPINCOUNT"] == SHARING["GOMP_SPINCOUNT"]

@@ -13,7 +13,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from cluster.actors import pool as pools
-from cluster.actors.actor_spec import Role
+from cluster.actors.actor_spec import ActorSpec
 from cluster.actors.pool import Pool, Slot
 from cluster.config.errors import PoolError
 from cluster.config.version import commit, version
@@ -119,7 +119,7 @@ def test_pools_tell_of_lost_actors(
         slot.started = True
 
     async def run() -> None:
-        pool = Pool(Role(name="rollout", target="a:B"), 1, deadline=1, attempts=4)
+        pool = Pool(ActorSpec(name="rollout", target="a:B"), 1, deadline=1, attempts=4)
         monkeypatch.setattr(Slot, "start", start)
         assert await pool.run(work) == "done"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -13,9 +14,12 @@ import pytest
 from cluster import train
 from cluster.config.command import Status
 from cluster.config.errors import RunStopped
-from cluster.loop.checks import check_margins
+from cluster.loop.checks import Checks
+from cluster.loop.run import Step
 from cluster.record.nothing_learned import nothing_learned, some
 from cluster.record.run_folder import RunFolder
+from selection.records import Selection
+from tests.support.fake_stages import FakeStages
 from tests.support.service_process import FLAGS, metrics_of, prepare
 
 SCORERS = "tests.support.scorers"
@@ -54,15 +58,20 @@ def give_up(configure: Any, folder: RunFolder, *steps: dict[str, Any]) -> str:
     """How a run of two groups per step ends when none of these steps had a margin."""
     settings = configure(groups_per_step=2, max_empty_batches=len(steps))
     folder.create(settings)
-    run: Any = SimpleNamespace(settings=settings, folder=folder, empty_batches=0)
     folder.log(row(1, zero_margin_groups=2, tied_low=9.0, tied_high=9.0))  # before an update
-    for metrics in steps[:-1]:
+    run: Any = SimpleNamespace(settings=settings, empty_batches=0, stages=FakeStages(settings))
+
+    def check(metrics: dict[str, Any]) -> None:
         run.empty_batches += 1
-        check_margins(run, metrics)
+        selection = Selection(kept=(), groups=(), metrics=metrics)
+        batch: Any = [SimpleNamespace(group=SimpleNamespace(noises=(1, 2)), broken=())]
+        asyncio.run(Checks(folder).after(run, metrics["step"], Step(batch, selection, None), {}))
+
+    for metrics in steps[:-1]:
+        check(metrics)
         folder.log(metrics)
-    run.empty_batches += 1
     with pytest.raises(RunStopped) as stopped:
-        check_margins(run, steps[-1])
+        check(steps[-1])
     return str(stopped.value)
 
 

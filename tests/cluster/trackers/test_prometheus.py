@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.actors.actor_spec import NODE_LABEL, Role, spawn
+from cluster.actors.actor_spec import NODE_LABEL, ActorSpec, spawn
 from cluster.trackers.prometheus import Prometheus
 
 pytestmark = pytest.mark.ray
@@ -81,9 +81,9 @@ def test_every_number_of_a_line_can_be_scraped(node: str) -> None:
 
 
 def test_actors_wait_for_a_node_with_their_label(node: str) -> None:
-    def role(label: str | None) -> Role:
+    def role(label: str | None) -> ActorSpec:
         arguments = {"seconds": 0}
-        return Role(name="timer", target="datetime:timedelta", arguments=arguments, node=label)
+        return ActorSpec(name="timer", target="datetime:timedelta", arguments=arguments, node=label)
 
     fit = [spawn(role("sampler"), 0), spawn(role(None), 1)]
     absent = spawn(role("learner"), 2)
