@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -20,6 +21,9 @@ ROLE_VARIABLE: Final = "NOISEMARGIN_ROLE"
 """Tells the processes of the actors apart."""
 NODE_LABEL: Final = "noisemargin.io/role"
 """The label of Ray nodes by which `cluster.nodes` places actors."""
+DIED: Final = (ActorDiedError, ActorUnavailableError)
+LOST: Final = (*DIED, TimeoutError)
+"""Ways in which a call loses its actor: dead, out of reach, or past its deadline."""
 CPU_SHARE: Final = 0.01
 """What an actor without a GPU takes, so that none goes to a node without CPUs, such as a head."""
 
@@ -108,3 +112,17 @@ def _strategy(spec: ActorSpec, number: int) -> PlacementGroupSchedulingStrategy 
     if spec.group:
         return PlacementGroupSchedulingStrategy(spec.group, placement_group_bundle_index=number)
     return "SPREAD" if float(spec.gpus).is_integer() else "DEFAULT"
+
+
+def unbuildable(error: Exception | None) -> bool:
+    """Return whether an actor died of an exception in its worker's constructor, as another one would."""
+    return isinstance(error, ActorDiedError) and "creation task" in str(error)
+
+
+def reason(error: Exception | None) -> str:
+    """Word the cause of a failed call in one line, without Ray's tracebacks."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if unbuildable(error):
+        return lines[-1]  # the worker's own exception, at the end of its traceback
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

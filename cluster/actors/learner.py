@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from cluster.actors.actor_spec import ActorSpec, spawn
-from cluster.actors.pool import DIED, LOST, START_DEADLINE, reason, unbuildable
+from cluster.actors.actor_spec import DIED, LOST, ActorSpec, reason, spawn, unbuildable
+from cluster.actors.pool import START_DEADLINE
 from cluster.config.errors import LearnerError, LearnerLost
 from cluster.config.settings import RunSettings
 from learner import wire

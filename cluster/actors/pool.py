@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 
-from cluster.actors.actor_spec import ActorSpec, spawn
+from cluster.actors.actor_spec import DIED, LOST, ActorSpec, reason, spawn, unbuildable
 from cluster.config.errors import DataLost, PoolError
 from cluster.record.events import warn
 from rollout.records import WeightsId
@@ -20,8 +20,6 @@ ATTEMPTS: Final = 3
 START_DEADLINE: Final = 600.0
 PAUSES: Final = (0.5, 60.0)
 """Seconds before an actor that could not start is tried again: the first time, and at most."""
-DIED: Final = (ActorDiedError, ActorUnavailableError)
-LOST: Final = (*DIED, TimeoutError)
 
 
 class Slot:
@@ -237,17 +235,3 @@ class Pool:
         for turn in self._queue:
             if (turn.on is slot or not self.up) and not turn.slot.done():
                 turn.slot.set_exception(error)
-
-
-def unbuildable(error: Exception | None) -> bool:
-    """Whether an actor died of an exception of its worker's constructor, as another one would."""
-    return isinstance(error, ActorDiedError) and "creation task" in str(error)
-
-
-def reason(error: Exception | None) -> str:
-    """The cause of a failed call in one line, without Ray's tracebacks."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    if unbuildable(error):
-        return lines[-1]  # the worker's own exception, at the end of its traceback
-    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from ray.exceptions import RayTaskError
 
-from cluster.actors.actor_spec import ActorSpec
+from cluster.actors.actor_spec import LOST, ActorSpec, reason
 from cluster.actors.failure_budget import FailureBudget
 from cluster.actors.outage import Outage
-from cluster.actors.pool import LOST, Pool, Slot, call, reason
+from cluster.actors.pool import Pool, Slot, call
 from cluster.config.errors import PoolError
 from cluster.record.events import warn
 from rewards.scorer import Judgement, Unavailable, join, missing

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from ray.exceptions import RayTaskError
 
-from cluster.actors.actor_spec import ActorSpec
+from cluster.actors.actor_spec import LOST, ActorSpec, reason
 from cluster.actors.learner import gather_ranks
-from cluster.actors.pool import LOST, Pool, Slot, call, reason
+from cluster.actors.pool import Pool, Slot, call
 from cluster.config.errors import WeightsError
 from cluster.config.settings import RunSettings
 from rollout import wire

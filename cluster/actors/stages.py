@@ -10,9 +10,10 @@ from typing import Any
 from ray.exceptions import ObjectLostError
 from ray.util.placement_group import PlacementGroup
 
+from cluster.actors.actor_spec import reason
 from cluster.actors.learner import Learner, learner_spec
 from cluster.actors.observer import ImageObserver
-from cluster.actors.pool import Pool, reason
+from cluster.actors.pool import Pool
 from cluster.actors.rewards import Rewards
 from cluster.actors.samplers import Samplers
 from cluster.actors.selector import Selector

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.process_memory import peak_of
+from cluster.process import peak_of
 
 PEAK_SECONDS: Final = 0.5
 """How long matrices are multiplied for the peak; the best product counts."""

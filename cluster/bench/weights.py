@@ -28,7 +28,7 @@ from cluster.actors.samplers import Samplers
 from cluster.bench.table import Report, Row, no_more
 from cluster.config.settings import ClusterSettings, RunSettings
 from cluster.config.sources import resolve
-from cluster.process_memory import private_bytes
+from cluster.process import private_bytes
 from rollout.records import WeightsId
 from rollout.tiny.build import World, build_world
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cluster.config.settings import RunSettings
 from cluster.loop.production import oversampled, request_for
-from cluster.process_memory import private_peak
+from cluster.process import private_peak
 from learner.rank_shares import rank_updates
 from rewards.settings import RewardSettings
 from rollout.batches import Batch, batches

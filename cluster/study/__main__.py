@@ -106,7 +106,7 @@ def _run(options: argparse.Namespace, rest: list[str], command: str) -> None:
 def _variance(
     options: argparse.Namespace, settings: RunSettings, folder: Path, command: str, console: Console
 ) -> None:
-    from cluster.study.results import load_variance
+    from cluster.study.designs import load_variance
     from cluster.study.tables import gradient_sheet, rank_sheet, variance_sheet
     from cluster.study.variance import variance
 
@@ -123,8 +123,8 @@ def _variance(
 def _preview(
     options: argparse.Namespace, settings: RunSettings, folder: Path, command: str, console: Console
 ) -> None:
+    from cluster.study.designs import load_previews
     from cluster.study.previews import preview
-    from cluster.study.results import load_previews
     from cluster.study.tables import preview_sheet
 
     preview(settings, options.prompts, folder, command, console.print)

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 
 from cluster.report.charts import AXIS, LAYOUT, LIGHT, Chart
 from cluster.study.arms import BASELINE
-from cluster.study.results import ArmRun, Compared, Gradients, Runs, Variance
+from cluster.study.designs import Gradients, Variance
+from cluster.study.results import ArmRun, Compared, Runs
 from selection.analysis.variance import COMPONENTS
 
 _COLORS: Final = {"prompt": "sample", "initial": "score", "interaction": "select", "path": "learn"}

@@ -7,7 +7,7 @@ from typing import Final
 
 from cluster.study.arms import BASELINE
 from cluster.study.results import Compared, Runs, final_gains
-from cluster.study.tables import difference, ratio
+from cluster.study.sheet import difference, ratio
 from selection.analysis.speedup import Speedup
 
 MARGIN: Final = "noise_margin_2x"

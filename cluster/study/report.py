@@ -14,20 +14,12 @@ from cluster.record.files import write_text
 from cluster.report.charts import DARK, LIGHT, Chart
 from cluster.report.html import assets, environment, script_json
 from cluster.study.charts import learning_charts, rank_chart, ratio_chart, variance_chart
+from cluster.study.designs import Variance, load_previews, load_variance
 from cluster.study.findings import verdicts
-from cluster.study.results import (
-    Compared,
-    Runs,
-    Variance,
-    compare_arms,
-    load_previews,
-    load_runs,
-    load_tuning,
-    load_variance,
-)
+from cluster.study.results import Compared, Runs, compare_arms, load_runs, load_tuning
+from cluster.study.sheet import Sheet
 from cluster.study.store import Row
 from cluster.study.tables import (
-    Sheet,
     final_sheet,
     gradient_sheet,
     ledger_sheet,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from rich.table import Table
 
-from cluster.report.numbers import MISSING, change, show
+from cluster.report.numbers import MISSING, show
 from cluster.study.arms import what_differs
-from cluster.study.results import ArmRun, Compared, Gradients, PreviewKey, Runs, Variance
-from selection.analysis.gradients import Estimate
+from cluster.study.designs import Gradients, PreviewKey, Variance
+from cluster.study.results import ArmRun, Compared, Runs
+from cluster.study.sheet import Sheet, bounded, difference, erring, interval, percent, ratio, share_of
 from selection.analysis.screening import Agreement
-from selection.analysis.speedup import Interval, Speedup
-from selection.analysis.variance import COMPONENTS, Component
+from selection.analysis.variance import COMPONENTS
 
 MEANING: Final[Mapping[str, str]] = {
     "prompt": "which prompt it is; gone once advantages are centred by prompt",
@@ -35,36 +32,6 @@ _PUBLISHED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sheet:
-    """A titled table of text; the first column is text, the others are numbers."""
-
-    title: str
-    note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def table(self) -> Table:
-        """For the terminal."""
-        table = Table(title=self.title, caption=self.note, title_justify="left", caption_justify="left")
-        for place, name in enumerate(self.header):
-            table.add_column(name, justify="right" if self.numeric(place) else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        """For RESULTS.md."""
-        rule = ["---:" if self.numeric(place) else "---" for place in range(len(self.header))]
-        lines = [self.header, rule, *self.rows]
-        cells = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"**{self.title}.** {self.note}\n\n{cells}\n"
-
-    def numeric(self, place: int) -> bool:
-        """Whether a column holds numbers."""
-        return place > 0 and not self.header[place].startswith("what")
-
-
 def variance_sheet(found: Variance) -> Sheet:
     """The components of the reward's variance with 95% intervals."""
     prompts, initial, paths = found.design
@@ -76,9 +43,9 @@ def variance_sheet(found: Variance) -> Sheet:
         rows=tuple(
             (
                 name,
-                _bounded(found.raw[name].variance, found.raw[name].low, found.raw[name].high),
-                _share(found.raw[name]),
-                _share(found.normalised[name]),
+                bounded(found.raw[name].variance, found.raw[name].low, found.raw[name].high),
+                share_of(found.raw[name]),
+                share_of(found.normalised[name]),
                 MEANING[name],
             )
             for name in COMPONENTS
@@ -91,13 +58,13 @@ def gradient_sheet(found: Gradients) -> Sheet:
     split = found.split
     between, within = max(split.between.value, 0.0), split.within.value
     rows = [
-        ("between prompts", _erring(split.between), _percent(between / (between + within)),
+        ("between prompts", erring(split.between), percent(between / (between + within)),
          show(split.snr_between), show(max(split.noise_between, 0.0))),
-        ("within prompts", _erring(split.within), _percent(within / (between + within)),
+        ("within prompts", erring(split.within), percent(within / (between + within)),
          show(split.snr_within), show(split.noise_within)),
     ]  # fmt: skip
     rows += [
-        (f"of it by {name}", MISSING, _percent(found.shares[name]), MISSING, MISSING)
+        (f"of it by {name}", MISSING, percent(found.shares[name]), MISSING, MISSING)
         for name in COMPONENTS[1:]
     ]
     return Sheet(
@@ -108,7 +75,7 @@ def gradient_sheet(found: Gradients) -> Sheet:
             "the trace in the mean of all these; ± 2 standard errors over prompts."
         ),
         header=("part", "trace", "share", "signal to noise", "in the mean"),
-        rows=(*rows, ("mean gradient, squared", _erring(split.signal), MISSING, MISSING, MISSING)),
+        rows=(*rows, ("mean gradient, squared", erring(split.signal), MISSING, MISSING, MISSING)),
     )
 
 
@@ -125,7 +92,7 @@ def rank_sheet(found: Gradients) -> Sheet:
                 show(int(ranks.pairs[place])),
                 show(float(ranks.margin[place])),
                 f"{show(float(ranks.cosine[place]))} ± {show(2 * float(ranks.cosine_error[place]))}",
-                _percent(float(ranks.aligned[place])),
+                percent(float(ranks.aligned[place])),
             )
             for place in range(len(ranks.cosine))
         ),
@@ -261,44 +228,5 @@ def _seconds(seeds: Mapping[int, ArmRun], clock: str) -> float:
     return sum(_per_step(seeds, f"{clock}_{stage}") for stage in ("sample", "score", "learn"))
 
 
-def ratio(found: Speedup | None) -> str:
-    """A speed-up with its interval, marked where seeds that never got there count as the whole run."""
-    if found is None:
-        return MISSING
-    mark = "" if found.reached == found.seeds else "≤ "
-    return mark + _bounded(found.ratio.value, found.ratio.low, found.ratio.high)
-
-
 def _final(one: Compared, name: str) -> str:
     return f"{show(one.finals[name])} ({difference(one.differences[name])})"
-
-
-def difference(found: Interval) -> str:
-    """A paired difference with its sign and, from two seeds on, its interval."""
-    middle = change(0.0, found.value)
-    return (
-        f"{middle} [{change(0.0, found.low)}, {change(0.0, found.high)}]"
-        if found.low == found.low
-        else middle
-    )
-
-
-def _bounded(value: float, low: float, high: float) -> str:
-    return f"{show(value)} [{show(low)}, {show(high)}]" if math.isfinite(low) else show(value)
-
-
-def interval(found: Interval) -> str:
-    """A value and, from two seeds on, its interval."""
-    return _bounded(found.value, found.low, found.high)
-
-
-def _share(one: Component) -> str:
-    return f"{_percent(one.share)} [{_percent(one.share_low)}, {_percent(one.share_high)}]"
-
-
-def _erring(found: Estimate) -> str:
-    return f"{show(found.value)} ± {show(2 * found.error)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%".replace("-0%", "0%").replace("-", "\u2212")

@@ -19,9 +19,10 @@ import pytest
 from cluster.config.errors import UserError
 from cluster.study.__main__ import main
 from cluster.study.compare import highest
+from cluster.study.designs import load_previews, load_variance
 from cluster.study.findings import verdicts
 from cluster.study.report import write_study
-from cluster.study.results import compare_arms, load_previews, load_runs, load_tuning, load_variance
+from cluster.study.results import compare_arms, load_runs, load_tuning
 from cluster.study.store import finished, read_rows, write_rows
 from tests.support.paths import ROOT
 from tests.support.study_files import write_study_files, write_variance

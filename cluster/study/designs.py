@@ -1,0 +1,132 @@
+"""Read the study's designs, variance and previews, from their Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.config.errors import UserError
+from cluster.study.store import Row, read_rows
+from selection.analysis.gradients import Ranks, Split, by_margin_rank, split
+from selection.analysis.screening import Agreement, agreement
+from selection.analysis.variance import Component, components, estimate, group_normalised
+from selection.strategies import Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
+    """The split of policy gradients; ``shares`` has that of their total variance by component."""
+
+    split: Split
+    shares: Mapping[str, float]
+    ranks: Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variance:
+    """One task's design: components raw and after group-wise normalisation, and the gradients if taken.
+
+    ``dropped`` prompts had a candidate without a valid reward, and a crossed design has no place for holes.
+    """
+
+    task: str
+    about: Row
+    design: tuple[int, int, int]
+    dropped: int
+    mean: float
+    raw: Mapping[str, Component]
+    normalised: Mapping[str, Component]
+    gradients: Gradients | None
+
+
+PreviewKey = tuple[str, int, float]
+"""The kind of a preview (on the SDE's path, or an ODE of its own), its passes, and the noise level seen."""
+
+
+def load_variance(folder: Path) -> Variance | None:
+    """The variance design of a task's folder, if it was sampled.
+
+    Raises:
+        UserError: if what lies there is not the study's, or no two prompts are whole.
+    """
+    if not (folder / "variance.parquet").exists():
+        return None
+    rows, about = read_rows(folder / "variance.parquet")
+    rewards = _cube(rows, "reward")
+    whole = np.isfinite(rewards).all((1, 2))
+    if whole.sum() < 2:
+        raise UserError(f"{folder}: only {whole.sum()} prompts have a valid reward for every candidate")
+    kept = rewards[whole]
+    return Variance(
+        task=about["task"],
+        about=about,
+        design=(len(kept), *rewards.shape[1:]),
+        dropped=int((~whole).sum()),
+        mean=float(kept.mean()),
+        raw=components(kept, seed=0),
+        normalised=components(group_normalised(kept), seed=0),
+        gradients=_gradients(folder / "gradients.parquet", rewards, whole),
+    )
+
+
+def load_previews(folder: Path) -> dict[PreviewKey, Agreement]:
+    """How well previews predict the end; empty if none were scored.
+
+    Raises:
+        UserError: if what lies there is not the study's, or no prompt's final rewards differ.
+    """
+    if not (folder / "preview.parquet").exists():
+        return {}
+    rows, _ = read_rows(folder / "preview.parquet")
+    found = {}
+    kinds = [(row["kind"], row["passes"], row["sigma"]) for row in rows]
+    for key in sorted(set(kinds), reverse=True, key=lambda one: (one[0], -one[1])):
+        mine = [row for row, kind in zip(rows, kinds, strict=True) if kind == key]
+        early, late = (_grid(mine, name) for name in ("preview", "reward"))
+        whole = np.isfinite(early + late).all(1)
+        try:
+            found[key] = agreement(early[whole], late[whole])
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from None
+    return found
+
+
+def _grid(rows: Sequence[Row], name: str) -> Floats:
+    """A column as an array by prompt and candidate."""
+    prompts = sorted({row["prompt"] for row in rows})
+    ordered = sorted(rows, key=lambda row: (row["prompt"], row["candidate"]))
+    return np.array([row[name] for row in ordered], dtype=np.float64).reshape(len(prompts), -1)
+
+
+def _cube(rows: Sequence[Row], name: str) -> Floats:
+    """A column as an array by prompt, initial noise and path; further axes where its values are lists."""
+    places = np.array([(row["prompt"], row["initial"], row["path"]) for row in rows])
+    values = np.array([row[name] for row in rows], dtype=np.float64)
+    cube = np.full((*(places.max(0) + 1), *values.shape[1:]), np.nan)
+    cube[tuple(places.T)] = values
+    return cube
+
+
+def _gradients(path: Path, rewards: Floats, whole: Any) -> Gradients | None:
+    """Advantages times score functions, of the prompts whose rewards are whole and differ."""
+    rows, _ = read_rows(path)
+    if not rows:
+        return None
+    scores = _cube(rows, "score")
+    usable = whole[: len(scores)] & (np.ptp(rewards[: len(scores)].reshape(len(scores), -1), axis=1) > 0)
+    if usable.sum() < 2:
+        return None
+    kept = rewards[: len(scores)][usable]
+    cube = group_normalised(kept)[..., None] * scores[usable]
+    flat = cube.reshape(len(cube), -1, cube.shape[-1])
+    traces = estimate(np.moveaxis(cube, -1, 0)).sum(1).clip(min=0)
+    names = ("prompt", "initial", "interaction", "path")
+    return Gradients(
+        split=split(flat),
+        shares=dict(zip(names, map(float, traces / traces.sum()), strict=True)),
+        ranks=by_margin_rank(flat, kept.reshape(len(kept), -1)),
+    )
