@@ -2,74 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.loss import Objective
-from learner.minibatch import Rows
+from learner.minibatch import Minibatch
+from learner.objectives.base import Metric, Terms
 
-COLUMNS: Final = ("weight", "ratio", "clipped", "kl", "advantage", "pull", "drift", "first")
-"""Sums per denoising step; ``drift`` and ``first`` count only rows that the unchanged policy has seen."""
+COLUMNS: Final = ("weight", "fresh", "pull", "advantage")
+"""Sums per denoising step before those of the objective's mean metrics.
+
+``fresh`` is the weight of rows that the unchanged policy has seen.
+"""
 
 
 class UpdateMetrics:
-    """Collects the objective of every micro-batch; stays on the device until it is reduced."""
+    """Collects the terms of every micro-batch; stays on the device until it is reduced."""
 
-    def __init__(self, clip: float, steps: int) -> None:
-        """Ratios outside of ``clip`` count as clipped; ``steps`` is the schedule's length."""
-        self.clip, self.steps = clip, steps
+    def __init__(self, metrics: Sequence[Metric], steps: int) -> None:
+        """Take what the objective declares; ``steps`` is the schedule's length."""
+        self.means = [metric for metric in metrics if metric.reduce == "mean"]
+        self.largest = [metric for metric in metrics if metric.reduce == "max"]
+        self.steps = steps
         self.sums: list[Tensor] = []
         self.losses: list[Tensor] = []
-        self.deviations: list[Tensor] = []
+        self.peaks: list[Tensor] = []
         self.broken: list[tuple[Tensor, Tensor]] = []
         self.grad_norms: list[float] = []
         self.learning_rate = 0.0
         self.skipped = 0
 
-    def add(self, objective: Objective, rows: Rows, pull: Tensor, *, first: bool) -> None:
-        """Count one micro-batch.
+    def add(self, terms: Terms, part: Minibatch, loss: Tensor, pull: Tensor, *, first: bool) -> None:
+        """Count one micro-batch and its weighted ``loss``.
 
-        ``pull`` (N,) is the norm of the loss's gradient in each row's mean; ``first`` says that the policy
-        has not moved yet in this batch.
+        ``pull`` (N,) is the norm of the loss's gradient in each row's prediction; ``first`` says that the
+        policy has not moved yet in this batch.
         """
-        ratio, weights = objective.ratio, rows.weights
-        off = (ratio - 1).abs()
-        fresh = float(first) * weights
-        columns = [
-            weights, weights * ratio, weights * (off > self.clip), weights * objective.kl,
-            weights * rows.advantages**2, pull**2, fresh * ratio.log().abs(), fresh,
-        ]  # fmt: skip
-        table = torch.zeros(self.steps, len(COLUMNS), device=ratio.device)
-        self.sums.append(table.index_add(0, rows.steps, torch.stack(columns, 1)))
-        self.losses.append(objective.loss.detach())
-        self.deviations.append((off * (fresh > 0)).max())
-        self.broken.append((rows.trajectories, ~(objective.surrogate + objective.kl).isfinite()))
+        weights, fresh = part.weights, float(first) * part.weights
+        found = {name: value.detach().float() for name, value in terms.metrics.items()}
+        columns = [weights, fresh, pull**2, weights * part.advantages**2] + [
+            (fresh if metric.fresh else weights) * found[metric.name] for metric in self.means
+        ]
+        table = torch.zeros(self.steps, len(columns), device=weights.device)
+        self.sums.append(table.index_add(0, part.steps, torch.stack(columns, 1)))
+        self.losses.append(loss)
+        if self.largest:
+            seen = [found[m.name] * ((fresh if m.fresh else weights) > 0) for m in self.largest]
+            self.peaks.append(torch.stack(seen).amax(1))
+        self.broken.append((part.candidates, ~terms.losses.detach().isfinite()))
 
     def suspects(self) -> tuple[int, ...]:
-        """The trajectories of this rank whose objective was not finite."""
+        """The trajectories of this rank whose loss was not finite."""
         return tuple(sorted({int(t) for rows, bad in self.broken for t in rows[bad].tolist()}))
 
     def reduce(self, seconds: float) -> dict[str, float]:
-        """Averages over the whole world, of all steps and (``NAME.tSTEP``) of each; collective.
+        """Average over the whole world, over all steps and (``NAME.tSTEP``) over each; collective.
 
-        ``ratio_max_deviation`` is the largest |ratio - 1| before the first optimizer step of the batch:
-        at staleness 0 it measures how far rollout and learner disagree, and should be about zero. ``drift``
-        is the mean |log-ratio| there. ``pull`` is the norm of the loss's gradient in the predicted means.
+        ``pull`` is the norm of the loss's gradient in the predictions.
         """
         table, loss = torch.stack(self.sums).sum(0), torch.stack(self.losses).sum()
-        deviation = torch.stack(self.deviations).max()
+        peaks = torch.stack(self.peaks).amax(0) if self.largest else torch.empty(0, device=loss.device)
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(table)
             dist.all_reduce(loss)
-            dist.all_reduce(deviation, op=dist.ReduceOp.MAX)
+            if self.largest:
+                dist.all_reduce(peaks, op=dist.ReduceOp.MAX)
         table = table.cpu()
         return {
             "loss": loss.item() / table[:, 0].sum().item(),
-            "ratio_max_deviation": deviation.item(),
-            **_averages(table.sum(0)),
+            **dict(zip([metric.name for metric in self.largest], peaks.tolist(), strict=True)),
+            **self._averages(table.sum(0)),
             "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
             "learning_rate": self.learning_rate,
             "skipped_updates": float(self.skipped),
@@ -78,18 +83,18 @@ class UpdateMetrics:
                 f"{name}.t{step}": value
                 for step, row in enumerate(table)
                 if row[0] > 0
-                for name, value in _averages(row).items()
+                for name, value in self._averages(row).items()
             },
         }
 
-
-def _averages(sums: Tensor) -> dict[str, float]:
-    weight, ratio, clipped, kl, advantage, pull, drift, first = sums.tolist()
-    return {
-        "ratio_mean": ratio / weight,
-        "clip_fraction": clipped / weight,
-        "kl": kl / weight,
-        "advantage_rms": (advantage / weight) ** 0.5,
-        "pull": pull**0.5,
-        "drift": drift / first if first else 0.0,
-    }
+    def _averages(self, sums: Tensor) -> dict[str, float]:
+        weight, fresh, pull, advantage, *rest = sums.tolist()
+        totals = {True: fresh, False: weight}
+        return {
+            **{
+                metric.name: value / totals[metric.fresh] if totals[metric.fresh] else 0.0
+                for metric, value in zip(self.means, rest, strict=True)
+            },
+            "advantage_rms": (advantage / weight) ** 0.5,
+            "pull": pull**0.5,
+        }

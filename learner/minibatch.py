@@ -1,35 +1,33 @@
-"""The (trajectory, step) pairs of an update as tensors: what one forward pass of the learner sees."""
+"""The rows of an update as tensors: what one forward pass of the learner sees."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from learner.rank_shares import Item
-from rollout.families.registry import Tensors
-from rollout.records import Conditioning, Trajectory
+from rollout.families.registry import Schedule, Tensors
+from rollout.records import Conditioning, Keep, Trajectory
 from rollout.tensors import unpack
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """N pairs: states around a step (N, ...), behaviour log-probs, advantages, weights and steps (N,).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minibatch:
+    """N rows: their advantages and weights, and whose they are, all (N,).
 
-    ``trajectories`` (N,) numbers the trajectory that a row is of; ``means`` (N, ...) are the behaviour
-    policy's, where they were kept.
+    The weights of an update add up to one over all ranks; padded rows have none. ``steps`` says to which
+    denoising step a row counts, ``candidates`` numbers the candidate that it is of.
     """
 
-    states: Tensor
-    next_states: Tensor
-    log_probs: Tensor
     advantages: Tensor
     weights: Tensor
     steps: Tensor
-    trajectories: Tensor
-    means: Tensor | None
+    candidates: Tensor
     groups: Tensor
     embeddings: Tensors
     """Conditioning tensors of the distinct groups (G, ...); ``groups`` (N,) says whose row is whose."""
@@ -39,55 +37,84 @@ class Rows:
         """Conditioning tensors per row, (N, ...)."""
         return {name: table[self.groups] for name, table in self.embeddings.items()}
 
-    def split(self, size: int) -> Iterator[Rows]:
-        """Parts of at most ``size`` rows; all ranks hold equally many rows, so equally many parts."""
-        for i in range(0, len(self.steps), size):
-            part = slice(i, i + size)
-            yield Rows(
-                self.states[part], self.next_states[part], self.log_probs[part], self.advantages[part],
-                self.weights[part], self.steps[part], self.trajectories[part],
-                None if self.means is None else self.means[part], self.groups[part], self.embeddings,
-            )  # fmt: skip
+    def split(self, size: int) -> Iterator[Self]:
+        """Cut into parts of at most ``size`` rows: equally many parts on ranks with equally many rows."""
+        columns = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
+        for i in range(0, len(self.weights), size):
+            yield replace(self, **{name: getattr(self, name)[i : i + size] for name in columns})
 
 
-def rows_of(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transitions(Minibatch):
+    """Rows that are stochastic steps: the states around each (N, ...), and its place in the schedule (N,).
+
+    ``timesteps`` is what the transformer is told. ``log_probs`` (N,) and ``means`` (N, ...) are the behaviour
+    policy's, and without rows where they were not kept.
+    """
+
+    states: Tensor
+    next_states: Tensor
+    sigmas: Tensor
+    next_sigmas: Tensor
+    timesteps: Tensor
+    log_probs: Tensor
+    means: Tensor
+
+
+def transitions(
     share: Sequence[Item],
     trajectories: Mapping[int, Trajectory],
     conditionings: Mapping[int, Conditioning],
-    advantage_clip: float,
-    device: str,
-) -> Rows:
-    """Lay out a share as rows; each trajectory's weight is spread evenly over its trained steps."""
-    owners = list(dict.fromkeys(item.group_id for item in share))
+    schedule: Schedule,
+    *,
+    advantage_clip: float = math.inf,
+) -> Transitions:
+    """Lay out a share as the transitions of its trajectories, on the device of the schedule.
+
+    Each candidate's weight is spread evenly over its trained steps. Advantages are cut at plus and minus
+    ``advantage_clip``.
+    """
+    device = schedule.sigmas.device
     mine = [trajectories[item.trajectory] for item in share]
-    latents = torch.stack([unpack(t.latents) for t in mine]).float().to(device)
-    per_step = latents.shape[1] - 1
-
-    def repeated(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(per_step)
-
-    embeddings = {
-        name: torch.stack([unpack(conditionings[g].arrays[name]) for g in owners]).to(device)
-        for name in conditionings[owners[0]].arrays
-    }
-    return Rows(
-        states=latents[:, :-1].flatten(0, 1),
-        next_states=latents[:, 1:].flatten(0, 1),
-        log_probs=torch.cat([unpack(t.log_probs) for t in mine]).to(device),
-        advantages=repeated([_cut(item.advantage, advantage_clip) for item in share]),
-        weights=repeated([item.weight / per_step for item in share]),
-        steps=torch.cat([unpack(t.steps) for t in mine]).to(device),
-        trajectories=repeated([item.trajectory for item in share]).long(),
-        means=_means(mine, device),
-        groups=repeated([owners.index(item.group_id) for item in share]).long(),
-        embeddings=embeddings,
+    states = torch.stack(_kept(mine, "states")).float().to(device)
+    steps = torch.cat([unpack(one.steps) for one in mine]).to(device)
+    return Transitions(
+        **_rows(share, conditionings, states.shape[1] - 1, advantage_clip, device),
+        steps=steps,
+        states=states[:, :-1].flatten(0, 1),
+        next_states=states[:, 1:].flatten(0, 1),
+        sigmas=schedule.sigmas[steps],
+        next_sigmas=schedule.sigmas[steps + 1],
+        timesteps=schedule.timesteps[steps],
+        log_probs=torch.cat(_kept(mine, "log_probs")).to(device),
+        means=torch.cat(_kept(mine, "means")).to(device),
     )
 
 
-def _means(trajectories: Sequence[Trajectory], device: str) -> Tensor | None:
-    kept = [unpack(t.means) for t in trajectories if t.means is not None]
-    return torch.cat(kept).to(device) if kept else None
+def _rows(
+    share: Sequence[Item],
+    conditionings: Mapping[int, Conditioning],
+    count: int,
+    advantage_clip: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Make the columns of a `Minibatch` that has ``count`` rows per item."""
+
+    def repeated(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(count)
+
+    owners = list(dict.fromkeys(item.group_id for item in share))
+    return {
+        "advantages": repeated([max(-advantage_clip, min(advantage_clip, i.advantage)) for i in share]),
+        "weights": repeated([item.weight / count for item in share]),
+        "candidates": repeated([item.trajectory for item in share]).long(),
+        "groups": repeated([owners.index(item.group_id) for item in share]).long(),
+        "embeddings": {
+            name: torch.stack([unpack(conditionings[g].arrays[name]) for g in owners]).to(device)
+            for name in conditionings[owners[0]].arrays
+        },
+    }
 
 
-def _cut(advantage: float, bound: float) -> float:
-    return max(-bound, min(bound, advantage))
+def _kept(trajectories: Sequence[Trajectory], name: Keep) -> list[Tensor]:
+    return [unpack(getattr(one, name)) for one in trajectories]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from rollout.noise import derive_seed
 from rollout.records import CandidateGroup, Handle
@@ -36,12 +37,19 @@ class RankUpdate:
 
 
 def rank_updates(
-    kept: Sequence[Kept], groups: Sequence[CandidateGroup], *, ranks: int, updates: int, seed: int, step: int
+    kept: Sequence[Kept],
+    groups: Sequence[CandidateGroup],
+    *,
+    ranks: int,
+    updates: int,
+    seed: int,
+    step: int,
+    units: Sequence[Sequence[int]] | None = None,
 ) -> list[RankUpdate]:
-    """Split a step's kept candidates over ranks, each with handles of no more than it trains on."""
+    """Split a step's kept candidates over ranks by `shares`, each with handles of what it trains on."""
     by_id = {group.group_id: group for group in groups}
     found = []
-    for mine in shares(kept, ranks=ranks, updates=updates, seed=seed, step=step):
+    for mine in shares(kept, ranks=ranks, updates=updates, seed=seed, step=step, units=units):
         owners = sorted({item.group_id for share in mine for item in share})
         numbers = sorted({item.trajectory for share in mine for item in share})
         handles = {n: by_id[kept[n].group_id].trajectories[kept[n].candidate] for n in numbers}
@@ -50,29 +58,42 @@ def rank_updates(
     return found
 
 
-def shares(kept: Sequence[Kept], *, ranks: int, updates: int, seed: int, step: int) -> list[list[list[Item]]]:
+def shares(
+    kept: Sequence[Kept],
+    *,
+    ranks: int,
+    updates: int,
+    seed: int,
+    step: int,
+    units: Sequence[Sequence[int]] | None = None,
+) -> list[list[list[Item]]]:
     """Split kept trajectories by update and rank: result[rank][update] lists that rank's items.
 
     Every trajectory is trained exactly once and weighs 1 / (size of its update), whatever the rank it
-    lands on. The shuffle is seeded by trajectory, so it does not depend on the order of ``kept``.
+    lands on. ``units`` lists the places in ``kept`` that stay together, equally many in each; by default
+    each is by itself. The shuffle is seeded by the first of a unit, so it does not depend on their order.
     """
     order = sorted(
-        range(len(kept)),
-        key=lambda i: derive_seed("shuffle", seed, step, kept[i].group_id, kept[i].candidate),
+        [(place,) for place in range(len(kept))] if units is None else units,
+        key=lambda unit: derive_seed("shuffle", seed, step, kept[unit[0]].group_id, kept[unit[0]].candidate),
     )
     whole = [_items(order[u::updates], kept) for u in range(updates)]
     return [[_share(items, rank, ranks) for items in whole if items] for rank in range(ranks)]
 
 
-def _items(indices: Sequence[int], kept: Sequence[Kept]) -> list[Item]:
+def _items(units: Sequence[Sequence[int]], kept: Sequence[Kept]) -> list[list[Item]]:
+    count = sum(map(len, units))
     return [
-        Item(trajectory=i, group_id=kept[i].group_id, advantage=kept[i].advantage, weight=1 / len(indices))
-        for i in indices
+        [
+            Item(trajectory=i, group_id=kept[i].group_id, advantage=kept[i].advantage, weight=1 / count)
+            for i in unit
+        ]
+        for unit in units
     ]
 
 
-def _share(items: Sequence[Item], rank: int, ranks: int) -> list[Item]:
-    size = -(-len(items) // ranks)
-    mine = list(items[rank::ranks])
-    filler = Item(trajectory=items[0].trajectory, group_id=items[0].group_id, advantage=0.0, weight=0.0)
-    return mine + [filler] * (size - len(mine))
+def _share(units: Sequence[Sequence[Item]], rank: int, ranks: int) -> list[Item]:
+    size = -(-len(units) // ranks)
+    mine = list(units[rank::ranks])
+    filler = [replace(item, advantage=0.0, weight=0.0) for item in units[0]]
+    return list(chain(*mine, *[filler] * (size - len(mine))))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from learner.engine import build_frozen
 from learner.settings import LearnerSettings
 from rollout.families.transformer import adapter_off
@@ -16,12 +18,13 @@ from rollout.settings import ModelSettings
 class Reference:
     """Hands out the model to call for the reference; a copy sleeps on the CPU between updates."""
 
-    def __init__(self, transformer: Any, model: ModelSettings, learner: LearnerSettings, device: str) -> None:
-        """Copy the model where switching an adapter off does not bring the start policy back."""
+    def __init__(
+        self, transformer: Any, model: ModelSettings, learner: LearnerSettings, device: str, *, used: bool
+    ) -> None:
+        """Copy the model if it is used and switching an adapter off does not bring the start policy back."""
         self.transformer, self.model, self.learner, self.device = transformer, model, learner, device
-        self.used = learner.beta > 0
         self.copy: Any = None
-        if self.used and not model.lora_rank:
+        if used and not model.lora_rank:
             self.copy = copy.deepcopy(transformer).eval().requires_grad_(False)
         self.partitioned = self.copy is not None and learner.zero_stage == 3
 
@@ -44,9 +47,10 @@ class Reference:
 
     @contextmanager
     def active(self, engine: Any) -> Iterator[Any]:
-        """The model to call; ``engine`` is what runs the policy."""
-        if self.copy is not None:
-            yield self.copy
-            return
-        with adapter_off(self.transformer):
-            yield engine
+        """The model to call, without gradients; ``engine`` is what runs the policy."""
+        with torch.no_grad():
+            if self.copy is not None:
+                yield self.copy
+                return
+            with adapter_off(self.transformer):
+                yield engine

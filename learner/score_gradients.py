@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.loss import clipped_objective
-from learner.minibatch import rows_of
+from learner.minibatch import transitions
+from learner.objectives.flow_grpo import clipped_surrogate
+from learner.predictor import Predictor
 from learner.rank_shares import Item
+from rollout.families.registry import Schedule
 from rollout.records import Conditioning, Trajectory
-from rollout.sampler import transition
 from rollout.sde import log_prob
 from rollout.settings import RolloutSettings
 from rollout.weights import NamedParameters
@@ -57,6 +60,7 @@ class GradientProbe:
     ) -> None:
         self.policy, self.rollout, self.parameters = policy, rollout, parameters
         self.sketch = Sketch(parameters, width, seed)
+        self.predictor = Predictor(policy, rollout, partial(nullcontext, policy.transformer))
 
     def scores(self, conditioning: Conditioning, trajectories: Sequence[Trajectory]) -> NDArray[np.float32]:
         """(n, width): per trajectory of one prompt, the gradient of its mean log-probability over steps.
@@ -75,16 +79,13 @@ class GradientProbe:
     def _score(self, conditioning: Conditioning, trajectory: Trajectory) -> NDArray[np.float32]:
         device = str(self.parameters[0][1].device)
         item = Item(trajectory=0, group_id=0, advantage=1.0, weight=1.0)
-        rows = rows_of([item], {0: trajectory}, {0: conditioning}, 1.0, device)
         schedule = self.policy.schedule(self.rollout.steps)
-        sigmas, timesteps = schedule.sigmas.to(device), schedule.timesteps.to(device)
-        move = transition(
-            self.policy, self.rollout, self.policy.transformer, rows.states, rows.conditioning,
-            (sigmas[rows.steps], sigmas[rows.steps + 1]), timesteps[rows.steps],
-        )  # fmt: skip
+        schedule = Schedule(schedule.sigmas.to(device), schedule.timesteps.to(device))
+        rows = transitions([item], {0: trajectory}, {0: conditioning}, schedule)
+        move = self.predictor.transition(rows)
         log_ratio = log_prob(rows.next_states, move) - rows.log_probs
         # Far from the clip range, since the policy is the one that sampled: minus the loss is the score.
-        surrogate, _ = clipped_objective(log_ratio, rows.advantages, clip=0.5)
+        surrogate, _ = clipped_surrogate(log_ratio, rows.advantages, clip=0.5)
         for _, parameter in self.parameters:
             parameter.grad = None
         (-(rows.weights * surrogate).sum()).backward()

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from learner.objectives.flow_grpo import FlowGRPOSettings
+from learner.objectives.registry import AnyObjective, objective_settings
 from rollout.settings import Settings
 
 FORWARD_TOKENS: Final = 8192
 """Image tokens in a forward pass of the learner, unless ``micro_batch`` says otherwise."""
+MOVED: Final = {
+    "clip": "objective.clip",
+    "ratio": "objective.ratio",
+    "advantage_clip": "objective.advantage_clip",
+    "beta": "objective.beta",
+    "kl": "objective.kl",
+}
+"""Keys of a learner section of an older version, and where they are now."""
+
+
+def with_moved_keys(section: Any) -> Any:
+    """Bring a learner section as older versions wrote it into today's shape; what is there already stays."""
+    if not isinstance(section, Mapping) or not MOVED.keys() & section.keys():
+        return section
+    found = {key: value for key, value in section.items() if key not in MOVED}
+    for old in MOVED.keys() & section.keys():
+        inner, _, new = MOVED[old].partition(".")
+        found[inner] = {new: section[old], **found.get(inner, {})}
+    return found
 
 
 class LearnerSettings(Settings):
-    """Updates of the policy by FlowGRPO."""
+    """Updates of the policy by an objective."""
 
     ranks: int = Field(1, ge=1, description="data-parallel DeepSpeed ranks")
     gpus: float = Field(1, ge=0, description="GPUs per rank; 0 trains on the CPU over gloo")
@@ -33,14 +55,8 @@ class LearnerSettings(Settings):
     micro_batch: int | None = Field(
         None, ge=1, description="(trajectory, step) pairs per forward pass; default: 8192 image tokens' worth"
     )
-    clip: float = Field(1e-4, gt=0, description="clip range of the ratio")
-    ratio: Literal["plain", "guard"] = Field(
-        "plain", description="guard centres each step's ratio and evens out the steps (GRPO-Guard)"
-    )
-    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to plus and minus this")
-    beta: float = Field(0.0, ge=0, description="weight of the KL to the frozen start policy; 0 turns it off")
-    kl: Literal["gaussian", "flow_grpo"] = Field(
-        "gaussian", description="gaussian divides by 2 std^2; flow_grpo by 2 s^2, without the step size"
+    objective: AnyObjective = Field(
+        default_factory=FlowGRPOSettings, description="what an update minimises, by name, and its own keys"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="norm to which the gradient of an update is clipped")
     max_skipped: int = Field(
@@ -68,10 +84,15 @@ class LearnerSettings(Settings):
         """
         return self.micro_batch or max(1, FORWARD_TOKENS // tokens)
 
-    @property
-    def needs_means(self) -> bool:
-        """Whether the objective needs the behaviour policy's means besides its log-probs."""
-        return self.ratio == "guard"
+    @model_validator(mode="before")
+    @classmethod
+    def _today(cls, section: Any) -> Any:
+        return with_moved_keys(section)
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _by_name(cls, values: Any) -> Any:
+        return objective_settings(values)
 
     @model_validator(mode="after")
     def _fits_together(self) -> LearnerSettings:

@@ -1,9 +1,10 @@
-"""The learner worker: one DeepSpeed rank that applies FlowGRPO updates. Knows nothing of Ray."""
+"""The learner worker: one DeepSpeed rank that applies an objective's updates. Knows nothing of Ray."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,16 @@ from learner import engine as deepspeed_engine
 from learner.checkpoint_upload import Storage
 from learner.ema import Ema
 from learner.finite_check import GradientGuard, not_finite
-from learner.loss import (
-    Objective,
-    clipped_objective,
-    flow_grpo_kl,
-    gaussian_kl,
-    guarded_log_ratio,
-    weighted_objective,
-)
 from learner.metrics import UpdateMetrics
-from learner.minibatch import Rows, rows_of
+from learner.minibatch import Minibatch
+from learner.objectives.base import Models
+from learner.objectives.registry import load_objective
+from learner.predictor import Predictor
 from learner.rank_shares import RankUpdate
 from learner.records import Update, Written
 from learner.reference import Reference
 from learner.settings import LearnerSettings
-from rollout.families.registry import load_policy
-from rollout.sampler import transition
-from rollout.sde import Transition, log_prob
+from rollout.families.registry import Schedule, load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import keep_freed_memory
 from rollout.weights import buckets, checksum, flatten, numel_of, trainable
@@ -63,12 +57,24 @@ class LearnerWorker:
         if learner.gradient_checkpointing:
             self.policy.transformer.enable_gradient_checkpointing()
         self.micro_batch = learner.pairs(self.policy.tokens)
-        self.reference = Reference(self.policy.transformer, model, learner, self.device)
+        self.objective = load_objective(learner.objective)
+        self.reference = Reference(
+            self.policy.transformer, model, learner, self.device, used=self.objective.needs_reference
+        )
+        self.models = self._models()
         self.parameters = trainable(self.policy.transformer)
         self.buckets = buckets(self.parameters, learner.bucket_mb * 1e6)
         self.staging: Tensor | None = None
         self.storage = Storage()
         self.updates = self.skipped_in_a_row = 0
+
+    def _models(self) -> Models:
+        """Build the models that the objective calls; they find the engine once it is there."""
+        frozen = Predictor(self.policy, self.rollout, lambda: self.reference.active(self.engine))
+        return Models(
+            policy=Predictor(self.policy, self.rollout, lambda: nullcontext(self.engine)),
+            reference=frozen if self.objective.needs_reference else None,
+        )
 
     def join(self, rank: int, world: int, address: str, port: int) -> None:
         """Form the process group with the other ranks and build the engine; every rank calls it."""
@@ -116,17 +122,15 @@ class LearnerWorker:
             were ever applied), and this rank's broken trajectories and parameters.
         """
         started = time.perf_counter()
-        metrics = UpdateMetrics(self.settings.clip, self.rollout.steps)
+        metrics = UpdateMetrics(self.objective.metrics, self.rollout.steps)
+        schedule = self.policy.schedule(self.rollout.steps)
+        schedule = Schedule(schedule.sigmas.to(self.device), schedule.timesteps.to(self.device))
         with self.reference.awake():
             for number, share in enumerate(work.shares):
-                rows = rows_of(
-                    share,
-                    work.trajectories,
-                    work.conditionings,
-                    self.settings.advantage_clip,
-                    self.device,
+                parts = self.objective.minibatches(
+                    share, work.trajectories, work.conditionings, schedule=schedule, size=self.micro_batch
                 )
-                self._accumulate(rows, metrics, first=number == 0)
+                self._accumulate(parts, metrics, first=number == 0)
                 self._apply(metrics)
         found = metrics.reduce(seconds=time.perf_counter() - started)
         counts = {"skipped_in_a_row": self.skipped_in_a_row, "updates": self.updates}
@@ -136,46 +140,16 @@ class LearnerWorker:
             broken=not_finite(self.parameters, self.rank),
         )
 
-    def _accumulate(self, rows: Rows, metrics: UpdateMetrics, *, first: bool) -> None:
-        schedule = self.policy.schedule(self.rollout.steps)
-        sigmas, timesteps = schedule.sigmas.to(self.device), schedule.timesteps.to(self.device)
-        for part in rows.split(self.micro_batch):
-            pair = sigmas[part.steps], sigmas[part.steps + 1]
-            objective, mean = self._objective(part, pair, timesteps[part.steps])
+    def _accumulate(self, parts: Iterable[Minibatch], metrics: UpdateMetrics, *, first: bool) -> None:
+        for part in parts:
+            terms = self.objective.loss(self.models, part)
+            prediction: Any = terms.prediction
+            prediction.retain_grad()
+            loss = (part.weights * terms.losses).sum()
             # DeepSpeed averages over ranks; the weights already count every trajectory of the world.
-            self.engine.backward(objective.loss * self.world)
-            pull = mean.grad.flatten(1).norm(dim=1) / self.world
-            metrics.add(objective, part, pull, first=first)
-
-    def _objective(
-        self, part: Rows, sigmas: tuple[Tensor, Tensor], timestep: Tensor
-    ) -> tuple[Objective, Any]:
-        """The objective of a micro-batch and the predicted means, which will hold their gradient."""
-        # First, since ZeRO-3 expects the policy's own backward right after its forward.
-        reference = self._reference_move(part, sigmas, timestep) if self.settings.beta else None
-        move = self._move(self.engine, part, sigmas, timestep)
-        move.mean.retain_grad()
-        log_ratio = log_prob(part.next_states, move) - part.log_probs
-        step_size = sigmas[0] - sigmas[1]
-        if self.settings.ratio == "guard":
-            assert part.means is not None
-            log_ratio = guarded_log_ratio(log_ratio, move, part.means)
-        surrogate, ratio = clipped_objective(log_ratio, part.advantages, self.settings.clip)
-        if self.settings.ratio == "guard":
-            surrogate = surrogate / step_size
-        kl = torch.zeros_like(ratio)
-        if reference is not None:
-            kl = gaussian_kl(move, reference)
-            kl = flow_grpo_kl(move, reference, step_size) if self.settings.kl == "flow_grpo" else kl
-        return weighted_objective(surrogate, ratio, kl, part.weights, self.settings.beta), move.mean
-
-    def _move(self, model: Any, part: Rows, sigmas: tuple[Tensor, Tensor], timestep: Tensor) -> Transition:
-        return transition(self.policy, self.rollout, model, part.states, part.conditioning, sigmas, timestep)
-
-    @torch.no_grad()
-    def _reference_move(self, part: Rows, sigmas: tuple[Tensor, Tensor], timestep: Tensor) -> Transition:
-        with self.reference.active(self.engine) as model:
-            return self._move(model, part, sigmas, timestep)
+            self.engine.backward(loss * self.world)
+            pull = prediction.grad.flatten(1).norm(dim=1) / self.world
+            metrics.add(terms, part, loss.detach(), pull, first=first)
 
     def _apply(self, metrics: UpdateMetrics) -> None:
         """One optimizer step, unless a gradient of any rank is not finite; then nothing changes anywhere."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Final
 
 from rewards.scorer import Traits
+from rollout.named import imported
 
 REWARDS: Final[dict[str, str]] = {
     "aesthetic": "rewards.scorers.aesthetic:AestheticScorer",
@@ -28,15 +28,12 @@ def resolve(name: str) -> type[Any]:
         ValueError: if the name is unknown, its module or class is missing, or the class is not a scorer.
     """
     target = REWARDS.get(name, name)
-    module_name, separator, class_name = target.partition(":")
-    if not separator:
+    if ":" not in target:
         raise ValueError(f"unknown reward {name!r}: expected one of {', '.join(REWARDS)}, or module:Class")
     try:
-        found = getattr(import_module(module_name), class_name)
-    except ImportError as error:
-        raise ValueError(f"reward {name!r}: cannot import {module_name!r}: {error}") from error
-    except AttributeError as error:
-        raise ValueError(f"reward {name!r}: module {module_name!r} has no {class_name!r}") from error
+        found = imported(target)
+    except ValueError as error:
+        raise ValueError(f"reward {name!r}: {error}") from error
     return _checked(name, found)
 
 

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Handle = Any
 """Reference to a large value: a Ray ``ObjectRef`` in the service, the value itself without Ray."""
+
+Keep = Literal["states", "log_probs", "means"]
+"""Fields of a `Trajectory` that a sampler keeps if the objective needs them."""
+
+NOT_KEPT: Final[NDArray[np.float32]] = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,26 +57,26 @@ class SampleRequest:
 class Trajectory:
     """One candidate's data for the learner, around every trained step.
 
-    ``latents`` is (S + 1, *latent shape) in the storage dtype (bfloat16 as its int16 bits), ``log_probs``
-    is (S,) float32 under the behaviour policy, ``steps`` is (S,) and names the steps of the schedule.
-    ``means``, (S, *latent shape) float32, are the behaviour policy's, kept where the objective needs them.
+    ``steps`` (S,) names the steps of the schedule. Other fields are empty unless the objective needs them:
+    ``states`` (S + 1, *latent shape) in the storage dtype (bfloat16 as its int16 bits); ``log_probs`` (S,)
+    and ``means`` (S, *latent shape), both float32, of the behaviour policy.
     """
 
-    latents: NDArray[Any]
-    log_probs: NDArray[np.float32]
     steps: NDArray[np.int64]
-    means: NDArray[np.float32] | None = None
+    states: NDArray[Any] = field(default_factory=lambda: NOT_KEPT)
+    log_probs: NDArray[np.float32] = field(default_factory=lambda: NOT_KEPT)
+    means: NDArray[np.float32] = field(default_factory=lambda: NOT_KEPT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
     """A candidate after the steps of a preview: its state ``x``, float32, and its trajectory so far.
 
-    ``latents``, ``log_probs`` and ``means`` are as in `Trajectory`, and empty before the first trained step.
+    ``states``, ``log_probs`` and ``means`` are as in `Trajectory`, and empty before the first trained step.
     """
 
     x: NDArray[np.float32]
-    latents: NDArray[Any]
+    states: NDArray[Any]
     log_probs: NDArray[np.float32]
     means: NDArray[np.float32]
 

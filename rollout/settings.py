@@ -28,6 +28,9 @@ class ModelSettings(Settings):
     """The pipeline to train, and the part of it that is trained."""
 
     path: str = Field(description="diffusers pipeline: a folder, or a hub name")
+    family: str | None = Field(
+        None, description="module:Class of your own adapter; default: the one for the pipeline's class"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="compute precision of the transformer"
     )
@@ -161,13 +164,13 @@ def finite(value: Any, where: str = "") -> Any:
     return value
 
 
-def explain(error: ValidationError) -> str:
-    """Every key that is wrong, with its value and what was expected, in one line."""
-    return "; ".join(_explain_one(dict(one)) for one in error.errors())
+def explain(error: ValidationError, section: str = "") -> str:
+    """Name every key (of a section) that is wrong, with its value and what was expected, in one line."""
+    return "; ".join(_explain_one(dict(one), section) for one in error.errors())
 
 
-def _explain_one(one: dict[str, Any]) -> str:
-    key = ".".join(map(str, one["loc"]))
+def _explain_one(one: dict[str, Any], section: str) -> str:
+    key = ".".join(filter(None, [section, *map(str, one["loc"])]))
     message = str(one["msg"]).removeprefix("Value error, ")
     if one["type"] == "extra_forbidden":
         return f"unknown key {key}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from rollout.records import (
     Begun,
     Chunk,
     Conditioning,
+    Keep,
     Noise,
     Prompt,
     SampleRequest,
@@ -41,18 +42,23 @@ class RolloutWorker:
     """A copy of the policy that samples groups under the requested version, or refuses."""
 
     def __init__(
-        self, model: ModelSettings, rollout: RolloutSettings, seed: int, *, keep_means: bool = False
+        self,
+        model: ModelSettings,
+        rollout: RolloutSettings,
+        seed: int,
+        *,
+        keeps: Collection[Keep] = ("states", "log_probs"),
     ) -> None:
         """Load the pipeline onto the GPU where one is assigned, else onto the CPU: weights of version 0.
 
-        ``keep_means`` stores the behaviour policy's means with the trajectories.
+        ``keeps`` says what trajectories hold: what the learner's objective needs.
         """
         torch.set_num_threads(rollout.threads)
         self.device = "cuda" if rollout.gpus > 0 and torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             keep_freed_memory()
         self.settings = rollout
-        self.seed, self.keep_means = seed, keep_means
+        self.seed, self.keeps = seed, keeps
         self.policy = load_policy(model, rollout, device=self.device, seed=seed)
         self.parameters = trainable(self.policy.transformer)
         self.policy.transformer.eval().requires_grad_(False)
@@ -136,7 +142,7 @@ class RolloutWorker:
         trajectories = [
             trajectory
             for part, rollout in zip(parts, rollouts, strict=True)
-            for trajectory in _trajectories(rollout, self._window(part), self.keep_means)
+            for trajectory in _trajectories(rollout, self._window(part), self.keeps)
         ]
         encoded = [self._encode(request.prompt.text) for request in requests]
         conditionings = [
@@ -230,7 +236,7 @@ class RolloutWorker:
     def _resumed(self, begun: Sequence[Begun]) -> Rollout:
         x, states, log_probs, means = (
             torch.stack([unpack(getattr(one, name)) for one in begun]).to(self.device)
-            for name in ("x", "latents", "log_probs", "means")
+            for name in ("x", "states", "log_probs", "means")
         )
         return Rollout(self.settings.preview_steps, x, x, states, log_probs, means)
 
@@ -248,19 +254,14 @@ def _rows(values: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
 
 def _begun(part: Rollout) -> list[Begun]:
     return [
-        Begun(x=pack(x), latents=pack(states), log_probs=pack(log_probs), means=pack(means))
+        Begun(x=pack(x), states=pack(states), log_probs=pack(log_probs), means=pack(means))
         for x, states, log_probs, means in zip(part.x, part.states, part.log_probs, part.means, strict=True)
     ]
 
 
-def _trajectories(part: Rollout, window: range, keep_means: bool) -> list[Trajectory]:
+def _trajectories(part: Rollout, window: range, keeps: Collection[Keep]) -> list[Trajectory]:
     steps = np.asarray(window, dtype=np.int64)
     return [
-        Trajectory(
-            latents=pack(states),
-            log_probs=log_probs.cpu().numpy(),
-            steps=steps,
-            means=pack(means) if keep_means else None,
-        )
-        for states, log_probs, means in zip(part.states, part.log_probs, part.means, strict=True)
+        Trajectory(steps=steps, **{name: pack(getattr(part, name)[row]) for name in keeps})
+        for row in range(len(part.x))
     ]

@@ -11,7 +11,7 @@ from rewards.combine import Scores
 from selection.advantages import advantages, rms
 from selection.records import GroupStatistics, Kept, Selection
 from selection.settings import SelectionSettings
-from selection.strategies import STRATEGIES, Batch, Floats, Indices, each_margin, promising
+from selection.strategies import Batch, Floats, Indices, each_margin, load_strategy, promising
 
 
 class Selector:
@@ -24,6 +24,7 @@ class Selector:
     def __init__(self, settings: SelectionSettings, seed: int) -> None:
         self.settings = settings
         self.seed = seed
+        self.strategy = load_strategy(settings.strategy)
 
     def ping(self) -> str:
         """Return the strategy's name, which confirms that the worker responds."""
@@ -66,7 +67,7 @@ class Selector:
 
     def _choose(self, batch: Batch, scores: Sequence[Scores]) -> tuple[Indices, ...]:
         if self.settings.margin == "total":
-            return STRATEGIES[self.settings.strategy](batch)
+            return self.strategy(batch)
         parts = np.full((len(scores[0].weighted), *batch.rewards.shape), np.nan)
         for group, score in enumerate(scores):
             for number, part in enumerate(score.weighted.values()):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rollout.settings import Settings
 
@@ -35,10 +35,11 @@ class SelectionSettings(Settings):
     )
     candidates: int = Field(16, ge=2, description="candidates sampled per prompt, each from its own noise")
     keep: int = Field(8, ge=2, description="candidates per prompt to train on; the strategy all ignores it")
-    strategy: StrategyName = Field(
+    strategy: str = Field(
         "noise_margin",
         description="noise_margin keeps the widest pairs of every prompt, global_margin of the whole batch, "
-        "max_variance the subset that varies most, prompt_filter whole prompts; random is the control",
+        "max_variance the subset that varies most, prompt_filter whole prompts; random and all are the "
+        "controls, and module:function is a strategy of your own",
     )
     advantages: Normalisation = Field(
         "batch",
@@ -56,6 +57,14 @@ class SelectionSettings(Settings):
         description="reward that noise_margin compares: the total, or every weighted one in turn, so that "
         "the one of the widest scale does not choose all pairs",
     )
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = get_args(StrategyName)
+        if name not in known and ":" not in name:
+            raise ValueError(f"expected one of {', '.join(map(repr, known))}, or module:function")
+        return name
 
     @model_validator(mode="after")
     def _keep_fits(self) -> SelectionSettings:

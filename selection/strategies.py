@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rollout.named import imported
 from selection.settings import StrategyName
 
 Indices = NDArray[np.int64]
@@ -168,6 +170,63 @@ STRATEGIES: Final[Mapping[StrategyName, Strategy]] = {
     "prompt_filter": prompt_filter,
 }
 """The strategies by their names in the configuration."""
+
+
+def load_strategy(name: str) -> Strategy:
+    """Return the strategy of a name of `STRATEGIES`, or a user's own ``module:function``.
+
+    What one of their own keeps is checked whenever it is called. Raises ``ValueError``, naming the key and
+    the value, when there is no such function, and when it keeps what it may not.
+    """
+    if name in STRATEGIES:
+        return STRATEGIES[name]  # type: ignore[index]
+    try:
+        own = imported(name)
+    except ValueError as error:
+        raise ValueError(f"selection.strategy: got {name!r}: {error}") from error
+    if not callable(own):
+        raise ValueError(f"selection.strategy: got {name!r}, expected a function of a Batch")
+    return partial(_checked, name, own)
+
+
+def check_strategy(name: str, candidates: int, keep: int) -> None:
+    """Try a user's own strategy on a made-up batch, in which candidates tie and rewards are missing.
+
+    Raises ``ValueError``, naming the key, the value and what was expected.
+    """
+    strategy = load_strategy(name)
+    if name in STRATEGIES:
+        return
+    keys = np.arange(3 * candidates, dtype=np.uint64).reshape(3, candidates)
+    rewards = np.random.default_rng(0).normal(size=keys.shape)
+    rewards[1] = 0.5
+    valid = np.ones(keys.shape, dtype=np.bool_)
+    valid[0, 0] = valid[2, 1:] = False
+    rewards[~valid] = np.nan
+    strategy(Batch(rewards=rewards, valid=valid, keys=keys, keep=keep, tolerance=1e-6))
+
+
+def _checked(name: str, own: Strategy, batch: Batch) -> tuple[Indices, ...]:
+    try:
+        kept = tuple(np.asarray(chosen, dtype=np.int64) for chosen in own(batch))
+    except Exception as error:  # the function is the user's own and may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"selection.strategy: {name!r} failed on {len(batch.rewards)} groups: {reason}"
+        ) from error
+    if len(kept) != len(batch.rewards):
+        raise ValueError(
+            f"selection.strategy: {name!r} kept candidates of {len(kept)} groups, "
+            f"expected an entry for each of {len(batch.rewards)}"
+        )
+    for chosen, valid in zip(kept, batch.valid, strict=True):
+        places, allowed = chosen.tolist(), np.flatnonzero(valid).tolist()
+        if len(set(places)) < len(places) or not set(places) <= set(allowed):
+            raise ValueError(
+                f"selection.strategy: {name!r} kept {places}, expected different ones of {allowed}, "
+                "the valid candidates of the group"
+            )
+    return kept
 
 
 def _split(order: Indices, size: int, highest: int) -> Indices:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from learner.objectives.flow_grpo import FlowGRPOSettings
+from learner.objectives.registry import load_objective, metric_names
 from tests.support.paths import ROOT
 
 DOCKER = ROOT / "docker"
@@ -191,6 +193,7 @@ def test_the_dashboard_asks_for_metrics_that_a_run_has() -> None:
     sources = [ROOT / "cluster" / name for name in names]
     sources += [ROOT / "selection" / "selector.py"]
     known = {name for path in sources for name in re.findall(r'"(\w+)"', path.read_text())}
+    known |= set(metric_names(load_objective(FlowGRPOSettings())))
     assert {"reward_mean", "queue", "weights_version", "missing_rewards", "seconds"} <= asked
     assert asked <= known | {"seconds"}
 

@@ -15,6 +15,7 @@ from cluster.actors.pool import START_DEADLINE
 from cluster.config.errors import LearnerError, LearnerLost
 from cluster.config.settings import RunSettings
 from learner import wire
+from learner.objectives.registry import load_objective
 from learner.rank_shares import rank_updates
 from learner.records import Update, Written
 from rollout.records import CandidateGroup, Weights, WeightsId
@@ -82,6 +83,7 @@ class Learner:
         """Start the ranks, as `learner_spec` says or others of that interface."""
         self.settings, self.seed = settings.learner, settings.seed
         self.spec = spec or learner_spec(settings)
+        self.objective = load_objective(settings.learner.objective)
         self.deadline = settings.cluster.learner_deadline
         self.parts = self.restarts = 0
         self.actors = [spawn(self.spec, rank) for rank in range(self.settings.ranks)]
@@ -120,6 +122,7 @@ class Learner:
         work = rank_updates(
             selection.kept, groups,
             ranks=len(self.actors), updates=self.settings.updates, seed=self.seed, step=step,
+            units=self.objective.units(selection.kept),
         )  # fmt: skip
         calls = [wire.spread(part) for part in work]
         found: list[Update] = await self._every("update", calls, gather=wire.gather)

@@ -14,6 +14,7 @@ from cluster.actors.learner import gather_ranks
 from cluster.actors.pool import Pool, Slot, call
 from cluster.config.errors import WeightsError
 from cluster.config.settings import RunSettings
+from learner.objectives.registry import load_objective
 from rollout import wire
 from rollout.batches import Batch
 from rollout.records import Chunk, Handle, Noise, Prompt, Weights, WeightsId, WeightsMismatch
@@ -31,7 +32,7 @@ def sampler_spec(settings: RunSettings) -> ActorSpec:
             "model": settings.model,
             "rollout": rollout,
             "seed": settings.seed,
-            "keep_means": settings.learner.needs_means,
+            "keeps": load_objective(settings.learner.objective).keeps,
         },
         gpus=rollout.gpus,
         threads=rollout.threads,

@@ -13,6 +13,7 @@ import torch
 from cluster.bench.subject import add_options, learner_of, requests, sampled_work, sampler_of, subject
 from cluster.bench.table import Report, Row, no_more
 from cluster.bench.timing import flops_of, in_turns, matmul_peak, peak_gb, seconds
+from learner.objectives.flow_grpo import FlowGRPOSettings
 from learner.settings import LearnerSettings
 
 
@@ -31,7 +32,8 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     no_more(rest)
     with subject(options) as one:
         settings = LearnerSettings(
-            gpus=one.rollout.gpus, threads=options.threads, beta=options.beta, zero_stage=0,
+            gpus=one.rollout.gpus, threads=options.threads, zero_stage=0,
+            objective=FlowGRPOSettings(beta=options.beta),
             micro_batch=options.micro_batch, gradient_checkpointing=options.checkpointing,
         )  # fmt: skip
         sampled = sampled_work(sampler_of(one), requests(one, options.groups), settings.updates)

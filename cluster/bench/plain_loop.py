@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cluster.bench.subject import Subject
 from cluster.config.errors import UserError
-from learner.loss import clipped_objective, gaussian_kl
+from learner.objectives.flow_grpo import FlowGRPOSettings, clipped_surrogate, gaussian_kl
 from learner.rank_shares import Item
 from learner.settings import LearnerSettings
 from rollout.families.registry import Schedule, load_policy
@@ -35,7 +35,8 @@ class NaiveLoop:
 
     def __init__(self, one: Subject, learner: LearnerSettings, batch: int) -> None:
         """Load the pipeline, its adapter started from the same seed as everyone's."""
-        self.one, self.learner, self.batch = one, learner, batch
+        assert isinstance(learner.objective, FlowGRPOSettings)
+        self.one, self.learner, self.batch, self.objective = one, learner, batch, learner.objective
         self.policy = load_policy(one.model, one.rollout, device=one.device, seed=0)
         if self.policy.index["_class_name"] != "StableDiffusion3Pipeline" or not self.policy.guided:
             raise UserError("bench step: the plain loop knows SD3 and SD3.5 with guidance above 1")
@@ -141,9 +142,9 @@ class NaiveLoop:
         with torch.no_grad(), adapter_off(self.transformer):
             reference = self._move(states[:, 0], step, text)
         log_ratio = log_prob(states[:, 1], move) - behaviour
-        surrogate, _ = clipped_objective(log_ratio, advantages, self.learner.clip)
+        surrogate, _ = clipped_surrogate(log_ratio, advantages, self.objective.clip)
         kl = gaussian_kl(move, reference)
-        return (surrogate + self.learner.beta * kl).mean()
+        return (surrogate + self.objective.beta * kl).mean()
 
 
 def start_from(loop: NaiveLoop, values: Sequence[Any]) -> None:

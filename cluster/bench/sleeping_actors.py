@@ -45,7 +45,7 @@ class SleepingSampler:
         images = np.zeros((len(request.noises), 8, 8, 3), dtype=np.uint8)
         images[:, 0, 0, 0] = [noise.path % 251 for noise in request.noises]
         nothing = np.zeros(1, dtype=np.float32)
-        trajectory = Trajectory(latents=self.latents, log_probs=nothing, steps=np.zeros(1, dtype=np.int64))
+        trajectory = Trajectory(states=self.latents, log_probs=nothing, steps=np.zeros(1, dtype=np.int64))
         return [
             Chunk(
                 images=images,

@@ -24,6 +24,7 @@ from cluster.bench.subject import (
 from cluster.bench.table import Report, Row, no_more
 from cluster.bench.timing import seconds
 from cluster.config.errors import UserError
+from learner.objectives.flow_grpo import FlowGRPOSettings
 from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
 from rollout.records import WeightsId
@@ -70,7 +71,8 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
         )
     with subject(options) as one:
         settings = LearnerSettings(
-            gpus=one.rollout.gpus, threads=options.threads, beta=0.04, zero_stage=0,
+            gpus=one.rollout.gpus, threads=options.threads, zero_stage=0,
+            objective=FlowGRPOSettings(beta=0.04),
             micro_batch=options.micro_batch,
         )  # fmt: skip
         ours, naive = Ours(one, settings, options.groups), NaiveLoop(one, settings, options.naive_batch)

@@ -16,6 +16,7 @@ from cluster.config.model_check import check_embeddings, check_model
 from cluster.config.object_store import check_object_store
 from cluster.config.settings import ClusterSettings, RunSettings
 from learner.deepspeed_config import deepspeed_config
+from learner.objectives.registry import check_objective
 from rewards.options import check_options
 from rewards.registry import resolve
 from rewards.settings import RewardSettings
@@ -23,6 +24,7 @@ from rewards.suitability import refusal
 from rollout.families.registry import ModelFolderError, family_of
 from rollout.prompts import PromptFileError, load_prompts
 from rollout.records import Prompt
+from selection.strategies import check_strategy
 
 PROCESS_GB: Final = {
     "ray": 0.9,
@@ -53,12 +55,14 @@ def check(settings: RunSettings, *, reach: Callable[[ClusterSettings], None] | N
         UserError: naming file, line or key, the value and what was expected.
     """
     try:
-        family_of(settings.model.path)
+        family_of(settings.model.path, settings.model.family)
         inputs = Inputs(load_prompts(settings.prompts.train), load_prompts(settings.prompts.eval))
     except (ModelFolderError, PromptFileError) as error:
         raise UserError(str(error)) from None
     _check_checkpoints(settings)
     try:
+        check_objective(settings.learner.objective, settings.rollout.dynamics)
+        check_strategy(settings.selection.strategy, settings.selection.candidates, settings.selection.keep)
         deepspeed_config(settings.learner, settings.model.dtype)
     except ValueError as error:
         raise UserError(str(error)) from None

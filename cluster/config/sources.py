@@ -12,10 +12,13 @@ from pydantic import ValidationError
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
+from learner.objectives.registry import DEFAULT
+from learner.settings import MOVED, with_moved_keys
 from rollout.settings import explain
 from rollout.text_files import TextFileError, read_text
 
 PRESETS: Final = Path(__file__).parents[1] / "presets"
+_FLAGS: Final = {f"--learner.{old}": f"--learner.{new}" for old, new in MOVED.items()}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,6 +63,8 @@ def parse_overrides(arguments: list[str], prog: str) -> dict[str, Any]:
         model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     parser = _Parser(prog=prog, allow_abbrev=False)
+    flags = [argument.partition("=") for argument in arguments]
+    arguments = [_FLAGS.get(flag, flag) + equals + value for flag, equals, value in flags]
     source: Any = CliSettingsSource(
         CommandLine, cli_parse_args=arguments, root_parser=parser, cli_parse_none_str="none"
     )
@@ -74,14 +79,27 @@ def resolve(source: str, overrides: dict[str, Any]) -> RunSettings:
     """
     values = {"preset": Path(source).stem, **read_toml(source)}
     try:
-        return RunSettings.model_validate(_merged(values, overrides))
+        return RunSettings.model_validate(_merged(_today(values), _today(overrides)))
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error)}") from None
 
 
+def _today(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "learner": with_moved_keys(values["learner"])} if "learner" in values else values
+
+
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and k in base}
+    both = {
+        key: _merged(base[key], value)
+        for key, value in over.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and not _another(key, base[key], value)
+    }
     return {**base, **over, **both}
+
+
+def _another(key: str, base: dict[str, Any], over: dict[str, Any]) -> bool:
+    """Return whether a section names another objective than the one before, whose keys are not its own."""
+    return key == "objective" and "name" in over and over["name"] != base.get("name", DEFAULT)
 
 
 def to_toml(settings: RunSettings) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.config.settings import RunSettings
 from cluster.local.costs import Clock, Meter
+from learner.objectives.registry import load_objective
 from learner.rank_shares import rank_updates
 from learner.records import Update
 from learner.worker import LearnerWorker
@@ -40,8 +41,8 @@ def load_scorers(settings: RunSettings) -> Scorers:
 
 def load_sampler(settings: RunSettings) -> RolloutWorker:
     """Load a sampler as the service does."""
-    keep_means = settings.learner.needs_means
-    return RolloutWorker(settings.model, settings.rollout, settings.seed, keep_means=keep_means)
+    keeps = load_objective(settings.learner.objective).keeps
+    return RolloutWorker(settings.model, settings.rollout, settings.seed, keeps=keeps)
 
 
 def load_learner(settings: RunSettings) -> LearnerWorker:
@@ -162,8 +163,11 @@ class LocalStages:
     async def update(self, step: int, selection: Selection, groups: Sequence[CandidateGroup]) -> Update:
         """Train on the kept candidates."""
         with self.clock.running("learn"):
-            updates, seed = self.settings.learner.updates, self.settings.seed
-            (work,) = rank_updates(selection.kept, groups, ranks=1, updates=updates, seed=seed, step=step)
+            (work,) = rank_updates(
+                selection.kept, groups,
+                ranks=1, updates=self.settings.learner.updates, seed=self.settings.seed, step=step,
+                units=self.learner.objective.units(selection.kept),
+            )  # fmt: skip
             return self.learner.update(work)
 
     async def updates(self) -> int:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from cluster.config.errors import RunStopped
 from cluster.loop.run import Run, Step
 from cluster.record.nonfinite import BROKEN
 from cluster.record.nothing_learned import nothing_learned, some
 from cluster.record.run_folder import RunFolder
+from learner.objectives.registry import load_objective
 from learner.records import Update
-
-RATIO_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 2e-2}
-"""How far an on-policy ratio may be from one before the sampler and the learner count as different."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Checks:
             return
         _weights(run, made.update)
         await self._gradients(run, step, made, made.update)
-        _on_policy(run, step, made, made.update.metrics)
+        _healthy(run, step, made, made.update.metrics)
 
     def _images(self, made: Step) -> None:
         """Stop if no candidate is finite; those left out for their previews do not count."""
@@ -88,12 +86,9 @@ def _weights(run: Run, update: Update) -> None:
         )
 
 
-def _on_policy(run: Run, step: int, made: Step, metrics: Mapping[str, float]) -> None:
-    """Stop if fresh groups have a ratio other than one: sampler and learner differ, not two policies."""
-    fresh = step - 1 == min(group.version for group in made.groups)
-    tolerance = RATIO_TOLERANCE[run.settings.model.dtype]
-    if fresh and metrics["ratio_max_deviation"] > tolerance:
-        raise RunStopped(
-            f"sampler and learner disagree: on-policy ratios are off by "
-            f"{metrics['ratio_max_deviation']:.2g}, more than {tolerance:g} in {run.settings.model.dtype}"
-        )
+def _healthy(run: Run, step: int, made: Step, metrics: Mapping[str, float]) -> None:
+    """Stop at metrics that the objective knows to be a defect."""
+    objective, dtype = load_objective(run.settings.learner.objective), run.settings.model.dtype
+    on_policy = step - 1 == min(group.version for group in made.groups)
+    if defect := objective.healthy(metrics, on_policy=on_policy, dtype=dtype):
+        raise RunStopped(defect)

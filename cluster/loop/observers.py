@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from cluster.loop.drift_guard import image_metrics
 from cluster.loop.run import Run, Step
 from cluster.record.checkpoints import Checkpoints, Saver
 from cluster.record.nonfinite import BROKEN
 from cluster.record.run_folder import RunFolder
-
-LEARNER_METRICS: Final = (
-    "loss", "ratio_mean", "ratio_max_deviation", "drift", "clip_fraction", "kl", "advantage_rms", "pull",
-    "grad_norm", "learning_rate", "skipped_updates", "skipped_in_a_row", "seconds_learn",
-)  # fmt: skip
-"""What a step without an update has no value for."""
+from learner.objectives.registry import load_objective, metric_names
 
 
 class Metrics:
@@ -32,12 +27,17 @@ class Metrics:
             "staleness": step - 1 - min(group.version for group in made.groups),
             **made.selection.metrics,
             BROKEN: sum(len(one.broken) for one in made.batch),
-            **(made.update.metrics if made.update else dict.fromkeys(LEARNER_METRICS)),
+            **(made.update.metrics if made.update else _unknown(run)),
             "updates": run.updates,
             **image_metrics([one.observed for one in made.batch]),
             **run.watch.seconds(made.batch),
             **run.stages.status,
         }
+
+
+def _unknown(run: Run) -> dict[str, None]:
+    """The metrics of an update, without their values: nothing was kept to train on."""
+    return dict.fromkeys(metric_names(load_objective(run.settings.learner.objective)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from cluster.plan.estimate import Estimate, Hardware, Need
 from cluster.plan.step import sampling_passes
+from learner.objectives.registry import load_objective
 from learner.settings import LearnerSettings
 from rollout.tools.model_costs import Sizes, sizes_of
 from rollout.tools.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs
@@ -53,7 +54,8 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
     passes = sampling_passes(settings) * model.sizes.sampling.flops
     sampling = (passes + images * model.sizes.decoding.flops / FLOAT32) / rollout.batch
     pairs = settings.groups_per_step * settings.selection.keep * rollout.trained_steps
-    training = model.sizes.training.flops + (learner.beta > 0) * model.sizes.reference.flops
+    anchored = _anchored(learner)
+    training = model.sizes.training.flops + anchored * model.sizes.reference.flops
     share_of_gpu = min(rollout.gpus, 1) or 1
     stages = {
         "sample": sampling / (flops * rollout.workers * share_of_gpu),
@@ -61,6 +63,14 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
     }
     basis = f"{flops / 1e12:.0f} TFLOP/s per GPU; rewards, weights and evaluations are not counted"
     return Estimate(stages, needs, settings.max_staleness > 0, basis)
+
+
+def _anchored(learner: LearnerSettings) -> bool:
+    """Return whether the objective also calls the start policy."""
+    try:
+        return load_objective(learner.objective).needs_reference
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _need(name: str, count: int, gpus: float, hardware: Hardware, parts: dict[str, float]) -> Need:
@@ -80,6 +90,7 @@ def _sampler(settings: RunSettings, model: _Model) -> dict[str, float]:
 
 def _learner(settings: RunSettings, sizes: Sizes) -> dict[str, float]:
     learner, model = settings.learner, settings.model
+    anchored = _anchored(learner)
     stage, ranks = learner.zero_stage, learner.ranks
     half = model.dtype == "bfloat16"
     sharded = {level: 1 / ranks if stage >= level else 1.0 for level in (1, 2, 3)}
@@ -90,8 +101,8 @@ def _learner(settings: RunSettings, sizes: Sizes) -> dict[str, float]:
         "gradients": 4 * sizes.trained * sharded[2],
         "optimizer": 0.0 if learner.offload != "none" else optimizer,
         "average": 4 * sizes.trained * sharded[3],
-        "reference": sizes.weights * sharded[3] if learner.beta and not model.lora_rank else 0.0,
-        "activations": max(sizes.training.live, (learner.beta > 0) * sizes.reference.live),
+        "reference": sizes.weights * sharded[3] if anchored and not model.lora_rank else 0.0,
+        "activations": max(sizes.training.live, anchored * sizes.reference.live),
     }
 
 

@@ -74,8 +74,10 @@ def learner(settings: RunSettings, prompt: Prompt, chunks: Sequence[Chunk]) -> M
     sampled = [trajectory for chunk in chunks for trajectory in chunk.trajectories]
     like = replace(chunks[0], trajectories=tuple(islice(cycle(sampled), count)))
     kept = [Kept(group_id=0, candidate=i, advantage=(-1.0) ** i) for i in range(count)]
-    updates = settings.learner.updates
-    (work,) = rank_updates(kept, [group_of(request, [like])], ranks=1, updates=updates, seed=0, step=0)
+    updates, units = settings.learner.updates, worker.objective.units(kept)
+    (work,) = rank_updates(
+        kept, [group_of(request, [like])], ranks=1, updates=updates, seed=0, step=0, units=units
+    )
 
     def update() -> None:
         worker.update(work)

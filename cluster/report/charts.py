@@ -16,6 +16,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from cluster.record.run_data import STAGES, Row, Run, evaluated, number, series
+from learner.objectives.registry import drawn_metrics
 
 LIGHT: Final = {
     "paper": "#f6f4ef", "card": "#fffdfa", "ink": "#20252b", "muted": "#5d6670", "line": "#e2ddd2",
@@ -50,15 +51,6 @@ LAYOUT: Final = {
     },
     "bargap": 0.15,
 }  # fmt: skip
-_DIAGNOSTICS: Final = (
-    ("ratio_max_deviation", "Largest ratio deviation", "How far any probability ratio is from 1."),
-    ("clip_fraction", "Clipped", "Share of ratios that the clip range cut."),
-    ("kl", "KL", "Distance of the step distributions from the reference model's."),
-    ("grad_norm", "Gradient norm", "Before clipping."),
-    ("loss", "Loss", "The policy objective; its level says little."),
-    ("advantage_rms", "Advantage RMS", "The size of the learning signal after selection."),
-)
-
 _WATCHED_COLORS: Final = ("accent", "high", "low", "score", "learn", "sample", "select", "soft")
 
 
@@ -116,8 +108,8 @@ def time_chart(run: Run) -> Chart | None:
 def diagnostic_charts(run: Run) -> list[Chart]:
     """Small multiples of what to look at when a run goes wrong."""
     charts = (
-        _chart(key, title, note, _line(run.training, key, title, "accent"), "small")
-        for key, title, note in _DIAGNOSTICS
+        _chart(m.name, m.title, m.note, _line(run.training, m.name, m.title, "accent"), "small")
+        for m in drawn_metrics(run.section("learner"))
     )
     return [chart for chart in charts if chart]
 

@@ -85,7 +85,7 @@ def predictions(worker: RolloutWorker, chunk: Chunk) -> list[Preview]:
     """
     policy, device = worker.policy, worker.device
     schedule = policy.schedule(worker.settings.steps)
-    latents = torch.stack([unpack(one.latents) for one in chunk.trajectories]).float().to(device)
+    latents = torch.stack([unpack(one.states) for one in chunk.trajectories]).float().to(device)
     texts = {name: unpack(array).to(device) for name, array in chunk.conditioning.arrays.items()}
     repeated = {name: value.expand(len(latents), *value.shape) for name, value in texts.items()}
     found = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from rollout.named import imported
 from rollout.text_files import read_text
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ FAMILIES: Final = {
     "SanaPipeline": "rollout.families.sana:Sana",
     "WanPipeline": "rollout.families.wan:Wan",
 }
-"""Pipeline class in ``model_index.json`` -> adapter. A new family is one file and one line here."""
+"""Pipeline class in ``model_index.json`` -> adapter. A new family is one file and one line here.
+
+A user's own is named by ``model.family``.
+"""
 
 Tensors = dict[str, "Tensor"]
 Velocity = Callable[..., "Tensor"]
@@ -81,8 +84,10 @@ class Policy(Protocol):
         ...
 
 
-def family_of(path: str) -> str:
+def family_of(path: str, family: str | None = None) -> str:
     """Return the adapter's "module:Class" for a pipeline's folder or its name on the hub.
+
+    ``family`` is a user's own, which is imported only by `family_class`.
 
     Raises:
         ModelFolderError: if the folder is not a pipeline or its family is unknown.
@@ -96,8 +101,13 @@ def family_of(path: str) -> str:
         raise ModelFolderError(
             f"model.path: {path} is not a diffusers pipeline ({index}: {error})"
         ) from error
+    if family is not None:
+        return family
     if name not in FAMILIES:
-        raise ModelFolderError(f"model.path: {path} is a {name}; supported are {', '.join(FAMILIES)}")
+        raise ModelFolderError(
+            f"model.path: {path} is a {name}; supported are {', '.join(FAMILIES)}, "
+            "and any with an adapter of your own as model.family"
+        )
     return FAMILIES[name]
 
 
@@ -114,14 +124,33 @@ def _hub_index(path: str) -> Path:
         ) from error
 
 
-def family_class(path: str) -> Any:
-    """Import the adapter's class for a pipeline."""
-    module, _, name = family_of(path).partition(":")
-    return getattr(importlib.import_module(module), name)
+def family_class(path: str, family: str | None = None) -> Any:
+    """Import the adapter's class for a pipeline; a user's own ``family`` is checked.
+
+    Raises:
+        ModelFolderError: naming the key, the value and what was expected.
+    """
+    name = family_of(path, family)
+    try:
+        found = imported(name)
+    except ValueError as error:
+        raise ModelFolderError(f"model.family: got {name!r}: {error}") from error
+    return found if family is None else _checked(name, found)
+
+
+def _checked(name: str, found: Any) -> Any:
+    from rollout.families.diffusers_policy import DiffusersPolicy
+
+    if not isinstance(found, type) or not issubclass(found, DiffusersPolicy):
+        base = f"{DiffusersPolicy.__module__}.{DiffusersPolicy.__name__}"
+        raise ModelFolderError(f"model.family: got {name!r}, expected a subclass of {base}")
+    if lacking := sorted(found.__abstractmethods__):
+        raise ModelFolderError(f"model.family: {name!r} lacks {', '.join(lacking)} of a DiffusersPolicy")
+    return found
 
 
 def load_policy(
     model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool = True
 ) -> Any:
     """Load the adapter of a pipeline, with its LoRA layers; without ``whole`` only the transformer."""
-    return family_class(model.path)(model, rollout, device=device, seed=seed, whole=whole)
+    return family_class(model.path, model.family)(model, rollout, device=device, seed=seed, whole=whole)

@@ -66,9 +66,9 @@ def absent_components(path: str) -> tuple[str, ...]:
     return tuple(name for name, entry in index.items() if entry == [None, None] and name not in optional)
 
 
-def call_arguments(path: str, rollout: RolloutSettings) -> dict[str, Any]:
+def call_arguments(path: str, rollout: RolloutSettings, family: str | None = None) -> dict[str, Any]:
     """Return the arguments with which plain diffusers samples a pipeline like a run's evaluations."""
-    arguments: dict[str, Any] = family_class(path).arguments(rollout)
+    arguments: dict[str, Any] = family_class(path, family).arguments(rollout)
     return {
         "width": rollout.width,
         "height": rollout.height,

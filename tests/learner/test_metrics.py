@@ -7,30 +7,38 @@ import math
 import pytest
 import torch
 
-from learner.loss import Objective
 from learner.metrics import UpdateMetrics
-from learner.minibatch import Rows
+from learner.minibatch import Minibatch
+from learner.objectives.base import Metric, Terms
+from learner.objectives.flow_grpo import FlowGRPO, FlowGRPOSettings
+
+OBJECTIVE = FlowGRPO(FlowGRPOSettings(clip=0.1))
 
 
-def objective(ratio: list[float], kl: list[float], loss: float) -> Objective:
-    return Objective(torch.tensor(loss), -torch.tensor(ratio), torch.tensor(ratio), torch.tensor(kl))
+def objective(ratio: list[float], kl: list[float], loss: float) -> tuple[Terms, float]:
+    """FlowGRPO's terms of given ratios and KLs, and the weighted loss, which is any number here."""
+    given = torch.tensor(ratio)
+    metrics = OBJECTIVE._figures(given, torch.tensor(kl))
+    return Terms(losses=-given + torch.tensor(kl), prediction=given, metrics=metrics), loss
 
 
-def rows(weights: list[float], steps: list[int] | None = None, advantages: list[float] | None = None) -> Rows:
+def rows(
+    weights: list[float], steps: list[int] | None = None, advantages: list[float] | None = None
+) -> Minibatch:
     count = len(weights)
-    empty = torch.zeros(count, 1)
-    return Rows(
-        states=empty, next_states=empty, log_probs=torch.zeros(count), means=None, embeddings={},
+    return Minibatch(
+        embeddings={},
         advantages=torch.tensor(advantages or [1.0] * count), weights=torch.tensor(weights),
         steps=torch.tensor(steps or [0] * count), groups=torch.zeros(count).long(),
-        trajectories=torch.arange(count) + 10,
+        candidates=torch.arange(count) + 10,
     )  # fmt: skip
 
 
-def collected(*parts: tuple[Objective, Rows, bool]) -> UpdateMetrics:
-    metrics = UpdateMetrics(clip=0.1, steps=3)
-    for found, mine, first in parts:
-        metrics.add(found, mine, torch.full((len(mine.weights),), 2.0), first=first)
+def collected(*parts: tuple[tuple[Terms, float], Minibatch, bool]) -> UpdateMetrics:
+    metrics = UpdateMetrics(OBJECTIVE.metrics, steps=3)
+    for (found, loss), mine, first in parts:
+        pull = torch.full((len(mine.weights),), 2.0)
+        metrics.add(found, mine, torch.tensor(loss), pull, first=first)
     metrics.grad_norms += [1.0, 4.0]
     metrics.learning_rate = 3e-4
     return metrics
@@ -92,3 +100,34 @@ def test_trajectories_without_a_finite_objective_are_named() -> None:
         (objective([math.inf], [0.0], math.inf), rows([0.2]), False),
     )
     assert metrics.suspects() == (10, 11)
+
+
+def test_an_objective_reports_what_it_declares_and_no_more() -> None:
+    """Means of all rows and of fresh ones, largest values, and no graph that would hold memory."""
+    declared = [
+        Metric(name="mine"), Metric(name="early", fresh=True),
+        Metric(name="top", reduce="max"), Metric(name="early_top", reduce="max", fresh=True),
+    ]  # fmt: skip
+    metrics = UpdateMetrics(declared, steps=1)
+    for values, first in (([1.0, 2.0], True), ([3.0, 8.0], False)):
+        given = torch.tensor(values, requires_grad=True)
+        found = Terms(losses=given, prediction=given, metrics={m.name: given for m in declared})
+        metrics.add(found, rows([0.5, 0.0]), torch.tensor(0.0), torch.zeros(2), first=first)
+    assert not any(one.requires_grad for one in (*metrics.sums, *metrics.peaks))
+    metrics.grad_norms.append(1.0)
+    reported = metrics.reduce(seconds=0.0)
+    assert {name: reported[name] for name in ("mine", "early", "top", "early_top")} == {
+        "mine": 2.0, "early": 1.0, "top": 3.0, "early_top": 1.0,
+    }  # fmt: skip
+    assert reported["mine.t0"] == 2.0
+    assert "ratio_mean" not in reported
+
+
+def test_an_objective_may_report_nothing_of_its_own() -> None:
+    metrics = UpdateMetrics([], steps=1)
+    losses = torch.ones(1)
+    metrics.add(
+        Terms(losses=losses, prediction=losses, metrics={}), rows([1.0]), losses.sum(), losses, first=True
+    )
+    metrics.grad_norms.append(1.0)
+    assert metrics.reduce(seconds=0.0)["loss"] == 1.0

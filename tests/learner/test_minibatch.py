@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from learner.minibatch import Rows, rows_of
+from learner.minibatch import Transitions, transitions
 from learner.rank_shares import Item
+from rollout.families.registry import Schedule
 from rollout.records import Conditioning, Trajectory
 from rollout.tensors import pack
 
 STEPS = 3
+SCHEDULE = Schedule(torch.linspace(1, 0, 7), torch.linspace(1000, 167, 6))
 
 
 def trajectory(number: int) -> Trajectory:
     """States (S + 1, 1, 2) that name their trajectory and step: 10 n + s."""
     states = np.stack([np.full((1, 2), 10 * number + s, dtype=np.float16) for s in range(STEPS + 1)])
     log_probs = np.array([number + s / 10 for s in range(STEPS)], dtype=np.float32)
-    return Trajectory(latents=states, log_probs=log_probs, steps=np.arange(2, 2 + STEPS))
+    return Trajectory(states=states, log_probs=log_probs, steps=np.arange(2, 2 + STEPS))
 
 
 def item(number: int, group: int, advantage: float, weight: float) -> Item:
@@ -29,39 +31,44 @@ SHARE = [item(4, 9, 7.0, 0.3), item(0, 2, -1.5, 0.6), item(2, 9, -7.0, 0.0)]
 
 
 @pytest.fixture
-def rows() -> Rows:
+def rows() -> Transitions:
     conditionings = {
         group: Conditioning(arrays={"hidden": np.full((2, 3), group, np.float32), "pooled": np.ones(4)})
         for group in (2, 5, 9)
     }
-    return rows_of(SHARE, {i: trajectory(i) for i in range(5)}, conditionings, 5.0, "cpu")
+    every = {i: trajectory(i) for i in range(5)}
+    return transitions(SHARE, every, conditionings, SCHEDULE, advantage_clip=5.0)
 
 
-def test_a_row_is_a_state_and_the_next(rows: Rows) -> None:
+def test_a_row_is_a_state_and_the_next(rows: Transitions) -> None:
     assert rows.states.dtype == torch.float32
     assert rows.states[:, 0, 0].tolist() == [40, 41, 42, 0, 1, 2, 20, 21, 22]
     assert torch.equal(rows.next_states, rows.states + 1)
     assert rows.steps.tolist() == [2, 3, 4] * 3
+    assert rows.candidates.tolist() == [4] * 3 + [0] * 3 + [2] * 3
+    assert torch.equal(rows.sigmas, SCHEDULE.sigmas[rows.steps])
+    assert torch.equal(rows.next_sigmas, SCHEDULE.sigmas[rows.steps + 1])
+    assert torch.equal(rows.timesteps, SCHEDULE.timesteps[rows.steps])
     assert rows.log_probs.tolist() == pytest.approx([4.0, 4.1, 4.2, 0.0, 0.1, 0.2, 2.0, 2.1, 2.2])
 
 
-def test_advantages_are_cut_and_weights_spread_over_steps(rows: Rows) -> None:
+def test_advantages_are_cut_and_weights_spread_over_steps(rows: Transitions) -> None:
     assert rows.advantages.tolist() == [5.0] * 3 + [-1.5] * 3 + [-5.0] * 3
     assert rows.weights.tolist() == pytest.approx([0.1] * 3 + [0.2] * 3 + [0.0] * 3)
 
 
-def test_a_row_finds_the_prompt_of_its_group(rows: Rows) -> None:
+def test_a_row_finds_the_prompt_of_its_group(rows: Transitions) -> None:
     assert rows.embeddings["hidden"].shape == (2, 2, 3)  # once per group that occurs
     assert rows.conditioning["hidden"].shape == (9, 2, 3)
     assert rows.conditioning["hidden"][:, 0, 0].tolist() == [9] * 3 + [2] * 3 + [9] * 3
 
 
 @pytest.mark.parametrize("size", [1, 4, 9, 100])
-def test_parts_are_the_rows_in_order(rows: Rows, size: int) -> None:
+def test_parts_are_the_rows_in_order(rows: Transitions, size: int) -> None:
     parts = list(rows.split(size))
     assert all(len(part.steps) <= size for part in parts)
     assert len(parts) == -(-9 // size)
-    for name in ("states", "next_states", "log_probs", "advantages", "weights", "steps", "groups"):
+    for name in ("states", "next_states", "log_probs", "advantages", "weights", "steps", "groups", "sigmas"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(rows, name))
     joined = torch.cat([part.conditioning["hidden"] for part in parts])
     assert torch.equal(joined, rows.conditioning["hidden"])
@@ -70,10 +77,10 @@ def test_parts_are_the_rows_in_order(rows: Rows, size: int) -> None:
 def test_bfloat16_states_arrive_exactly() -> None:
     states = torch.tensor([1.5, -3.0, 0.0078125], dtype=torch.bfloat16).view(3, 1, 1)
     stored = Trajectory(
-        latents=pack(states), log_probs=np.zeros(2, np.float32), steps=np.arange(2, dtype=np.int64)
+        states=pack(states), log_probs=np.zeros(2, np.float32), steps=np.arange(2, dtype=np.int64)
     )
     conditioning = {1: Conditioning(arrays={"hidden": pack(states)})}
-    found = rows_of([item(0, 1, 1.0, 1.0)], {0: stored}, conditioning, 5.0, "cpu")
+    found = transitions([item(0, 1, 1.0, 1.0)], {0: stored}, conditioning, SCHEDULE)
     assert found.states.flatten().tolist() == [1.5, -3.0]
     assert found.next_states.flatten().tolist() == [-3.0, 0.0078125]
     assert found.embeddings["hidden"].dtype == torch.bfloat16

@@ -90,3 +90,22 @@ def test_steps_and_seeds_shuffle_anew() -> None:
 
 def test_nothing_kept_is_no_update() -> None:
     assert shares([], ranks=2, updates=2, seed=0, step=0) == [[], []]
+
+
+@given(st.integers(1, 12), RANKS, UPDATES, st.integers(0, 99))
+def test_what_belongs_together_stays_together(pairs: int, ranks: int, updates: int, seed: int) -> None:
+    """Pairs land whole in one share, padded with whole pairs, and every trajectory weighs the same."""
+    kept = kept_of(2 * pairs)
+    units = [(place, place + pairs) for place in range(pairs)]
+    plan = shares(kept, ranks=ranks, updates=updates, seed=seed, step=0, units=units)
+    together = [
+        [(one.trajectory, two.trajectory) for one, two in zip(share[::2], share[1::2], strict=True)]
+        for mine in plan
+        for share in mine
+    ]
+    assert {unit for share in together for unit in share} == set(units)
+    trained = [item.trajectory for mine in plan for share in mine for item in real(share)]
+    assert sorted(trained) == list(range(2 * pairs))
+    for parts in zip(*plan, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        assert sum(item.weight for part in parts for item in part) == pytest.approx(1)

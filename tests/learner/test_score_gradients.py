@@ -39,7 +39,7 @@ def test_scores_are_the_gradient_of_the_mean_log_probability(worker: RolloutWork
     found = probe(worker).scores(conditioning, trajectories)
     schedule = worker.policy.schedule(4)
     texts = {name: unpack(array)[None] for name, array in conditioning.arrays.items()}
-    latents = unpack(trajectories[1].latents).float()
+    latents = unpack(trajectories[1].states).float()
     parameters = [p.requires_grad_(True) for _, p in worker.parameters]
     total = torch.zeros(())
     for row, step in enumerate(trajectories[1].steps.tolist()):

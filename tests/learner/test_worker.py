@@ -55,7 +55,7 @@ def plain_update(
         for item in share:
             kept = batch.kept[item.trajectory]
             found = batch.trajectories[kept.group_id, kept.candidate]
-            latents, texts = unpack(found.latents).float(), batch.conditionings[kept.group_id].arrays
+            latents, texts = unpack(found.states).float(), batch.conditionings[kept.group_id].arrays
             for row, step in enumerate(found.steps):
                 x, x_next, sigma, nxt = latents[row], latents[row + 1], sigmas[step], sigmas[step + 1]
                 v = model(
@@ -284,7 +284,7 @@ def test_the_padding_of_a_part_is_no_weight() -> None:
 def test_guards_ratio_is_one_on_policy_and_trains(pipeline_folder: Path) -> None:
     model = model_settings(pipeline_folder)
     worker = start(model, rollout_settings(), learner_settings(ratio="guard"))
-    batch = sample(model, rollout_settings(), keep_means=True)
+    batch = sample(model, rollout_settings(), keeps=("states", "log_probs", "means"))
     before = weights(worker)
     metrics = update(worker, *batch.calls()[0])
     assert metrics["ratio_max_deviation"] <= 1e-5

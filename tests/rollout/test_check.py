@@ -77,7 +77,9 @@ def test_a_folder_that_lacks_a_part_is_refused(lost: str, folder: Folder, tmp_pa
 
 
 def test_a_model_of_a_hub_out_of_reach_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.families.registry.family_of", lambda path: "rollout.families.sd3:SD3")
+    monkeypatch.setattr(
+        "rollout.families.registry.family_of", lambda path, family: "rollout.families.sd3:SD3"
+    )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (said,) = ask("nobody/has-this-model", TINY["sd3"].settings(), "a")["remarks"]
     assert said.startswith("model.path: nobody/has-this-model could not be checked: ")

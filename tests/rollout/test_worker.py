@@ -78,8 +78,8 @@ def test_a_group_returns_one_value_per_candidate(worker: RolloutWorker) -> None:
     assert len(trajectories) == 5
     for trajectory in trajectories:
         assert isinstance(trajectory, Trajectory)
-        assert trajectory.latents.dtype == np.float16
-        assert trajectory.latents.shape == (4, 8, 8, 8)
+        assert trajectory.states.dtype == np.float16
+        assert trajectory.states.shape == (4, 8, 8, 8)
         assert trajectory.log_probs.shape == (3,)
         assert trajectory.steps.tolist() == [0, 1, 2]
 
@@ -90,7 +90,7 @@ def test_the_same_candidate_is_the_same_image_in_any_batch(worker: RolloutWorker
     _, moved, _, *others = parts(worker.sample([request(tuple(NOISES[i] for i in order))]))
     assert close(moved, images[order])
     for i, other in zip(order, others, strict=True):
-        assert np.allclose(other.latents, trajectories[i].latents, atol=2e-2)
+        assert np.allclose(other.states, trajectories[i].states, atol=2e-2)
     assert not close(images[0], images[1], tolerance=10)
 
 
@@ -160,7 +160,7 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
         assert close(image, whole[place])
         assert np.array_equal(found.steps, expected[place].steps)
         assert np.allclose(found.log_probs, expected[place].log_probs, atol=1e-4)
-        kept, made = unpack(found.latents).float(), unpack(expected[place].latents).float()
+        kept, made = unpack(found.states).float(), unpack(expected[place].states).float()
         assert torch.allclose(kept, made, atol=5e-2)
     assert not close(previews[0], whole[0])
 
@@ -181,7 +181,7 @@ def test_a_drawn_window_is_stored_with_its_steps(pipeline_folder: Path) -> None:
     seen = set()
     for group_id in range(8):
         _, _, _, trajectory = parts(worker.sample([request(NOISES[:1], group_id=group_id)]))
-        assert trajectory.latents.shape[0] == 3
+        assert trajectory.states.shape[0] == 3
         first, second = trajectory.steps.tolist()
         assert second == first + 1 <= 4
         seen.add(first)
@@ -260,7 +260,7 @@ def test_a_bfloat16_model_samples_nearly_the_same(worker: RolloutWorker, pipelin
     exact = worker.sample([request(NOISES)])[0].images
     assert np.abs(images.astype(int) - exact.astype(int)).mean() < 5
     assert unpack(conditioning.arrays["hidden"]).dtype == torch.bfloat16
-    assert unpack(trajectories[0].latents).dtype == torch.bfloat16
+    assert unpack(trajectories[0].states).dtype == torch.bfloat16
     assert all(np.isfinite(trajectory.log_probs).all() for trajectory in trajectories)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.paths import ROOT
 
 LAYERS = ("rollout", "rewards", "selection", "learner", "cluster")
-SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+SOURCES = sorted(path for folder in (*LAYERS, "examples") for path in (ROOT / folder).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.noise import candidate_noises
-from rollout.records import CandidateGroup, Conditioning, Prompt, SampleRequest, Trajectory, WeightsId
+from rollout.records import CandidateGroup, Conditioning, Keep, Prompt, SampleRequest, Trajectory, WeightsId
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import unpack
 from rollout.worker import RolloutWorker
@@ -24,6 +24,7 @@ from selection.records import Kept
 TEXTS = ("a photo of a red circle", "a photo of two crosses")
 CANDIDATES = 4
 HORIZON = 1000
+KEPT: tuple[Keep, ...] = ("states", "log_probs")
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,30 @@ def rollout_settings(**changes: Any) -> RolloutSettings:
 
 
 def learner_settings(**changes: Any) -> LearnerSettings:
-    values = {"gpus": 0, "learning_rate": 1e-4, "micro_batch": 100, "ema_every": 1, "clip": 1e-3}
-    return LearnerSettings(**{**values, **changes})
+    values = {"gpus": 0, "learning_rate": 1e-4, "micro_batch": 100, "ema_every": 1}
+    own: dict[str, Any] = {} if "objective" in changes else {"clip": 1e-3}  # as older files have it
+    return LearnerSettings(**{**values, **own, **changes})
 
 
 def model_settings(folder: Path, **changes: Any) -> ModelSettings:
     return ModelSettings(path=str(folder), **changes)
 
 
-def sampler(model: ModelSettings, rollout: RolloutSettings, *, keep_means: bool = False) -> RolloutWorker:
-    worker = RolloutWorker(model, rollout, seed=0, keep_means=keep_means)
-    return worker
+def sampler(
+    model: ModelSettings, rollout: RolloutSettings, *, keeps: Collection[Keep] = KEPT
+) -> RolloutWorker:
+    return RolloutWorker(model, rollout, seed=0, keeps=keeps)
 
 
 def sample(
-    model: ModelSettings, rollout: RolloutSettings, *, keep_means: bool = False, candidates: int = CANDIDATES
+    model: ModelSettings,
+    rollout: RolloutSettings,
+    *,
+    keeps: Collection[Keep] = KEPT,
+    candidates: int = CANDIDATES,
 ) -> Batch:
     """All candidates of two groups but the last one."""
-    worker = sampler(model, rollout, keep_means=keep_means)
+    worker = sampler(model, rollout, keeps=keeps)
     conditionings, trajectories = {}, {}
     for group_id, text in enumerate(TEXTS):
         noises = candidate_noises(0, group_id, group_id, candidates)

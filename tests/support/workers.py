@@ -100,7 +100,7 @@ class FakeSampler:
     Those of odd paths are not finite.
     """
 
-    def __init__(self, model: Any, rollout: Any, seed: int, keep_means: bool) -> None:
+    def __init__(self, model: Any, rollout: Any, seed: int, keeps: Any) -> None:
         self.holds: WeightsId | None = None
         self.value = 0.0
 
@@ -117,7 +117,7 @@ class FakeSampler:
         if WeightsId(requests[0].version) != self.holds:
             raise RuntimeError(f"wants v{requests[0].version}, not {self.holds}")
         nothing = np.zeros(0)
-        trajectory = Trajectory(latents=nothing, log_probs=nothing, steps=nothing)
+        trajectory = Trajectory(states=nothing, log_probs=nothing, steps=nothing)
         count = sum(len(request.noises) for request in requests)
         return [
             Chunk(

@@ -101,8 +101,9 @@ def test_a_published_preset_is_flow_grpo_with_twice_the_candidates(name: str, be
     assert (settings.groups_per_step, selection.candidates, selection.keep) == (48, 48, 24)
     assert (selection.strategy, selection.advantages) == ("noise_margin", "batch")
     assert (learner.learning_rate, learner.weight_decay, learner.betas) == (3e-4, 1e-4, (0.9, 0.999))
-    assert (learner.beta, learner.kl, learner.clip) == (beta, "flow_grpo", 1e-4)
-    assert (learner.advantage_clip, learner.updates) == (5, 2)
+    objective: Any = learner.objective
+    assert (objective.name, objective.beta, objective.kl) == ("flow_grpo", beta, "flow_grpo")
+    assert (objective.clip, objective.advantage_clip, learner.updates) == (1e-4, 5, 2)
     assert (learner.ema_decay, learner.ema_every, learner.micro_batch) == (0.9, 8, 16)
     assert (settings.steps, settings.max_staleness) == (2000, 0)
     assert (settings.eval_every, settings.checkpoint_every, settings.image_every) == (60, 60, 60)

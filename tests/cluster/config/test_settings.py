@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
@@ -44,6 +45,49 @@ def test_flags_take_lists_paths_numbers_and_nothing() -> None:
     assert settings.prompts.eval == resolve("shapes", {}).prompts.eval
     assert settings.learner.betas == (0.8, 0.9)
     assert settings.rollout.window_stop is None
+
+
+@pytest.mark.parametrize(
+    "flags", [("--learner.clip", "2e-3", "--learner.kl=flow_grpo"), ("--learner.objective.clip", "2e-3",
+              "--learner.objective.kl", "flow_grpo")],
+)  # fmt: skip
+def test_the_objectives_keys_have_flags_also_by_their_older_names(flags: tuple[str, ...]) -> None:
+    objective: Any = from_flags(*flags).learner.objective
+    assert (objective.name, objective.clip, objective.kl) == ("flow_grpo", 2e-3, "flow_grpo")
+
+
+@pytest.mark.parametrize("flag", ["--learner.clip", "--learner.objective.clip"])
+def test_a_flag_wins_over_a_file_of_an_older_version(tmp_path: Path, flag: str) -> None:
+    path = tmp_path / "older.toml"
+    text = to_toml(from_flags()).replace('[learner.objective]\nname = "flow_grpo"\n', "")
+    path.write_text(text.replace("clip = 0.001\n", ""))
+    older = read_toml(str(path))
+    older["learner"] = {**older["learner"], "clip": 1e-4, "beta": 0.5}
+    path.write_text(tomli_w.dumps(older))
+    objective: Any = from_flags(flag, "3e-3", source=str(path)).learner.objective
+    assert (objective.clip, objective.beta) == (3e-3, 0.5)
+
+
+@pytest.mark.parametrize("form", ["flag", "json"])
+def test_another_objective_starts_from_its_own_defaults(form: str) -> None:
+    """The preset's clip range is not a key of the objective that replaces it."""
+    name = "somewhere:Mine"
+    flags = {
+        "flag": ("--learner.objective.name", name),
+        "json": ("--learner.objective", f'{{"name": "{name}"}}'),
+    }
+    assert from_flags(*flags[form]).learner.objective.model_dump() == {"name": name}
+    kept: Any = from_flags("--learner.objective.name", "flow_grpo").learner.objective
+    assert kept.clip == 1e-3
+
+
+def test_help_lists_the_objectives_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_overrides(["--help"], "prog")
+    shown = capsys.readouterr().out
+    for key in ("name", "clip", "ratio", "advantage_clip", "beta", "kl"):
+        assert f"--learner.objective.{key} " in shown
+        assert f"--learner.{key} " not in shown
 
 
 def test_a_toml_file_of_ones_own_works_like_a_preset(tmp_path: Path) -> None:
@@ -86,9 +130,16 @@ def test_judges_default_to_the_training_rewards() -> None:
         (["--combine", "sum"], ["combine", "'raw' or 'standardised'", "'sum'"]),
         (["--guard.action", "stop"], ["guard.action", "'pause'", "'stop'"]),
         (["--rewards", '[{"name": "jpeg", "batch": 0}]'], ["rewards.0.batch", "greater than or equal to 1"]),
-        (["--selection.strategy", "best"], ["selection.strategy", "'noise_margin'", "'best'"]),
+        (
+            ["--selection.strategy", "best"],
+            ["selection.strategy", "'all'", "module:function", "'best'"],
+        ),
         (["--learner.offload", "parameters"], ["learner", "needs zero_stage 3, got 1"]),
-        (["--learner.kl", "other"], ["learner.kl", "'flow_grpo'", "'other'"]),
+        (["--learner.objective.kl", "other"], ["learner.objective.kl", "'flow_grpo'", "'other'"]),
+        (
+            ["--learner.objective.name", "nft"],
+            ["learner.objective.name", "flow_grpo", "module:Class", "'nft'"],
+        ),
         (["--rewards", "[]"], ["rewards", "at least 1", "[]"]),
         (["--rewards", '[{"name": "jpeg"}, {"name": "jpeg"}]'], ["listed once", "jpeg, jpeg"]),
         (["--rewards", '[{"name": "jpeg", "weight": 0}]'], ["weight other than 0"]),
@@ -124,8 +175,8 @@ def test_a_wrong_key_of_a_file_is_named_with_its_value(change: dict[str, Any], p
 
 
 def test_every_wrong_key_is_named_at_once() -> None:
-    message = refusal("--steps", "0", "--learner.clip", "0", "--rollout.width", "x")
-    assert all(key in message for key in ("steps", "learner.clip", "rollout.width"))
+    message = refusal("--steps", "0", "--learner.objective.clip", "0", "--rollout.width", "x")
+    assert all(key in message for key in ("steps", "learner.objective.clip", "rollout.width"))
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:

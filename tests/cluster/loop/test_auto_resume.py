@@ -13,6 +13,7 @@ from cluster.loop.resume import started_before
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
 from cluster.train import main
+from learner.settings import MOVED
 from tests.support.saving import SavingLearner
 
 
@@ -105,3 +106,24 @@ def test_a_kill_while_the_folder_was_made_does_not_block_it(folder: RunFolder, c
 def test_attempts_need_a_folder_in_common(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shapes", "--auto-resume"]) == 2
     assert "--auto-resume needs --folder" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_older_version_has_the_objectives_keys_beside_the_learners(
+    folder: RunFolder, configure: Any
+) -> None:
+    """Its marker and its configuration still say the same run, and a changed clip range another one."""
+    settings = configure()
+    older = settings.model_dump(mode="json")
+    older["learner"] |= {key: older["learner"]["objective"][key] for key in MOVED}
+    del older["learner"]["objective"]
+    started_before(settings, folder, checkpoints(folder, settings))
+    learner: Any = SavingLearner()
+    saved = Checkpoints(str(folder.checkpoints), 2, older)
+    asyncio.run(saved.commit(4, learner))
+    asyncio.run(saved.settle(learner, wait=True))
+    found = started_before(settings, folder, checkpoints(folder, settings))
+    assert found is not None
+    assert found.step == 4
+    other = configure(learner={"objective": {"clip": 5e-3}})
+    with pytest.raises(UserError, match=r"learner\.objective\.clip: 0\.001 -> 0\.005"):
+        started_before(other, folder, checkpoints(folder, other))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
-from rollout.families.registry import FAMILIES, ModelFolderError, family_of, load_policy
+from rollout.families.registry import FAMILIES, ModelFolderError, family_class, family_of, load_policy
 from rollout.noise import candidate_noises
 from rollout.sampler import denoise
 from rollout.settings import ModelSettings, RolloutSettings
@@ -47,6 +47,29 @@ def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path, name: 
     (tmp_path / "model_index.json").write_text(f'{{"_class_name": {name}}}')
     with pytest.raises(ModelFolderError, match=r"LuminaPipeline.*supported are StableDiffusion3Pipeline"):
         family_of(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("SD3", r"model\.family: got 'SD3': 'SD3' is not of the form module:attribute"),
+        ("nowhere:SD3", r"model\.family: got 'nowhere:SD3': cannot import 'nowhere'"),
+        ("rollout.families.sd3:SD4", r"has no 'SD4'"),
+        ("rollout.families.registry:Schedule", r"expected a subclass of .*DiffusersPolicy"),
+        ("rollout.families.registry:family_of", r"expected a subclass of .*DiffusersPolicy"),
+        ("rollout.families.diffusers_policy:DiffusersPolicy", r"lacks cell, embed, latent_shape, predict"),
+    ],
+)
+def test_a_family_of_ones_own_that_is_none_is_refused(
+    pipeline_folder: Path, family: str, message: str
+) -> None:
+    with pytest.raises(ModelFolderError, match=message):
+        family_class(str(pipeline_folder), family)
+
+
+def test_a_family_may_be_named_for_a_pipeline_that_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LuminaPipeline"}')
+    assert family_class(str(tmp_path), "rollout.families.sd3:SD3").__name__ == "SD3"
 
 
 @pytest.mark.usefixtures("offline")
