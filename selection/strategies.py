@@ -175,8 +175,11 @@ STRATEGIES: Final[Mapping[StrategyName, Strategy]] = {
 def load_strategy(name: str) -> Strategy:
     """Return the strategy of a name of `STRATEGIES`, or a user's own ``module:function``.
 
-    What one of their own keeps is checked whenever it is called. Raises ``ValueError``, naming the key and
-    the value, when there is no such function, and when it keeps what it may not.
+    A user's own is checked whenever it is called.
+
+    Raises:
+        ValueError: naming the key and the value, if the function is missing; from the strategy itself, if it
+            keeps what it may not.
     """
     if name in STRATEGIES:
         return STRATEGIES[name]  # type: ignore[index]
@@ -192,7 +195,8 @@ def load_strategy(name: str) -> Strategy:
 def check_strategy(name: str, candidates: int, keep: int) -> None:
     """Try a user's own strategy on a made-up batch, in which candidates tie and rewards are missing.
 
-    Raises ``ValueError``, naming the key, the value and what was expected.
+    Raises:
+        ValueError: naming the key, the value and what was expected.
     """
     strategy = load_strategy(name)
     if name in STRATEGIES:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any, Final
 
 import numpy as np
@@ -51,7 +50,6 @@ LAYOUT: Final = {
     },
     "bargap": 0.15,
 }  # fmt: skip
-_WATCHED_COLORS: Final = ("accent", "high", "low", "score", "learn", "sample", "select", "soft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ def learning_charts(run: Run) -> list[Chart]:
     """Rewards, margins and zero-margin groups over the steps."""
     silent = _most_silent(run.training)
     charts = [
-        _chart(
+        chart_of(
             "reward",
             "Reward",
             "Held-out evaluations, and the mean reward of all sampled candidates.",
@@ -77,14 +75,14 @@ def learning_charts(run: Run) -> list[Chart]:
             "wide",
             **_unit_range(run),
         ),
-        _chart(
+        chart_of(
             "margin",
             "Reward margin",
             "Mean distance between the best and the worst kept candidate of a prompt.",
             _trend(run.training, "margin_mean", "margin", "high"),
             "half",
         ),
-        _chart(
+        chart_of(
             "zero",
             "Groups without a signal",
             "All candidates of a prompt tie, or too few have a valid reward.",
@@ -102,57 +100,21 @@ def time_chart(run: Run) -> Chart | None:
     traces = [trace for stage in STAGES for trace in _stage_trace(run.training, stage)]
     overlap = "Stages overlap at this staleness, so that a step takes less than their sum."
     note = overlap if run.config.get("max_staleness") else "Seconds of every stage, step by step."
-    return _chart("time", "Time per stage", note, traces, "wide", barmode="stack", yaxis_ticksuffix=" s")
+    return chart_of("time", "Time per stage", note, traces, "wide", barmode="stack", yaxis_ticksuffix=" s")
 
 
 def diagnostic_charts(run: Run) -> list[Chart]:
     """Small multiples of what to look at when a run goes wrong."""
     charts = (
-        _chart(m.name, m.title, m.note, _line(run.training, m.name, m.title, "accent"), "small")
+        chart_of(m.name, m.title, m.note, _line(run.training, m.name, m.title, "accent"), "small")
         for m in drawn_metrics(run.section("learner"))
     )
     return [chart for chart in charts if chart]
 
 
-def guard_chart(run: Run) -> Chart | None:
-    """What the guard watches, relative to its start; a cross marks where it gave an alarm."""
-    traces = [
-        trace
-        for key, color in zip(_watched(run), cycle(_WATCHED_COLORS))
-        for trace in _relative_line(run, key, color)
-    ]
-    note = "Statistics of the sampled images, and rewards that only watch, as multiples of their start."
-    return _chart("guard", "Drift from the start", note, traces, "wide", yaxis_ticksuffix=" x")
-
-
-def _watched(run: Run) -> list[str]:
-    listed = run.config.get("eval_rewards") or []
-    watching = [f"eval_{reward.get('name')}" for reward in listed if reward.get("weight") == 0]
-    return [*dict.fromkeys(key for row in run.metrics for key in row if key.startswith("image_")), *watching]
-
-
-def _relative_line(run: Run, key: str, color: str) -> list[go.Scatter]:
-    """The mean of the latest steps over that of the first, which is what the guard compares."""
-    steps, values = series(run.metrics, key)
-    width = int(run.section("guard").get("steps", 5)) if key.startswith("image_") else 1
-    start = sum(values[:width]) / width
-    if len(values) < width or start == 0:
-        return []
-    shares = [value / start for value in moving_average(values, width)]
-    name = key.removeprefix("image_").removeprefix("eval_").replace("_", " ")
-    shared = {"legendgroup": key, "hovertemplate": "%{y:.3g} x"}
-    line = {"color": LIGHT[color], "width": 2, "dash": "solid" if key.startswith("image_") else "dash"}
-    traces = [go.Scatter(x=steps, y=shares, name=name, mode="lines", line=line, **shared)]
-    alarmed = {int(row["step"]) for row in run.metrics if key in (row.get("alarms") or ())}
-    marks = [(step, share) for step, share in zip(steps, shares, strict=True) if step in alarmed]
-    if marks:
-        cross = {"symbol": "x", "size": 11, "color": LIGHT[color]}
-        x, y = zip(*marks, strict=True)
-        traces.append(go.Scatter(x=x, y=y, mode="markers", marker=cross, showlegend=False, **shared))
-    return traces
-
-
-def _chart(key: str, title: str, note: str, traces: Sequence[Any], size: str, **layout: Any) -> Chart | None:
+def chart_of(
+    key: str, title: str, note: str, traces: Sequence[Any], size: str, **layout: Any
+) -> Chart | None:
     """A chart in the page's style; None where there is nothing to draw."""
     if not traces:
         return None

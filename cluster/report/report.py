@@ -12,7 +12,8 @@ from typing import Any
 
 from cluster.record.files import write_text
 from cluster.record.run_data import Row, Run, load_run, number
-from cluster.report.charts import DARK, LIGHT, diagnostic_charts, guard_chart, learning_charts, time_chart
+from cluster.report.charts import DARK, LIGHT, diagnostic_charts, learning_charts, time_chart
+from cluster.report.drift import guard_chart
 from cluster.report.held_out import held_out_story
 from cluster.report.html import assets, environment, script_json
 from cluster.report.numbers import MISSING, duration, show

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from cluster.record.run_data import NotARunError, load_run
 from cluster.report.__main__ import main
-from cluster.report.charts import DARK, LIGHT, guard_chart, moving_average
+from cluster.report.charts import DARK, LIGHT, moving_average
+from cluster.report.drift import guard_chart
 from cluster.report.held_out import evenly, held_out_story, verdict
 from cluster.report.numbers import MISSING, change, duration, show
 from cluster.report.pairs import noise_story, spread, within_share
