@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rewards.models import ocr_weights
 from rewards.models.ocr_weights import RECOGNITION, model_folders
+from rewards.scorers import ocr
 from rewards.scorers.ocr import OcrScorer, in_reading_order, normalize, similarity, target_text
 from rollout.records import Prompt
 from rollout.tiny.world import draw_word
@@ -116,19 +116,23 @@ def test_sized_and_padded_input_read_the_same(
         assert scorer(images, signs()).details["text"].tolist() == padded(images)
 
 
-def test_sized_input_is_faster(scorer: OcrScorer, padded: Callable[[Images], list[str]]) -> None:
-    images, prompts = pictures(), signs()
+def test_lines_are_read_at_their_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of 16 x 48 pixels take 144 columns of the network, where padded ones would take 320."""
+    shapes: list[tuple[int, ...]] = []
 
-    def seconds(call: Callable[[], Any]) -> float:
-        call()
-        times = []
-        for _ in range(4):
-            started = time.process_time()
-            call()
-            times.append(time.process_time() - started)
-        return min(times)
+    class Reader:
+        def predict(self, images: list[Any], batch_size: int) -> list[dict[str, str]]:
+            return [{"rec_text": "cat"}] * len(images)
 
-    assert seconds(lambda: padded(images)) >= 1.6 * seconds(lambda: scorer(images, prompts))
+    def made(*, input_shape: tuple[int, ...]) -> Reader:
+        shapes.append(input_shape)
+        return Reader()
+
+    monkeypatch.setattr(ocr, "text_recognition", lambda threads: made)
+    scorer = OcrScorer()
+    for _ in range(2):
+        assert scorer(pictures(), signs()).valid.all()
+    assert shapes == [(3, 48, 144)]
 
 
 def test_images_of_another_size_are_read_too(scorer: OcrScorer) -> None:
