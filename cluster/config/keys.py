@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cluster.config.settings import RunSettings
@@ -52,7 +52,17 @@ def sections() -> tuple[Section, ...]:
         named.setdefault(reference, []).append(name)
     found = [_section([""], schema)]
     found += [_section(names, schema["$defs"][reference]) for reference, names in named.items()]
-    return tuple(found)
+    return tuple(_each_key_once(found))
+
+
+def _each_key_once(found: Sequence[Section]) -> Iterator[Section]:
+    """Leave out what an alternative of a section repeats, such as the name of an objective."""
+    seen: set[str] = set()
+    for section in found:
+        keys = tuple(key for key in section.keys if key.name not in seen)
+        seen |= {key.name for key in keys}
+        if keys:
+            yield replace(section, keys=keys)
 
 
 def common() -> tuple[Key, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.config.settings import RunSettings
-from cluster.loop.production import oversampled, request_for
+from cluster.loop.production import oversampled
 from cluster.process import private_peak
 from learner.rank_shares import rank_updates
 from rewards.settings import RewardSettings
@@ -43,9 +43,10 @@ def alone(work: Callable[..., Measured], *arguments: Any) -> Measured:
 
 
 def step_batches(settings: RunSettings, prompt: Prompt) -> list[Batch]:
-    """Make the batches of a step whose groups all have this prompt."""
-    groups = range(settings.groups_per_step)
-    return batches([request_for(settings, (prompt,), group, version=0) for group in groups], settings.rollout)
+    """Make the batches of a step's finished candidates, if all groups have this prompt."""
+    count, seed = settings.selection.candidates, settings.seed
+    requests = [oversampled(prompt, group, count, seed=seed) for group in range(settings.groups_per_step)]
+    return batches(requests, settings.rollout)
 
 
 def sampler(settings: RunSettings, prompt: Prompt) -> Measured:

@@ -80,8 +80,9 @@ def test_a_bundled_preset_trains_on_the_widest_margins_of_twice_the_candidates(
     assert (rollout.steps, rollout.eval_steps, rollout.trained_steps) == (6, 12, 5)
     assert (rollout.guidance, rollout.text_tokens, rollout.noise_level) == (1, 0, 0.7)
     assert (selection.candidates, selection.keep, selection.strategy) == (16, 8, "noise_margin")
-    assert (learner.learning_rate, learner.updates, learner.clip) == (3e-4, 2, 1e-3)
-    assert (learner.micro_batch, learner.beta) == (80, 0)
+    objective: Any = learner.objective
+    assert (learner.learning_rate, learner.updates, objective.clip) == (3e-4, 2, 1e-3)
+    assert (learner.micro_batch, objective.beta) == (80, 0)
     assert (rollout.workers, learner.ranks, learner.threads) == (2, 1, 2)
 
 

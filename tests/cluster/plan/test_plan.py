@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, previews: 
     """The estimate of ``shapes`` on two cores: 8 chunks, 2 samplers of a thread, a learner of 2 threads."""
 
     def alone(work: Any, *_: Any) -> Measured:
-        made = ("images", "conditioning", "trajectory") if work is plan_roles.sampler else None
+        chunk = SimpleNamespace(images=np.zeros((1, 32, 32, 3), np.uint8))
+        made = [chunk] if work is plan_roles.sampler else None
         return Measured(seconds[work.__name__], 1e9, made)
 
     monkeypatch.setattr(plan_cpu, "alone", alone)

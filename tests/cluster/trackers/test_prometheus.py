@@ -14,6 +14,7 @@ import ray
 
 from cluster.actors.actor_spec import NODE_LABEL, ActorSpec, spawn
 from cluster.trackers.prometheus import Prometheus
+from rollout.records import WeightsId
 
 pytestmark = pytest.mark.ray
 
@@ -25,15 +26,15 @@ LINE = {
 }  # fmt: skip
 
 
-def pool(*slots: tuple[int, str]) -> Any:
-    listed = [SimpleNamespace(number=n, holds=h) for n, (_, h) in enumerate(slots)]
-    return SimpleNamespace(slots=listed, waiting=sum(w for w, _ in slots))
+def pool(waiting: int) -> Any:
+    return SimpleNamespace(waiting=waiting)
 
 
+HELD = {0: WeightsId(4), 1: WeightsId(3), 3: WeightsId(4, averaged=True)}
 STAGES: Any = SimpleNamespace(
-    rollouts=SimpleNamespace(pool=pool((2, "4"), (1, "3"), (0, ""), (0, "-5"))),
-    rewards=SimpleNamespace(shards={"shapes": SimpleNamespace(pool=pool((3, "")))}),
-    selector=SimpleNamespace(pool=pool((0, ""))),
+    samplers=SimpleNamespace(pool=pool(3), held=HELD),
+    rewards=SimpleNamespace(replicas={"shapes": SimpleNamespace(pool=pool(3))}),
+    selector=SimpleNamespace(pool=pool(0)),
 )
 EXPECTED = {
     "step": 4, "reward_mean": 0.5, "margin_mean": 0.25, "staleness": 1, "restarts": 2, "candidates": 16,

@@ -82,7 +82,7 @@ def stages(samplers: int = 1, reward: int = 0, selector: int = 0, parts: int = 0
     def holder(pool: FakePool, **more: Any) -> Any:
         return type("Holder", (), {"pool": pool, **more})()
 
-    rewards = type("Rewards", (), {"shards": {"shapes": holder(FakePool(reward, 1))}})()
+    rewards = type("Rewards", (), {"replicas": {"shapes": holder(FakePool(reward, 1))}})()
     learner = type("Learner", (), {"parts": parts})()
     return RayStages(
         holder(FakePool(samplers, 2)), rewards, holder(FakePool(selector, 1)), learner, None
