@@ -1,7 +1,7 @@
-"""Stable Diffusion 3 with more of its steps near the image: noise levels that are squared.
+"""Stable Diffusion 3 with squared noise levels, so that more steps are near the image.
 
-A model family of your own is a class on `DiffusersPolicy`, or on one of the families. See README.md for how
-to run it.
+A model family of your own is a subclass of `DiffusersPolicy` or of one of the families. README.md has the
+command that runs it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rollout.families.sd3 import SD3
 
 
 class LateStepsSD3(SD3):
-    """All of SD3 but its noise levels: even steps squared, before the scheduler shifts them."""
+    """SD3 with other noise levels: even ones, squared, before the scheduler shifts them."""
 
     def spacing(self, steps: int) -> dict[str, Any]:
-        """Give the scheduler these levels; sampler and learner both ask it for its schedule."""
+        """Return the noise levels for the scheduler, from which sampler and learner take their schedule."""
         return {"sigmas": np.linspace(1.0, 0.05, steps) ** 2}

@@ -1,6 +1,6 @@
-"""Reward-weighted regression on the sampled steps: raise each one's log-probability by exp(advantage / T).
+"""Reward-weighted regression on the sampled steps: log-probabilities weighted by exp(advantage / T).
 
-An objective of your own: settings, what it reports, a loss, and a check. See README.md for how to run it.
+An objective of your own has settings, metrics, a loss and a check. README.md has the command that runs it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pydantic import Field
 
 from learner.objectives.base import Metric, Models, Objective, ObjectiveSettings, Terms
 
-if TYPE_CHECKING:  # the driver of a run imports this file as well, and it loads no torch
+if TYPE_CHECKING:  # the driver of a run imports this file as well, without torch
     from learner.minibatch import Transitions
 
 
 class RegressionSettings(ObjectiveSettings):
-    """The keys that ``[learner.objective]`` may have beside the name."""
+    """The keys of ``[learner.objective]`` beside the name."""
 
-    temperature: float = Field(1.0, gt=0, description="T: the smaller, the more only the best count")
+    temperature: float = Field(1.0, gt=0, description="T; a small one gives the best candidates more weight")
 
 
 class RewardWeightedRegression(Objective):
-    """Minimise -exp(A / T) log p(next state | state) under the policy (Peters and Schaal 2007)."""
+    """The loss -exp(A / T) log p(next state | state) under the policy (Peters and Schaal 2007)."""
 
     Settings = RegressionSettings
     settings: RegressionSettings
@@ -49,7 +49,7 @@ class RewardWeightedRegression(Objective):
         )
 
     def healthy(self, metrics: Mapping[str, float], *, on_policy: bool, dtype: str) -> str:
-        """Refuse to go on where one candidate outweighs all others."""
+        """Report a weight so large that one candidate outweighs all others."""
         largest = metrics["largest_weight"]
         if largest < 1e4:
             return ""

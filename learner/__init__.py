@@ -1,1 +1,1 @@
-"""Stage 3: selected trajectories become a better policy."""
+"""Stage 3: updates of the policy on the selected trajectories."""

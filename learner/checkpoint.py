@@ -1,4 +1,4 @@
-"""The learner's part of a checkpoint that does not depend on how ZeRO has cut it up."""
+"""The part of a checkpoint that does not depend on ZeRO's partitioning: weights, average and counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNTS: Final = "learner.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many ranks wrote a checkpoint, under which stage of ZeRO, after how many optimizer steps."""
+    """The number of ranks that wrote a checkpoint, their stage of ZeRO, and the optimizer steps before it."""
 
     world: int
     zero_stage: int
@@ -32,7 +32,7 @@ class Counts:
 
 
 def save(folder: Path, ema: Ema, counts: Counts, *, writes: bool) -> None:
-    """Write the float32 weights, their average and the counts; every rank calls it, one writes."""
+    """Write the float32 weights, their average and the counts; every rank calls it, one ``writes``."""
     weights: dict[str, Any] = {}
     average: dict[str, Any] = {}
     for name, parameter in ema.parameters:
@@ -50,7 +50,7 @@ def load(folder: Path, ema: Ema) -> Counts:
     """Read the average into ``ema``, tensor by tensor, and return the counts.
 
     Raises:
-        FileNotFoundError: if the folder holds no learner state.
+        FileNotFoundError: if the folder has no learner state.
     """
     if not (folder / COUNTS).is_file():
         raise FileNotFoundError(f"{folder}: no learner state to resume from")
@@ -62,10 +62,10 @@ def load(folder: Path, ema: Ema) -> Counts:
 
 @contextmanager
 def readable(folder: Path, counts: Counts, world: int, *, converts: bool) -> Iterator[tuple[Path, bool]]:
-    """A folder that this number of ranks can read, and whether it is a universal checkpoint; collective.
+    """Yield a folder that ``world`` ranks can read, and True if it is a universal checkpoint.
 
-    DeepSpeed's own checkpoint fits the number of ranks that wrote it; for another one it is converted, for
-    as long as the context lasts.
+    DeepSpeed's own checkpoint can be read by as many ranks as wrote it. For another number, the rank that
+    ``converts`` converts it for as long as the context lasts. Every rank calls this.
     """
     if world == counts.world or counts.zero_stage == 0:
         yield folder, False

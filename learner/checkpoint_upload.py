@@ -1,4 +1,4 @@
-"""Where a rank's share of a checkpoint is written: a folder, or anything that fsspec reaches."""
+"""Storage of a rank's files of a checkpoint, in a folder or in any store that fsspec supports."""
 
 from __future__ import annotations
 
@@ -20,38 +20,44 @@ from learner.records import Written
 
 
 class Storage:
-    """Writes to a folder that no other rank uses, takes digests there, and passes the files on.
+    """A writer of one rank's checkpoint files, to a local folder or a remote store.
 
-    To a folder they are moved at once; elsewhere a thread uploads them.
+    Files are written to a folder that no other rank uses, and their digests are computed there. Then they are
+    moved at once to a local folder, or uploaded by a thread.
     """
 
     def __init__(self) -> None:
-        """Start with nothing saved."""
-        self.courier = ThreadPoolExecutor(max_workers=1)
-        self.delivery: Future[Written] | None = None
+        """Start the thread, with nothing saved."""
+        self.executor = ThreadPoolExecutor(max_workers=1)
+        self.transfer: Future[Written] | None = None
 
     def save(self, url: str, write: Callable[[Path], None]) -> None:
-        """Let ``write`` fill a folder that ends up at the URL; returns when the state may change again."""
+        """Store the files that ``write`` writes at the URL; return as soon as the state may change again."""
         filesystem, path = url_to_fs(url)
         local = isinstance(filesystem, LocalFileSystem)
         if local:
             Path(path).mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=path if local else None))
         write(scratch)
-        pass_on = partial(_move, path) if local else partial(_upload, filesystem, path)
-        self.delivery = self.courier.submit(_deliver, scratch, pass_on)
+        transfer = partial(_move, path) if local else partial(_upload, filesystem, path)
+        self.transfer = self.executor.submit(_transferred, scratch, transfer)
         if local:
-            self.delivery.result()
+            self.transfer.result()
 
     def saved(self, wait: bool) -> Written | None:
-        """The files of the last save, or None while they are under way; raises what their delivery raised."""
-        if self.delivery is None:
+        """Return the files of the last save, or None while they are being uploaded.
+
+        Raises:
+            RuntimeError: if nothing has been saved.
+            Exception: the one that the transfer raised, if it failed.
+        """
+        if self.transfer is None:
             raise RuntimeError("nothing has been saved")
-        return self.delivery.result() if wait or self.delivery.done() else None
+        return self.transfer.result() if wait or self.transfer.done() else None
 
     @contextmanager
     def fetched(self, url: str) -> Iterator[Path]:
-        """The files at the URL as a local folder."""
+        """Yield a local folder with the files at the URL."""
         filesystem, path = url_to_fs(url)
         if isinstance(filesystem, LocalFileSystem):
             yield Path(path)
@@ -61,10 +67,10 @@ class Storage:
             yield Path(scratch)
 
 
-def _deliver(scratch: Path, pass_on: Callable[[Path], None]) -> Written:
+def _transferred(scratch: Path, transfer: Callable[[Path], None]) -> Written:
     try:
         files = digests(scratch)
-        pass_on(scratch)
+        transfer(scratch)
     finally:
         shutil.rmtree(scratch)
     return Written(host=socket.gethostname(), files=files)

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: derived from ours, completed by the user's JSON; pure and light."""
+"""DeepSpeed's configuration, derived from ours and completed by the user's JSON; imports no DeepSpeed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rollout.text_files import TextFileError, read_text
 
 
 def deepspeed_config(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
-    """What the engine is built with.
+    """Derive the engine's configuration from the settings, and merge the user's JSON into it.
 
-    Accumulation is ours: each loss carries its exact weight, and `step` is called once per update.
+    Gradient accumulation is ours: each loss carries its exact weight, and `step` is called once per update.
 
     Raises:
-        ValueError: if the user's JSON cannot be read, or says otherwise than our own keys.
+        ValueError: if the user's JSON cannot be read or contradicts our own keys.
     """
     own = _derived(settings, dtype)
     return own if settings.deepspeed is None else _merged(own, _read(settings.deepspeed), settings.deepspeed)
@@ -35,7 +35,7 @@ def _derived(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.max_grad_norm,
-        # Non-finite gradients are ours to find, on every stage and in every precision alike.
+        # We detect non-finite gradients ourselves, in the same way for every stage and precision.
         "bf16": {"enabled": half, "check_grad_overflow": False},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -44,7 +44,7 @@ def _derived(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
     }
     if half and settings.zero_stage > 0:  # without ZeRO, DeepSpeed accumulates in the model's precision
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    if settings.zero_stage == 0:  # float32 without ZeRO has no norm to report: our optimizer clips instead
+    if settings.zero_stage == 0:  # in float32 DeepSpeed reports no norm then: our optimizer clips instead
         config["gradient_clipping"] = 0.0 if not half else settings.max_grad_norm
     return config
 

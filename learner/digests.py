@@ -1,4 +1,4 @@
-"""Digests of a checkpoint's files, by which damage on a disk or on the way is noticed."""
+"""Digests of a checkpoint's files, to detect damage on a disk or in transfer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import BinaryIO, Final
 from learner.records import Digest
 
 CHUNK: Final = 1 << 24
-"""Bytes that are held of a file at a time."""
+"""Bytes of a file in memory at a time."""
 
 
 def crc32(file: BinaryIO) -> str:
-    """Compute the CRC-32 of what is left to read of a file, as eight hexadecimal digits.
+    """Compute the CRC-32 of the rest of a file, as eight hexadecimal digits.
 
-    It guards against damage, not against an adversary. The standard library's is several times as fast as its
-    cryptographic hashes, and several files can be read at once: it works without the interpreter's lock.
+    It protects against damage, not against an adversary. The standard library's is several times as fast as
+    its cryptographic hashes, and it releases the interpreter's lock, so that threads can read several files
+    at once.
     """
     value = 0
     while chunk := file.read(CHUNK):
@@ -25,12 +26,12 @@ def crc32(file: BinaryIO) -> str:
 
 
 def digest(path: Path) -> Digest:
-    """Compute the digest of a file of this machine."""
+    """Compute the digest of a local file."""
     with path.open("rb") as file:
         return Digest(size=path.stat().st_size, crc32=crc32(file))
 
 
 def digests(folder: Path) -> dict[str, Digest]:
-    """Compute the digest of every file below a folder, by its path there."""
+    """Compute the digest of every file below a folder, by its path relative to the folder."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): digest(path) for path in found}

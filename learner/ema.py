@@ -10,20 +10,20 @@ from rollout.weights import NamedParameters
 
 
 class Ema:
-    """Flow-GRPO's average: every ``every`` optimizer steps, with a decay that warms up.
+    """Flow-GRPO's average, updated every ``every`` optimizer steps with a decay that warms up.
 
-    Each rank averages what it holds, so under ZeRO-3 the average is partitioned like the parameters.
+    Each rank averages its own share, so under ZeRO-3 the average is partitioned like the parameters.
     """
 
     def __init__(self, parameters: NamedParameters, masters: Masters, decay: float, every: int) -> None:
-        """Start from the parameters as they are."""
+        """Start from the current parameters."""
         self.parameters, self.masters = parameters, masters
         self.decay, self.every = decay, every
         self.shadow = {name: masters.share(p).clone() for name, p in parameters}
 
     @torch.no_grad()
     def step(self, updates: int) -> None:
-        """Average once if ``updates``, the number of optimizer steps so far, is a multiple of ``every``."""
+        """Update the average if ``updates``, the optimizer steps so far, are a multiple of ``every``."""
         if updates % self.every:
             return
         decay = min(self.decay, (1 + updates) / (10 + updates))
@@ -31,10 +31,10 @@ class Ema:
             self.shadow[name].lerp_(self.masters.share(parameter), 1 - decay)
 
     def whole(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """The average of one parameter, float32; collective."""
+        """Assemble the average of one parameter, float32; a collective operation."""
         return self.masters.assemble(parameter, self.shadow[name])
 
     @torch.no_grad()
     def load(self, name: str, parameter: nn.Parameter, values: Tensor) -> None:
-        """Take over a whole parameter's average."""
+        """Set the average of a whole parameter."""
         self.shadow[name].copy_(self.masters.cut(parameter, values.to(self.shadow[name].device)))

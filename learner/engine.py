@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from learner.deepspeed_config import deepspeed_config
-from learner.optimizer import Schedule, build_optimizer
+from learner.optimizer import LearningRateSchedule, build_optimizer
 from learner.settings import LearnerSettings
 from rollout.weights import NamedParameters
 
 COLLECTIVE_TIMEOUT: Final = timedelta(hours=6)
-"""Who waits for the ranks notices a hang first, and knows which of them raised something else."""
+"""Long, since the driver detects a hang by its own deadline, and knows which rank raised an error instead."""
 TAG: Final = "engine"
 
 
 def join(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:
-    """Join the process group of all ranks: NCCL on GPUs, gloo on CPUs, no launcher needed."""
+    """Join the process group of all ranks, with NCCL on GPUs or gloo on CPUs, and without a launcher."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world),
@@ -46,11 +46,11 @@ def join(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:
 def build_engine(
     transformer: Any, parameters: NamedParameters, settings: LearnerSettings, dtype: str, horizon: int
 ) -> Any:
-    """Wrap the transformer; ``horizon`` is the run's length in optimizer steps."""
+    """Wrap the transformer in an engine; ``horizon`` is the run's length in optimizer steps."""
     import deepspeed
 
     optimizer = build_optimizer(parameters, settings, dtype)
-    schedule = Schedule(settings.schedule, settings.warmup, horizon)
+    schedule = LearningRateSchedule(settings.schedule, settings.warmup, horizon)
     engine, *_ = deepspeed.initialize(
         model=transformer,
         model_parameters=[p for _, p in parameters],
@@ -62,7 +62,7 @@ def build_engine(
 
 
 def build_frozen(transformer: Any, settings: LearnerSettings, dtype: str) -> Any:
-    """A frozen model under ZeRO-3, for a reference too large to be whole on every rank."""
+    """Wrap a frozen model under ZeRO-3, for a reference policy that is too large to be whole on a rank."""
     import deepspeed
 
     config = deepspeed_config(settings, dtype)
@@ -71,14 +71,14 @@ def build_frozen(transformer: Any, settings: LearnerSettings, dtype: str) -> Any
 
 
 def grad_norm(engine: Any) -> float:
-    """The norm of the last update's gradient, before it was clipped."""
+    """Return the norm of the last update's gradient, before clipping."""
     own = getattr(engine.basic_optimizer, "norm", None)
     return float(engine.get_global_grad_norm() if own is None else own)
 
 
 @contextmanager
 def whole(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, parameters that ZeRO-3 has partitioned are whole; collective."""
+    """Gather parameters that ZeRO-3 has partitioned while the context lasts; a collective operation."""
     if not any(hasattr(p, "ds_id") for p in parameters):
         yield
         return
@@ -89,17 +89,17 @@ def whole(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 class Masters:
-    """The float32 values behind trained parameters, wherever this stage of ZeRO keeps them.
+    """The float32 master values of trained parameters, under any stage of ZeRO.
 
-    A rank holds its own share: all values of a parameter, or with ZeRO-3 an equal part of them, padded.
+    Each rank has its own share: all values of a parameter, or under ZeRO-3 an equal part of them, padded.
     """
 
     def __init__(self, rank: int, world: int) -> None:
-        """Ranks are needed to cut shares and to put them together."""
+        """Set this rank and the number of ranks, by which parameters are divided."""
         self.rank, self.world = rank, world
 
     def share(self, parameter: Any) -> Tensor:
-        """This rank's share, float32; collective."""
+        """Return this rank's share, float32; a collective operation."""
         if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
             return cast(Tensor, parameter.detach())
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
@@ -111,7 +111,7 @@ class Masters:
         return cast(Tensor, parameter.detach().float()) if full is None else full
 
     def assemble(self, parameter: Any, share: Tensor) -> Tensor:
-        """A whole parameter out of every rank's share, on every rank; collective."""
+        """Assemble a whole parameter from every rank's share, on every rank; a collective operation."""
         if not hasattr(parameter, "ds_id"):
             return share
         parts = [torch.empty_like(share) for _ in range(self.world)]
@@ -119,7 +119,7 @@ class Masters:
         return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
 
     def cut(self, parameter: Any, values: Tensor) -> Tensor:
-        """This rank's share of whole values; the inverse of `assemble`."""
+        """Return this rank's share of whole values; the inverse of `assemble`."""
         if not hasattr(parameter, "ds_id"):
             return values
         size = -(-parameter.ds_numel // self.world)
@@ -128,26 +128,26 @@ class Masters:
 
 
 def save(engine: Any, folder: Path) -> None:
-    """Write parameters, optimizer and schedule; collective, every rank calls it."""
+    """Write parameters, optimizer and schedule; a collective operation, which every rank calls."""
     engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
 
 def restore(engine: Any, folder: Path, *, universal: bool = False) -> None:
-    """Read what `save` wrote, or with ``universal`` what `to_universal` made of it; collective.
+    """Read a checkpoint of `save`, or with ``universal`` one of `to_universal`; a collective operation.
 
     Raises:
-        FileNotFoundError: if the folder holds no engine state.
+        FileNotFoundError: if the folder has no engine state.
     """
     if not (folder / TAG).is_dir():  # deepspeed only asserts
         raise FileNotFoundError(f"{folder}: no learner state to resume from")
-    # DeepSpeed reads this at every load; as part of the configuration it would have to be known at start.
+    # DeepSpeed reads this at every load; in its configuration it would have to be known at the start.
     engine._config.load_universal_checkpoint = universal
     engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
     engine._config.load_universal_checkpoint = False
 
 
 def to_universal(folder: Path, target: Path) -> None:
-    """Make a checkpoint that any number of ranks can read out of one that only as many can."""
+    """Convert a checkpoint for one number of ranks into one that any number of ranks can read."""
     from argparse import Namespace
 
     from deepspeed.checkpoint import ds_to_universal

@@ -1,9 +1,8 @@
-"""What an update reports, summed over micro-batches and ranks with the weights of the loss."""
+"""The metrics of an update, summed over mini-batches and ranks with the weights of the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -12,22 +11,17 @@ from torch import Tensor
 from learner.minibatch import Minibatch
 from learner.objectives.base import Metric, Terms
 
-COLUMNS: Final = ("weight", "fresh", "pull", "advantage")
-"""Sums per denoising step before those of the objective's mean metrics.
-
-``fresh`` is the weight of rows that the unchanged policy has seen.
-"""
-
 
 class UpdateMetrics:
-    """Collects the terms of every micro-batch; stays on the device until it is reduced."""
+    """A collector of the terms of every mini-batch, whose values stay on the device until `reduce`."""
 
     def __init__(self, metrics: Sequence[Metric], steps: int) -> None:
-        """Take what the objective declares; ``steps`` is the schedule's length."""
+        """Start empty, for the objective's ``metrics``; ``steps`` is the schedule's length."""
         self.means = [metric for metric in metrics if metric.reduce == "mean"]
         self.largest = [metric for metric in metrics if metric.reduce == "max"]
         self.steps = steps
         self.sums: list[Tensor] = []
+        """Sums by step per mini-batch: weights, fresh weights, squares of ``pull`` and advantage, means."""
         self.losses: list[Tensor] = []
         self.peaks: list[Tensor] = []
         self.broken: list[tuple[Tensor, Tensor]] = []
@@ -35,15 +29,17 @@ class UpdateMetrics:
         self.learning_rate = 0.0
         self.skipped = 0
 
-    def add(self, terms: Terms, part: Minibatch, loss: Tensor, pull: Tensor, *, first: bool) -> None:
-        """Count one micro-batch and its weighted ``loss``.
+    def add(
+        self, terms: Terms, part: Minibatch, loss: Tensor, mean_grad_norms: Tensor, *, first: bool
+    ) -> None:
+        """Add one mini-batch and its weighted ``loss``.
 
-        ``pull`` (N,) is the norm of the loss's gradient in each row's prediction; ``first`` says that the
-        policy has not moved yet in this batch.
+        ``mean_grad_norms`` (N,) are the norms of the loss's gradient in each row's prediction, for the metric
+        ``pull``. ``first`` is True before the first optimizer step of the batch.
         """
         weights, fresh = part.weights, float(first) * part.weights
         found = {name: value.detach().float() for name, value in terms.metrics.items()}
-        columns = [weights, fresh, pull**2, weights * part.advantages**2] + [
+        columns = [weights, fresh, mean_grad_norms**2, weights * part.advantages**2] + [
             (fresh if metric.fresh else weights) * found[metric.name] for metric in self.means
         ]
         table = torch.zeros(self.steps, len(columns), device=weights.device)
@@ -55,11 +51,11 @@ class UpdateMetrics:
         self.broken.append((part.candidates, ~terms.losses.detach().isfinite()))
 
     def suspects(self) -> tuple[int, ...]:
-        """The trajectories of this rank whose loss was not finite."""
+        """Return the trajectories of this rank whose loss is not finite."""
         return tuple(sorted({int(t) for rows, bad in self.broken for t in rows[bad].tolist()}))
 
     def reduce(self, seconds: float) -> dict[str, float]:
-        """Average over the whole world, over all steps and (``NAME.tSTEP``) over each; collective.
+        """Average over all ranks, for all steps together and for each (``NAME.tSTEP``); collective.
 
         ``pull`` is the norm of the loss's gradient in the predictions.
         """
@@ -88,7 +84,7 @@ class UpdateMetrics:
         }
 
     def _averages(self, sums: Tensor) -> dict[str, float]:
-        weight, fresh, pull, advantage, *rest = sums.tolist()
+        weight, fresh, squared, advantage, *rest = sums.tolist()
         totals = {True: fresh, False: weight}
         return {
             **{
@@ -96,5 +92,5 @@ class UpdateMetrics:
                 for metric, value in zip(self.means, rest, strict=True)
             },
             "advantage_rms": (advantage / weight) ** 0.5,
-            "pull": pull**0.5,
+            "pull": squared**0.5,
         }

@@ -1,4 +1,4 @@
-"""The rows of an update as tensors: what one forward pass of the learner sees."""
+"""Mini-batches: the rows of one forward pass of the learner, as tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from learner.rank_shares import Item
+from learner.rank_shares import Assignment
 from rollout.families.registry import Schedule, Tensors
 from rollout.records import Conditioning, Keep, Trajectory
 from rollout.tensors import unpack
@@ -18,10 +18,11 @@ from rollout.tensors import unpack
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minibatch:
-    """N rows: their advantages and weights, and whose they are, all (N,).
+    """N rows with their advantages, weights, denoising steps, candidates and groups, all (N,).
 
-    The weights of an update add up to one over all ranks; padded rows have none. ``steps`` says to which
-    denoising step a row counts, ``candidates`` numbers the candidate that it is of.
+    The weights of an update add up to one over all ranks; padded rows have weight zero. ``steps`` are the
+    denoising steps under which rows are counted; ``candidates`` are places in the selection's kept
+    candidates.
     """
 
     advantages: Tensor
@@ -30,7 +31,7 @@ class Minibatch:
     candidates: Tensor
     groups: Tensor
     embeddings: Tensors
-    """Conditioning tensors of the distinct groups (G, ...); ``groups`` (N,) says whose row is whose."""
+    """Conditioning tensors of the distinct groups (G, ...), into which ``groups`` (N,) are indices."""
 
     @property
     def conditioning(self) -> Tensors:
@@ -38,7 +39,7 @@ class Minibatch:
         return {name: table[self.groups] for name, table in self.embeddings.items()}
 
     def split(self, size: int) -> Iterator[Self]:
-        """Cut into parts of at most ``size`` rows: equally many parts on ranks with equally many rows."""
+        """Split into parts of at most ``size`` rows: equally many parts on ranks with equally many rows."""
         columns = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
         for i in range(0, len(self.weights), size):
             yield replace(self, **{name: getattr(self, name)[i : i + size] for name in columns})
@@ -46,10 +47,10 @@ class Minibatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transitions(Minibatch):
-    """Rows that are stochastic steps: the states around each (N, ...), and its place in the schedule (N,).
+    """Rows that are stochastic steps: the states around each (N, ...), and its noise levels (N,).
 
-    ``timesteps`` is what the transformer is told. ``log_probs`` (N,) and ``means`` (N, ...) are the behaviour
-    policy's, and without rows where they were not kept.
+    ``timesteps`` (N,) are the transformer's input. ``log_probs`` (N,) and ``means`` (N, ...) are those of the
+    behaviour policy, and empty if the objective does not keep them.
     """
 
     states: Tensor
@@ -62,20 +63,20 @@ class Transitions(Minibatch):
 
 
 def transitions(
-    share: Sequence[Item],
+    share: Sequence[Assignment],
     trajectories: Mapping[int, Trajectory],
     conditionings: Mapping[int, Conditioning],
     schedule: Schedule,
     *,
     advantage_clip: float = math.inf,
 ) -> Transitions:
-    """Lay out a share as the transitions of its trajectories, on the device of the schedule.
+    """Build the transitions of a share's trajectories, on the device of the schedule.
 
-    Each candidate's weight is spread evenly over its trained steps. Advantages are cut at plus and minus
-    ``advantage_clip``.
+    Each candidate's weight is divided evenly among its trained steps. Advantages are clipped to plus and
+    minus ``advantage_clip``.
     """
     device = schedule.sigmas.device
-    mine = [trajectories[item.trajectory] for item in share]
+    mine = [trajectories[one.trajectory] for one in share]
     states = torch.stack(_kept(mine, "states")).float().to(device)
     steps = torch.cat([unpack(one.steps) for one in mine]).to(device)
     return Transitions(
@@ -92,23 +93,23 @@ def transitions(
 
 
 def _rows(
-    share: Sequence[Item],
+    share: Sequence[Assignment],
     conditionings: Mapping[int, Conditioning],
     count: int,
     advantage_clip: float,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Make the columns of a `Minibatch` that has ``count`` rows per item."""
+    """Build the columns of a `Minibatch` with ``count`` rows per assignment."""
 
     def repeated(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(count)
 
-    owners = list(dict.fromkeys(item.group_id for item in share))
+    owners = list(dict.fromkeys(one.group_id for one in share))
     return {
-        "advantages": repeated([max(-advantage_clip, min(advantage_clip, i.advantage)) for i in share]),
-        "weights": repeated([item.weight / count for item in share]),
-        "candidates": repeated([item.trajectory for item in share]).long(),
-        "groups": repeated([owners.index(item.group_id) for item in share]).long(),
+        "advantages": repeated([max(-advantage_clip, min(advantage_clip, a.advantage)) for a in share]),
+        "weights": repeated([one.weight / count for one in share]),
+        "candidates": repeated([one.trajectory for one in share]).long(),
+        "groups": repeated([owners.index(one.group_id) for one in share]).long(),
         "embeddings": {
             name: torch.stack([unpack(conditionings[g].arrays[name]) for g in owners]).to(device)
             for name in conditionings[owners[0]].arrays

@@ -1,4 +1,4 @@
-"""The optimizer that DeepSpeed wraps, and its learning-rate schedule."""
+"""The optimizer that DeepSpeed wraps, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rollout.weights import NamedParameters
 
 
 class _Holding:
-    """An optimizer whose step can be held back.
+    """An optimizer whose step can be skipped.
 
-    Every stage of ZeRO ends in the wrapped optimizer's ``step``, and none but some fp16 ones can skip it. So
-    when a gradient is not finite, the step is held here, on all ranks, and DeepSpeed carries on as usual.
+    Every stage of ZeRO calls the wrapped optimizer's ``step``, and only some fp16 ones can skip it. So when a
+    gradient is not finite, the step is skipped here, on all ranks, and DeepSpeed continues as usual.
     """
 
     hold = False
@@ -23,7 +23,7 @@ class _Holding:
     norm: float | None = None
 
     def step(self, closure: Any = None) -> Any:
-        """Apply the gradients unless held back; clip them first where DeepSpeed does not."""
+        """Apply the gradients unless ``hold`` is set; clip them first if DeepSpeed does not."""
         if self.hold:
             return None
         if self.max_norm is not None:
@@ -33,14 +33,14 @@ class _Holding:
 
 
 class HoldingAdamW(_Holding, torch.optim.AdamW):
-    """AdamW with float32 moments; plain torch, so nothing has to be compiled at start."""
+    """AdamW with float32 moments, from torch itself, so that nothing is compiled at the start."""
 
 
 def build_optimizer(parameters: NamedParameters, settings: LearnerSettings, dtype: str) -> Any:
-    """The optimizer over the trained parameters.
+    """Build the optimizer of the trained parameters.
 
     Raises:
-        RuntimeError: if the 8-bit one is asked for and bitsandbytes is not installed.
+        RuntimeError: if the optimizer is the 8-bit one and bitsandbytes is not installed.
     """
     optimizer = _class_of(settings)(
         [p for _, p in parameters],
@@ -63,15 +63,15 @@ def _class_of(settings: LearnerSettings) -> Any:
     return type("HoldingAdamW8bit", (_Holding, AdamW8bit), {})
 
 
-class Schedule:
-    """The learning rate's factor: a linear warm-up, then constant, linear or cosine down to the end."""
+class LearningRateSchedule:
+    """The learning rate's factor: a linear warm-up, then constant, linear or cosine down to 0 at the end."""
 
     def __init__(self, kind: str, warmup: int, total: int) -> None:
-        """``warmup`` and ``total`` count optimizer steps; a warm-up of 0 starts at the full rate."""
+        """Set the kind, and ``warmup`` and ``total`` in optimizer steps; a warm-up of 0 starts at 1."""
         self.kind, self.warmup, self.total = kind, warmup, total
 
     def __call__(self, step: int) -> float:
-        """The factor at an optimizer step, counted from zero."""
+        """Compute the factor at an optimizer step, counted from zero."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))

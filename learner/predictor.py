@@ -1,4 +1,4 @@
-"""A policy as an objective calls it."""
+"""The interface through which objectives call a policy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rollout.settings import RolloutSettings
 
 
 class Predictor:
-    """Calls a model family's transformer, whoever runs it: an engine, or a frozen copy."""
+    """A policy whose transformer is run by an engine, or is a frozen copy."""
 
     def __init__(
         self, policy: Any, rollout: RolloutSettings, running: Callable[[], AbstractContextManager[Any]]
     ) -> None:
-        """Take the family's adapter, and a context that yields the transformer to call."""
+        """Set the model family's policy, and a function whose context yields the transformer to call."""
         self.policy, self.rollout, self.running = policy, rollout, running
 
     def transition(self, part: Transitions) -> Transition:

@@ -1,4 +1,4 @@
-"""Which rank trains which trajectory in which update: equal work on every rank, equal weight for all."""
+"""The division of an update's trajectories among ranks: equal work per rank, equal weight per trajectory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from selection.records import Kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One trajectory of a rank's share: its place in the driver's lists, its advantage and its weight.
+class Assignment:
+    """One trajectory of a rank's share: its place in the selection, its group, advantage and weight.
 
     Padding repeats a trajectory with weight zero, so that every rank runs the same number of passes.
     """
@@ -26,12 +26,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankUpdate:
-    """One rank's part of a step: its items by optimizer step, and handles of all that these refer to.
+    """One rank's work in a step: a share per optimizer step, and handles of the data that shares refer to.
 
     ``conditionings`` are by group and ``trajectories`` by their place in the selection, both ascending.
     """
 
-    shares: Sequence[Sequence[Item]]
+    shares: Sequence[Sequence[Assignment]]
     conditionings: Mapping[int, Handle]
     trajectories: Mapping[int, Handle]
 
@@ -46,19 +46,19 @@ def rank_updates(
     step: int,
     units: Sequence[Sequence[int]] | None = None,
 ) -> list[RankUpdate]:
-    """Split a step's kept candidates over ranks by `shares`, each with handles of what it trains on."""
+    """Split a step's kept candidates by `split_over_ranks`, and add the handles that each rank needs."""
     by_id = {group.group_id: group for group in groups}
     found = []
-    for mine in shares(kept, ranks=ranks, updates=updates, seed=seed, step=step, units=units):
-        owners = sorted({item.group_id for share in mine for item in share})
-        numbers = sorted({item.trajectory for share in mine for item in share})
+    for mine in split_over_ranks(kept, ranks=ranks, updates=updates, seed=seed, step=step, units=units):
+        owners = sorted({one.group_id for share in mine for one in share})
+        numbers = sorted({one.trajectory for share in mine for one in share})
         handles = {n: by_id[kept[n].group_id].trajectories[kept[n].candidate] for n in numbers}
         conditionings = {owner: by_id[owner].conditioning for owner in owners}
         found.append(RankUpdate(shares=mine, conditionings=conditionings, trajectories=handles))
     return found
 
 
-def shares(
+def split_over_ranks(
     kept: Sequence[Kept],
     *,
     ranks: int,
@@ -66,34 +66,34 @@ def shares(
     seed: int,
     step: int,
     units: Sequence[Sequence[int]] | None = None,
-) -> list[list[list[Item]]]:
-    """Split kept trajectories by update and rank: result[rank][update] lists that rank's items.
+) -> list[list[list[Assignment]]]:
+    """Split kept trajectories by update and rank: result[rank][update] is that rank's share of the update.
 
-    Every trajectory is trained exactly once and weighs 1 / (size of its update), whatever the rank it
-    lands on. ``units`` lists the places in ``kept`` that stay together, equally many in each; by default
-    each is by itself. The shuffle is seeded by the first of a unit, so it does not depend on their order.
+    Every trajectory is trained exactly once and weighs 1 / (size of its update), on any rank. ``units``
+    lists the places in ``kept`` that stay together, equally many in each unit; by default each is a unit of
+    its own. The shuffle is seeded by the first place of a unit, so it does not depend on the units' order.
     """
     order = sorted(
         [(place,) for place in range(len(kept))] if units is None else units,
         key=lambda unit: derive_seed("shuffle", seed, step, kept[unit[0]].group_id, kept[unit[0]].candidate),
     )
-    whole = [_items(order[u::updates], kept) for u in range(updates)]
-    return [[_share(items, rank, ranks) for items in whole if items] for rank in range(ranks)]
+    whole = [_assignments(order[u::updates], kept) for u in range(updates)]
+    return [[_share(units, rank, ranks) for units in whole if units] for rank in range(ranks)]
 
 
-def _items(units: Sequence[Sequence[int]], kept: Sequence[Kept]) -> list[list[Item]]:
+def _assignments(units: Sequence[Sequence[int]], kept: Sequence[Kept]) -> list[list[Assignment]]:
     count = sum(map(len, units))
     return [
         [
-            Item(trajectory=i, group_id=kept[i].group_id, advantage=kept[i].advantage, weight=1 / count)
+            Assignment(trajectory=i, group_id=kept[i].group_id, advantage=kept[i].advantage, weight=1 / count)
             for i in unit
         ]
         for unit in units
     ]
 
 
-def _share(units: Sequence[Sequence[Item]], rank: int, ranks: int) -> list[Item]:
+def _share(units: Sequence[Sequence[Assignment]], rank: int, ranks: int) -> list[Assignment]:
     size = -(-len(units) // ranks)
     mine = list(units[rank::ranks])
-    filler = [replace(item, advantage=0.0, weight=0.0) for item in units[0]]
-    return list(chain(*mine, *[filler] * (size - len(mine))))
+    padding = [replace(one, advantage=0.0, weight=0.0) for one in units[0]]
+    return list(chain(*mine, *[padding] * (size - len(mine))))

@@ -1,4 +1,4 @@
-"""What the learner reports of an update and of a checkpoint."""
+"""Records of the learner about an update and a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """Metrics of one batch over all ranks, and what was not finite on this rank.
+    """Metrics of one batch over all ranks, and this rank's trajectories and parameters that are not finite.
 
-    ``suspects`` are the trajectories whose loss was not, as places in the selection's kept candidates; a
-    gradient can overflow without any. ``broken`` names the parameters that are no longer finite.
+    ``suspects`` are the trajectories whose loss is not finite, as places in the selection's kept candidates;
+    a gradient can overflow without any. ``broken`` names the parameters that are no longer finite.
     """
 
     metrics: Mapping[str, float]
@@ -21,7 +21,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """The size of a file in bytes and its CRC-32, which the first checkpoints were written without."""
+    """The size of a file in bytes and its CRC-32, which is missing in the oldest checkpoints."""
 
     size: int
     crc32: str | None
@@ -29,7 +29,7 @@ class Digest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What a rank has written of a checkpoint: on which machine, and every file by its path there."""
+    """A rank's files of a checkpoint, by their paths in its folder, and the host that wrote them."""
 
     host: str
     files: Mapping[str, Digest]

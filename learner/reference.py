@@ -1,4 +1,4 @@
-"""The frozen start policy of the KL term: the model without its adapter, or a second copy of it."""
+"""The frozen start policy of the KL: the model without its adapter, or a second copy of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rollout.settings import ModelSettings
 
 
 class Reference:
-    """Hands out the model to call for the reference; a copy sleeps on the CPU between updates."""
+    """The model to call for the reference policy; a copy is kept on the CPU between updates."""
 
     def __init__(
         self, transformer: Any, model: ModelSettings, learner: LearnerSettings, device: str, *, used: bool
     ) -> None:
-        """Copy the model if it is used and switching an adapter off does not bring the start policy back."""
+        """Copy the model if it is used and switching an adapter off would not restore the start policy."""
         self.transformer, self.model, self.learner, self.device = transformer, model, learner, device
         self.copy: Any = None
         if used and not model.lora_rank:
@@ -29,13 +29,13 @@ class Reference:
         self.partitioned = self.copy is not None and learner.zero_stage == 3
 
     def join(self) -> None:
-        """Partition the copy over the ranks, under ZeRO-3; collective."""
+        """Partition the copy over the ranks under ZeRO-3; a collective operation."""
         if self.partitioned:
             self.copy = build_frozen(self.copy, self.learner, self.model.dtype)
 
     @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Keep a copy on the device for the length of an update."""
+    def on_device(self) -> Iterator[None]:
+        """Keep the copy on the device while the context lasts, which is an update."""
         moves = self.copy is not None and not self.partitioned and self.device != "cpu"
         if moves:
             self.copy.to(self.device)
@@ -47,7 +47,7 @@ class Reference:
 
     @contextmanager
     def active(self, engine: Any) -> Iterator[Any]:
-        """The model to call, without gradients; ``engine`` is what runs the policy."""
+        """Yield the model to call, without gradients; ``engine`` runs the policy."""
         with torch.no_grad():
             if self.copy is not None:
                 yield self.copy

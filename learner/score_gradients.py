@@ -1,4 +1,4 @@
-"""Policy gradients one trajectory at a time, as seeded random projections of bounded size."""
+"""Score gradients of single trajectories, as seeded random projections of bounded size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from learner.minibatch import transitions
 from learner.objectives.flow_grpo import clipped_surrogate
 from learner.predictor import Predictor
-from learner.rank_shares import Item
+from learner.rank_shares import Assignment
 from rollout.families.registry import Schedule
 from rollout.records import Conditioning, Trajectory
 from rollout.sde import log_prob
@@ -23,11 +23,11 @@ from rollout.settings import RolloutSettings
 from rollout.weights import NamedParameters
 
 
-class Sketch:
-    """A random projection to ``width`` numbers: each coordinate is added, its sign random, to one of them.
+class RandomProjection:
+    """A random projection to ``width`` numbers: each coordinate is added, with a random sign, to one of them.
 
-    Inner products are kept on average, with an error of about 1 / sqrt(width) of the lengths' product
-    (count sketch; Charikar et al. 2002). It needs nine bytes per parameter, whatever the width.
+    Inner products are kept on average, with an error of about 1 / sqrt(width) of the product of the lengths
+    (count sketch; Charikar et al. 2002). It needs nine bytes per parameter, for any width.
     """
 
     def __init__(self, parameters: NamedParameters, width: int, seed: int) -> None:
@@ -37,7 +37,7 @@ class Sketch:
         self.signs = [self._draw(2, p, generator).to(torch.int8) * 2 - 1 for p in self.parameters]
 
     def gradient(self) -> NDArray[np.float32]:
-        """The projection (width,) of the parameters' gradients; one without a gradient counts as zero."""
+        """Project the parameters' gradients to (width,); a parameter without a gradient counts as zero."""
         found = torch.zeros(self.width, device=self.parameters[0].device)
         for parameter, places, signs in zip(self.parameters, self.places, self.signs, strict=True):
             if parameter.grad is not None:
@@ -49,44 +49,45 @@ class Sketch:
         return torch.randint(limit, (parameter.numel(),), generator=generator).to(parameter.device)
 
 
-class GradientProbe:
-    """Gradients of the log-probability that the policy gave to what it did.
+class ScoreGradients:
+    """Gradients of the log-probability of sampled trajectories under the policy that sampled them.
 
-    ``policy`` is that of a sampler; its ``parameters`` collect gradients only while this works.
+    ``policy`` is that of a sampler; its ``parameters`` require gradients only during `compute`.
     """
 
     def __init__(
         self, policy: Any, rollout: RolloutSettings, parameters: NamedParameters, width: int, seed: int
     ) -> None:
         self.policy, self.rollout, self.parameters = policy, rollout, parameters
-        self.sketch = Sketch(parameters, width, seed)
+        self.projection = RandomProjection(parameters, width, seed)
         self.predictor = Predictor(policy, rollout, partial(nullcontext, policy.transformer))
 
-    def scores(self, conditioning: Conditioning, trajectories: Sequence[Trajectory]) -> NDArray[np.float32]:
-        """(n, width): per trajectory of one prompt, the gradient of its mean log-probability over steps.
+    def compute(self, conditioning: Conditioning, trajectories: Sequence[Trajectory]) -> NDArray[np.float32]:
+        """Compute the gradient of each trajectory's mean log-probability over steps, projected: (n, width).
 
-        Times its advantage it is what the trajectory adds to FlowGRPO's ascent direction while on-policy.
+        The trajectories are of one prompt. A gradient times the advantage is the trajectory's contribution to
+        FlowGRPO's ascent direction while on-policy.
         """
         for _, parameter in self.parameters:
             parameter.requires_grad_(True)
         try:
-            return np.stack([self._score(conditioning, one) for one in trajectories])
+            return np.stack([self._gradient(conditioning, one) for one in trajectories])
         finally:
             for _, parameter in self.parameters:
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
-    def _score(self, conditioning: Conditioning, trajectory: Trajectory) -> NDArray[np.float32]:
+    def _gradient(self, conditioning: Conditioning, trajectory: Trajectory) -> NDArray[np.float32]:
         device = str(self.parameters[0][1].device)
-        item = Item(trajectory=0, group_id=0, advantage=1.0, weight=1.0)
+        alone = Assignment(trajectory=0, group_id=0, advantage=1.0, weight=1.0)
         schedule = self.policy.schedule(self.rollout.steps)
         schedule = Schedule(schedule.sigmas.to(device), schedule.timesteps.to(device))
-        rows = transitions([item], {0: trajectory}, {0: conditioning}, schedule)
+        rows = transitions([alone], {0: trajectory}, {0: conditioning}, schedule)
         move = self.predictor.transition(rows)
         log_ratio = log_prob(rows.next_states, move) - rows.log_probs
-        # Far from the clip range, since the policy is the one that sampled: minus the loss is the score.
+        # The ratio is 1, far from the clip range, since this policy sampled: minus the loss is the score.
         surrogate, _ = clipped_surrogate(log_ratio, rows.advantages, clip=0.5)
         for _, parameter in self.parameters:
             parameter.grad = None
         (-(rows.weights * surrogate).sum()).backward()
-        return self.sketch.gradient()
+        return self.projection.gradient()

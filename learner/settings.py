@@ -1,4 +1,4 @@
-"""What a user sets about the update; light enough for the driver to import."""
+"""The settings of the learner; light enough for the driver to import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from learner.objectives.registry import AnyObjective, objective_settings
 from rollout.settings import Settings
 
 FORWARD_TOKENS: Final = 8192
-"""Image tokens in a forward pass of the learner, unless ``micro_batch`` says otherwise."""
+"""Image tokens in a forward pass of the learner, unless ``micro_batch`` is set."""
 MOVED: Final = {
     "clip": "objective.clip",
     "ratio": "objective.ratio",
@@ -21,11 +21,11 @@ MOVED: Final = {
     "beta": "objective.beta",
     "kl": "objective.kl",
 }
-"""Keys of a learner section of an older version, and where they are now."""
+"""Keys of the learner section of older versions, with their new names."""
 
 
 def with_moved_keys(section: Any) -> Any:
-    """Bring a learner section as older versions wrote it into today's shape; what is there already stays."""
+    """Move the keys of a learner section of an older version to their new names; values there are kept."""
     if not isinstance(section, Mapping) or not MOVED.keys() & section.keys():
         return section
     found = {key: value for key, value in section.items() if key not in MOVED}
@@ -56,7 +56,7 @@ class LearnerSettings(Settings):
         None, ge=1, description="(trajectory, step) pairs per forward pass; default: 8192 image tokens' worth"
     )
     objective: AnyObjective = Field(
-        default_factory=FlowGRPOSettings, description="what an update minimises, by name, and its own keys"
+        default_factory=FlowGRPOSettings, description="objective that an update minimises, with its own keys"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="norm to which the gradient of an update is clipped")
     max_skipped: int = Field(
@@ -77,10 +77,11 @@ class LearnerSettings(Settings):
     )
 
     def pairs(self, tokens: int) -> int:
-        """How many (trajectory, step) pairs a forward pass holds, of candidates with that many image tokens.
+        """Count the (trajectory, step) pairs of a forward pass, for candidates with that many image tokens.
 
-        8192 tokens are 8 pairs of a model with 1024 tokens at 512 px, which a GPU of 24 GB may hold; they do
-        not keep a larger one busy. It is a rule, not a measurement: a run can be repeated bit for bit.
+        8192 tokens are 8 pairs of a model with 1024 tokens at 512 px, which may fit on a GPU of 24 GB; they
+        do not keep a larger one busy. This is a fixed rule, not a measurement, so that a run can be repeated
+        bit for bit.
         """
         return self.micro_batch or max(1, FORWARD_TOKENS // tokens)
 

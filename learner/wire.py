@@ -1,4 +1,4 @@
-"""Spread a rank's part of an update into flat arguments, which Ray resolves, and gather it from them."""
+"""Conversion of a rank's part of an update to flat arguments, which Ray resolves, and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from learner.rank_shares import RankUpdate
 
 
 def spread(work: RankUpdate) -> tuple[Any, ...]:
-    """Take the handles out of a rank's update: the update without them, conditionings, trajectories."""
+    """Split a rank's update into the update without handles, its conditionings and its trajectories."""
     small = replace(
         work,
         conditionings=dict.fromkeys(work.conditionings),
@@ -20,7 +20,7 @@ def spread(work: RankUpdate) -> tuple[Any, ...]:
 
 
 def gather(arguments: Sequence[Any]) -> tuple[RankUpdate]:
-    """Put the values of the handles, in the order of `spread`, back; the arguments of the worker's method."""
+    """Join what `spread` split, now values instead of handles, to the arguments of the worker's method."""
     small, *values = arguments
     count = len(small.conditionings)
     work = replace(

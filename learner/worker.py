@@ -1,4 +1,4 @@
-"""The learner worker: one DeepSpeed rank that applies an objective's updates. Knows nothing of Ray."""
+"""The learner worker: one DeepSpeed rank that applies an objective's updates. It is independent of Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from learner import checkpoint
 from learner import engine as deepspeed_engine
 from learner.checkpoint_upload import Storage
 from learner.ema import Ema
-from learner.finite_check import GradientGuard, not_finite
+from learner.finite_check import FiniteCheck, not_finite
 from learner.metrics import UpdateMetrics
 from learner.minibatch import Minibatch
 from learner.objectives.base import Models
@@ -33,7 +33,7 @@ from rollout.weights import buckets, checksum, flatten, numel_of, trainable
 
 
 class LearnerWorker:
-    """Holds the policy that is trained, its optimizer and its average."""
+    """One rank of the learner, with the policy that is trained, its optimizer and its average."""
 
     def __init__(
         self,
@@ -43,9 +43,9 @@ class LearnerWorker:
         seed: int,
         horizon: int,
     ) -> None:
-        """Load the transformer onto the GPU where one is assigned, else onto the CPU.
+        """Load the transformer onto the GPU if one is assigned, else onto the CPU.
 
-        ``horizon`` is the length of the run in optimizer steps, for schedules that end with it.
+        ``horizon`` is the length of the run in optimizer steps, at which learning-rate schedules end.
         """
         torch.set_num_threads(learner.threads)
         self.gpu = learner.gpus > 0 and torch.cuda.is_available()
@@ -69,7 +69,7 @@ class LearnerWorker:
         self.updates = self.skipped_in_a_row = 0
 
     def _models(self) -> Models:
-        """Build the models that the objective calls; they find the engine once it is there."""
+        """Build the models that the objective calls; they use the engine, which `join` builds later."""
         frozen = Predictor(self.policy, self.rollout, lambda: self.reference.active(self.engine))
         return Models(
             policy=Predictor(self.policy, self.rollout, lambda: nullcontext(self.engine)),
@@ -80,7 +80,7 @@ class LearnerWorker:
         """Form the process group with the other ranks and build the engine; every rank calls it."""
         self.rank, self.world = rank, world
         deepspeed_engine.join(rank, world, address, port, gpu=self.gpu)
-        self.guard = GradientGuard(self.parameters, self.device)
+        self.finite_check = FiniteCheck(self.parameters, self.device)
         self.reference.join()
         self.engine = deepspeed_engine.build_engine(
             self.policy.transformer, self.parameters, self.settings, self.model.dtype, self.horizon
@@ -89,14 +89,14 @@ class LearnerWorker:
         self.ema = Ema(self.parameters, masters, self.settings.ema_decay, self.settings.ema_every)
 
     def parts(self) -> int:
-        """In how many parts the weights travel."""
+        """Count the parts in which the weights are published."""
         return len(self.buckets)
 
     def part(self, number: int, averaged: bool = False) -> tuple[str, NDArray[Any] | None]:
-        """One part of the weights (of the averaged ones for evaluation) with its checksum.
+        """Return one part of the weights, or of the averaged ones for evaluation, with its checksum.
 
-        Every rank calls it; only rank 0 has something to show. All parts take turns in the same memory, so
-        copy one before asking for the next. Under ZeRO-3 no more than one part is whole at a time.
+        Every rank calls it; only rank 0 returns values. All parts reuse the same memory, so copy one before
+        requesting the next. Under ZeRO-3 at most one part is gathered at a time.
         """
         bucket = self.buckets[number]
         if self.staging is None and self.rank == 0:
@@ -111,21 +111,21 @@ class LearnerWorker:
         return ("", None) if flat is None else (checksum(flat, bucket), flat)
 
     def publish(self, averaged: bool = False) -> Iterator[tuple[str, NDArray[Any] | None]]:
-        """Every `part` in turn."""
+        """Return an iterator over every `part`."""
         return (self.part(number, averaged) for number in range(self.parts()))
 
     def update(self, work: RankUpdate) -> Update:
         """Apply one optimizer step per share; every rank calls it with shares of equal sizes.
 
         Returns:
-            The metrics of the batch, averaged over all ranks (``updates`` counts all optimizer steps that
-            were ever applied), and this rank's broken trajectories and parameters.
+            The metrics of the batch, averaged over all ranks (``updates`` counts all optimizer steps
+            applied since the run began), and this rank's trajectories and parameters that are not finite.
         """
         started = time.perf_counter()
         metrics = UpdateMetrics(self.objective.metrics, self.rollout.steps)
         schedule = self.policy.schedule(self.rollout.steps)
         schedule = Schedule(schedule.sigmas.to(self.device), schedule.timesteps.to(self.device))
-        with self.reference.awake():
+        with self.reference.on_device():
             for number, share in enumerate(work.shares):
                 parts = self.objective.minibatches(
                     share, work.trajectories, work.conditionings, schedule=schedule, size=self.micro_batch
@@ -148,13 +148,13 @@ class LearnerWorker:
             loss = (part.weights * terms.losses).sum()
             # DeepSpeed averages over ranks; the weights already count every trajectory of the world.
             self.engine.backward(loss * self.world)
-            pull = prediction.grad.flatten(1).norm(dim=1) / self.world
-            metrics.add(terms, part, loss.detach(), pull, first=first)
+            mean_grad_norms = prediction.grad.flatten(1).norm(dim=1) / self.world
+            metrics.add(terms, part, loss.detach(), mean_grad_norms, first=first)
 
     def _apply(self, metrics: UpdateMetrics) -> None:
-        """One optimizer step, unless a gradient of any rank is not finite; then nothing changes anywhere."""
+        """Apply an optimizer step, or skip it on every rank if a gradient of any rank is not finite."""
         optimizer = self.engine.basic_optimizer
-        optimizer.hold = self.guard.tripped()
+        optimizer.hold = self.finite_check.failed()
         metrics.learning_rate = float(self.engine.get_lr()[0])
         self.engine.step()
         metrics.grad_norms.append(deepspeed_engine.grad_norm(self.engine))
@@ -167,18 +167,19 @@ class LearnerWorker:
         self.ema.step(self.updates)
 
     def save(self, url: str) -> None:
-        """Write everything the update depends on to a folder or an fsspec URL; every rank calls it.
+        """Write the state of training to a folder or an fsspec URL; every rank calls it.
 
-        What goes elsewhere is written here first and travels while training goes on; see `saved`.
+        Files for a remote store are written to local disk first and uploaded while training continues; see
+        `saved`.
         """
         self.storage.save(url, self._write)
 
     def saved(self, wait: bool) -> Written | None:
-        """What this rank saved, once all of it has arrived; None before that unless it is to ``wait``."""
+        """Return this rank's files of the last `save`; without ``wait``, None while the upload is running."""
         return self.storage.saved(wait)
 
     def restore(self, url: str) -> None:
-        """Continue from what `save` wrote, on any number of ranks; every rank calls it."""
+        """Restore the state that `save` wrote, on any number of ranks; every rank calls it."""
         with self.storage.fetched(url) as path:
             counts = checkpoint.load(path, self.ema)
             self.updates = counts.updates
@@ -193,5 +194,5 @@ class LearnerWorker:
         checkpoint.save(path, self.ema, counts, writes=self.rank == 0)
 
     def ping(self) -> int:
-        """The number of optimizer steps applied, as a sign of life."""
+        """Return the number of optimizer steps applied, to show that the worker responds."""
         return self.updates

@@ -14,7 +14,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.source_code import SOURCES, TESTS, FunctionNode, name
 
-PLAIN = ("rollout", "rewards", "selection")
+PLAIN = ("rollout", "rewards", "selection", "learner", "examples")
 """Packages whose docstrings are held to the rule; the others follow."""
 NOT_YET_PLAIN = {"rollout/settings.py", "selection/settings.py"}
 QUESTION = re.compile(r"(What|How|Whether|Which|Why)\b")

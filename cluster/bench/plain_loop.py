@@ -18,7 +18,7 @@ from torch import Tensor
 from cluster.bench.subject import Subject
 from cluster.config.errors import UserError
 from learner.objectives.flow_grpo import FlowGRPOSettings, clipped_surrogate, gaussian_kl
-from learner.rank_shares import Item
+from learner.rank_shares import Assignment
 from learner.settings import LearnerSettings
 from rollout.families.registry import Schedule, load_policy
 from rollout.families.transformer import adapter_off
@@ -51,7 +51,7 @@ class NaiveLoop:
         self.trained = range(*one.rollout.window_range)
         self.empty = self._encode([""])
 
-    def step(self, asked: Sequence[SampleRequest], plan: Sequence[Sequence[Item]]) -> float:
+    def step(self, asked: Sequence[SampleRequest], plan: Sequence[Sequence[Assignment]]) -> float:
         """Sample everything asked for, then one optimizer step per share of the plan; the mean loss."""
         images = [(request.prompt.text, noise) for request in asked for noise in request.noises]
         parts = [images[i : i + self.batch] for i in range(0, len(images), self.batch)]
@@ -118,7 +118,7 @@ class NaiveLoop:
         return torch.stack(states, 1), torch.stack(log_probs, 1), *encoded
 
     def _update(
-        self, share: Sequence[Item], states: Tensor, log_probs: Tensor, hidden: Tensor, pooled: Tensor
+        self, share: Sequence[Assignment], states: Tensor, log_probs: Tensor, hidden: Tensor, pooled: Tensor
     ) -> float:
         total = 0.0
         for i in range(0, len(share), self.batch):

@@ -19,7 +19,7 @@ from cluster.config.errors import UserError
 from cluster.loop.production import oversampled
 from learner.ema import Ema
 from learner.engine import Masters
-from learner.finite_check import GradientGuard
+from learner.finite_check import FiniteCheck
 from learner.optimizer import build_optimizer
 from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
@@ -149,7 +149,7 @@ class PlainLearner(LearnerWorker):
         if not torch.distributed.is_initialized():
             where = f"tcp://{address}:{port}"
             torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
-        self.guard = GradientGuard(self.parameters, self.device)
+        self.finite_check = FiniteCheck(self.parameters, self.device)
         self.engine = _Engine(self.policy.transformer, self)
         self.ema = Ema(self.parameters, _PlainMasters(0, 1), self.settings.ema_decay, self.settings.ema_every)
 

@@ -12,7 +12,7 @@ from cluster.config.settings import RunSettings
 from cluster.config.sources import to_toml
 from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
 from cluster.study.store import finished, write_rows
-from learner.score_gradients import GradientProbe
+from learner.score_gradients import ScoreGradients
 from rewards.combine import Scores
 from rollout.noise import derive_seed
 from rollout.prompts import prompt_at
@@ -44,7 +44,7 @@ def variance(
     prompts = _prompts(settings, design["prompts"])
     worker = load_sampler(settings)
     seed = derive_seed("sketch", settings.seed)
-    probe = GradientProbe(worker.policy, settings.rollout, worker.parameters, WIDTH, seed)
+    probe = ScoreGradients(worker.policy, settings.rollout, worker.parameters, WIDTH, seed)
     judges = LocalRewards(settings, load_scorers(settings))
     rewards: list[dict[str, Any]] = []
     gradients: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ def _one_prompt(
     settings: RunSettings,
     worker: RolloutWorker,
     judges: LocalRewards,
-    probe: GradientProbe | None,
+    probe: ScoreGradients | None,
     prompt: Prompt,
     number: int,
     design: Design,
@@ -88,7 +88,7 @@ def _one_prompt(
     request = SampleRequest(group_id=number, prompt=prompt, noises=noises, version=0)
     (chunk,) = worker.sample([request])
     scores = judges.raw(chunk.images, [prompt] * len(noises), chunk.finite)
-    gradients = list(probe.scores(chunk.conditioning, chunk.trajectories)) if probe else []
+    gradients = list(probe.compute(chunk.conditioning, chunk.trajectories)) if probe else []
     places = [{"prompt": number, "initial": z, "path": e} for z, e, _ in cells]
     projected = [{**place, "score": row} for place, row in zip(places, gradients, strict=False)]
     return _reward_rows(prompt, places, noises, scores), projected

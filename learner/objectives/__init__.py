@@ -1,1 +1,1 @@
-"""Objectives: what an update minimises."""
+"""Objectives of an update: the interface, the registry and the built-in ones."""

@@ -1,7 +1,7 @@
-"""The interface of an objective: what an update minimises, and what it needs of the stages before it.
+"""The interface of an objective: the loss of an update, and its needs of the stages before it.
 
-The driver asks objectives too, and it loads no torch: a module with an objective imports torch only where
-tensors are computed.
+The driver uses objectives without loading torch, so a module with an objective imports torch only inside the
+functions that compute tensors.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ if TYPE_CHECKING:
 
     from learner.minibatch import Minibatch
     from learner.predictor import Predictor
-    from learner.rank_shares import Item
+    from learner.rank_shares import Assignment
     from rollout.families.registry import Schedule
     from rollout.records import Conditioning, Keep, Trajectory
     from selection.records import Kept
 
 
 class ObjectiveSettings(Settings):
-    """The section ``learner.objective``: the name of an objective, and its own keys."""
+    """The section ``learner.objective``: the name of an objective, and the keys of that objective."""
 
     name: str = Field(description="the objective: flow_grpo, or module:Class of your own")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A figure of an update, by its name in metrics.jsonl.
+    """A metric of an update, by its name in metrics.jsonl.
 
-    Of ``mean`` metrics the weighted mean over rows is reported, of all steps and of each; of ``max`` ones the
-    largest value. ``fresh`` counts only rows before the first optimizer step of a batch, when the policy is
-    still the one that sampled. With a ``title`` the report draws a chart, which ``note`` explains.
+    ``mean`` metrics are reported as the weighted mean over rows, for all steps together and for each; ``max``
+    ones as the largest value. ``fresh`` restricts a metric to rows before the first optimizer step of a
+    batch, when the policy is still the behaviour policy. With a ``title`` the report draws a chart, which
+    ``note`` explains.
     """
 
     name: str
@@ -56,9 +57,14 @@ COMMON: Final = (
         title="Advantage RMS",
         note="The size of the learning signal after selection.",
     ),
+    Metric(
+        name="pull",
+        title="Mean gradient norm",
+        note="Norm of the loss's gradient in the predicted means, not in the parameters.",
+    ),
     *(
         Metric(name=name)
-        for name in ("pull", "learning_rate", "skipped_updates", "skipped_in_a_row", "seconds_learn")
+        for name in ("learning_rate", "skipped_updates", "skipped_in_a_row", "seconds_learn")
     ),
 )
 """Metrics of every update, whatever the objective."""
@@ -66,11 +72,11 @@ COMMON: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """An objective's value on a mini-batch of N rows.
+    """The value of an objective on a mini-batch of N rows.
 
-    ``losses`` (N,) is minimised in its weighted sum. ``prediction`` (N, ...) is the model's output, or made
-    of it: the norm of the loss's gradient there is the metric ``pull``. ``metrics`` has a value per row (N,)
-    for each `Metric` that the objective declares.
+    The weighted sum of ``losses`` (N,) is minimised. ``prediction`` (N, ...) is the model's output, or
+    computed from it: the norm of the loss's gradient in it is the metric ``pull``. ``metrics`` has a value
+    per row (N,) for each `Metric` that the objective declares.
     """
 
     losses: Tensor
@@ -80,29 +86,29 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The models that a loss may call: the ``policy`` that learns, and the frozen start policy if needed."""
+    """The models that a loss may call: the ``policy`` in training, and the frozen start policy if needed."""
 
     policy: Predictor
     reference: Predictor | None = None
 
 
 class Objective(ABC):
-    """The objective of an update: what it needs of the sampler, its loss, and what it reports."""
+    """An objective of an update: its needs of the sampler, its loss and its metrics."""
 
     Settings: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
     """The keys of ``learner.objective`` under this objective's name."""
     sampling: ClassVar[frozenset[str]] = frozenset({"sde", "cps"})
-    """The ``rollout.dynamics`` whose candidates it can learn from."""
+    """The supported ``rollout.dynamics`` of candidates."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
-    """Figures that it reports beside `COMMON`."""
+    """Metrics that it reports beside `COMMON`."""
 
     def __init__(self, settings: Any) -> None:
-        """Keep the settings, an instance of the class's own ``Settings``."""
+        """Set the settings, an instance of the class's own ``Settings``."""
         self.settings = settings
 
     @property
     def keeps(self) -> frozenset[Keep]:
-        """Fields of a `rollout.records.Trajectory` that the samplers keep."""
+        """Fields of a `rollout.records.Trajectory` that the samplers must keep."""
         return frozenset({"states", "log_probs"})
 
     @property
@@ -116,17 +122,17 @@ class Objective(ABC):
 
     def minibatches(
         self,
-        share: Sequence[Item],
+        share: Sequence[Assignment],
         trajectories: Mapping[int, Trajectory],
         conditionings: Mapping[int, Conditioning],
         *,
         schedule: Schedule,
         size: int,
     ) -> Iterator[Minibatch]:
-        """Lay out a share of the candidates as mini-batches of at most ``size`` rows for `loss`.
+        """Build the mini-batches of a rank's share, of at most ``size`` rows, for `loss`.
 
         By default rows are transitions between the states around every trained step. Shares of all ranks
-        have equally many candidates and must give equally many mini-batches.
+        have equally many candidates and must yield equally many mini-batches.
         """
         from learner.minibatch import transitions
 
@@ -134,15 +140,15 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, models: Models, part: Any) -> Terms:
-        """Compute the terms of a mini-batch that `minibatches` made.
+        """Compute the terms of a mini-batch of `minibatches`.
 
-        Call frozen models first: ZeRO-3 expects the policy's own backward right after its forward.
+        Call frozen models first: ZeRO-3 expects the policy's backward pass right after its forward pass.
         """
 
     def healthy(self, metrics: Mapping[str, float], *, on_policy: bool, dtype: str) -> str:
-        """Say in one line which defect the metrics of an update prove; empty if they look right.
+        """Describe in one line a defect that the metrics of an update prove; return "" if they look right.
 
-        ``on_policy`` says that the candidates were sampled with the very weights that the update began with,
-        ``dtype`` in which precision.
+        ``on_policy`` is True if the candidates were sampled with the same weights that the update started
+        from, in the precision ``dtype``.
         """
         return ""

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learner.minibatch import Transitions
-    from learner.rank_shares import Item
+    from learner.rank_shares import Assignment
     from rollout.families.registry import Schedule
     from rollout.records import Conditioning, Keep, Trajectory
     from rollout.sde import Transition
 
 RATIO_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Largest distance of on-policy ratios from one at which sampler and learner still count as equal."""
+"""Largest distance of on-policy ratios from 1 that rounding explains, by precision."""
 
 
 class FlowGRPOSettings(ObjectiveSettings):
@@ -53,7 +53,7 @@ class FlowGRPOSettings(ObjectiveSettings):
 
 
 class FlowGRPO(Objective):
-    """Raise the probability of stochastic steps that led to good images, within a clip range."""
+    """The objective that raises the probability of steps towards high rewards, within a clip range."""
 
     Settings = FlowGRPOSettings
     settings: FlowGRPOSettings
@@ -61,40 +61,45 @@ class FlowGRPO(Objective):
         Metric(
             name="ratio_max_deviation",
             title="Largest ratio deviation",
-            note="How far any probability ratio is from 1.",
+            note="The largest distance of a probability ratio from 1, before the first optimizer step.",
             reduce="max",
             fresh=True,
         ),
         Metric(name="ratio_mean"),
-        Metric(name="clip_fraction", title="Clipped", note="Share of ratios that the clip range cut."),
+        Metric(name="clip_fraction", title="Clipped", note="Share of ratios outside the clip range."),
         Metric(name="kl", title="KL", note="Distance of the step distributions from the reference model's."),
-        Metric(name="drift", fresh=True),
+        Metric(
+            name="drift",
+            title="Log-prob gap",
+            note="Mean distance of the sampler's and the learner's log-probs of fresh candidates.",
+            fresh=True,
+        ),
     )
 
     @property
     def keeps(self) -> frozenset[Keep]:
-        """States and log-probs; for GRPO-Guard also the means of the behaviour policy."""
+        """States and log-probs, for GRPO-Guard also the means of the behaviour policy."""
         return super().keeps | (frozenset({"means"}) if self.settings.ratio == "guard" else frozenset())
 
     @property
     def needs_reference(self) -> bool:
-        """True if the KL has a weight."""
+        """True if the KL has a positive weight."""
         return self.settings.beta > 0
 
     def minibatches(
         self,
-        share: Sequence[Item],
+        share: Sequence[Assignment],
         trajectories: Mapping[int, Trajectory],
         conditionings: Mapping[int, Conditioning],
         *,
         schedule: Schedule,
         size: int,
     ) -> Iterator[Transitions]:
-        """Lay out transitions, their advantages cut."""
+        """Build the transitions of a share, with clipped advantages."""
         from learner.minibatch import transitions
 
-        cut = self.settings.advantage_clip
-        rows = transitions(share, trajectories, conditionings, schedule, advantage_clip=cut)
+        clip = self.settings.advantage_clip
+        rows = transitions(share, trajectories, conditionings, schedule, advantage_clip=clip)
         return rows.split(size)
 
     def loss(self, models: Models, part: Transitions) -> Terms:
@@ -106,7 +111,7 @@ class FlowGRPO(Objective):
         move = models.policy.transition(part)
         log_ratio = log_prob(part.next_states, move) - part.log_probs
         if settings.ratio == "guard":
-            log_ratio = guarded_log_ratio(log_ratio, move, part.means)
+            log_ratio = grpo_guard_log_ratio(log_ratio, move, part.means)
         surrogate, ratio = clipped_surrogate(log_ratio, part.advantages, settings.clip)
         if settings.ratio == "guard":
             surrogate = surrogate / step_size
@@ -129,7 +134,7 @@ class FlowGRPO(Objective):
         }
 
     def healthy(self, metrics: Mapping[str, float], *, on_policy: bool, dtype: str) -> str:
-        """Refuse on-policy ratios other than one beyond rounding, which are a defect and not a fact."""
+        """Report on-policy ratios that differ from 1 by more than rounding, since these prove a defect."""
         off, tolerance = metrics["ratio_max_deviation"], RATIO_TOLERANCE[dtype]
         if not on_policy or not off > tolerance:
             return ""
@@ -140,34 +145,38 @@ class FlowGRPO(Objective):
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate (arXiv 1707.06347, equation 7) per pair, and the ratio; all (N,)."""
+    """Compute PPO's clipped surrogate per row, negated, and the ratio; all (N,).
+
+    Source: arXiv 1707.06347, equation 7.
+    """
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return (-advantages * ratio).maximum(-advantages * clipped), ratio
 
 
-def guarded_log_ratio(log_ratio: Tensor, current: Transition, behaviour_means: Tensor) -> Tensor:
-    """GRPO-Guard's normalised log-ratio (arXiv 2510.22319), (N,).
+def grpo_guard_log_ratio(log_ratio: Tensor, current: Transition, behaviour_means: Tensor) -> Tensor:
+    """Compute GRPO-Guard's normalised log-ratio, (N,).
 
-    A Gaussian's log-ratio has mean -|mean - mean_old|^2 / (2 std^2) under the old policy and a spread that
-    falls with std, so early steps are hardly clipped and late ones always. Centred and multiplied by std,
-    every step is clipped alike. Its loss is divided by the step size as well, which evens out the gradients.
+    Under the behaviour policy, a Gaussian's log-ratio has mean -|mean - mean_old|^2 / (2 std^2) and a spread
+    that falls with std, so that early steps are hardly ever clipped and late ones always. After centring and
+    multiplication by std, every step is clipped alike. The loss is also divided by the step size, which evens
+    out the gradients. Source: arXiv 2510.22319.
     """
     shift = gaussian_kl(current, replace(current, mean=behaviour_means))
     return (log_ratio + shift) * _spread(current)
 
 
 def gaussian_kl(current: Transition, reference: Transition) -> Tensor:
-    """KL of two Gaussians of equal spread, a mean over dimensions, (N,)."""
+    """Compute the KL of two Gaussians of equal spread, a mean over dimensions, (N,)."""
     squared = ((current.mean - reference.mean) ** 2).flatten(1).mean(1)
     return squared / (2 * _spread(current) ** 2)
 
 
 def flow_grpo_kl(current: Transition, reference: Transition, step_size: Tensor) -> Tensor:
-    """The KL as Flow-GRPO's code has it, (N,): divided by 2 s^2 = 2 std^2 / step size.
+    """Compute the KL as Flow-GRPO's code does, (N,): divided by 2 s^2 = 2 std^2 / step size.
 
-    It is ``step_size`` = -(sigma' - sigma) times the true KL, so its beta is not portable between
-    schedules (its issue 78).
+    It is ``step_size`` = -(sigma' - sigma) times the true KL, so its beta is not portable between schedules
+    (issue 78 of that code).
     """
     return gaussian_kl(current, reference) * step_size
 

@@ -1,4 +1,4 @@
-"""Objectives by name: the built-in ones, and a user's own as ``module:Class``."""
+"""The registry of objectives: the built-in ones by name, and a user's own as ``module:Class``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT: Final = "flow_grpo"
 
 
 class OwnObjectiveSettings(ObjectiveSettings):
-    """The section of an objective named ``module:Class``; its own ``Settings`` check the keys later."""
+    """The section of an objective named ``module:Class``, whose own ``Settings`` validate the keys later."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -35,11 +35,11 @@ class OwnObjectiveSettings(ObjectiveSettings):
 
 
 AnyObjective = FlowGRPOSettings | OwnObjectiveSettings
-"""Settings of an objective; every built-in one is listed, so that the command line knows its keys."""
+"""Settings of an objective, with every built-in one listed, so that the command line has its keys."""
 
 
 def objective_settings(values: Any) -> Any:
-    """Validate a section ``learner.objective`` by the name in it, which may be left out for the default.
+    """Validate a section ``learner.objective`` by its ``name``, or as the default if it has no name.
 
     Raises:
         ValueError: if it is not a section, or naming every key that is wrong.
@@ -53,10 +53,10 @@ def objective_settings(values: Any) -> Any:
 
 
 def objective_class(name: str) -> type[Objective]:
-    """Return the class of an objective; a user's own is imported.
+    """Return the class of an objective, and import a user's own.
 
     Raises:
-        ValueError: naming the key, the value and what was expected, if there is no such class.
+        ValueError: naming the key, the value and what was expected, if no such class exists.
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
@@ -74,7 +74,7 @@ def objective_class(name: str) -> type[Objective]:
 
 
 def load_objective(settings: ObjectiveSettings) -> Objective:
-    """Make the objective of a section, whose keys its own ``Settings`` check.
+    """Create the objective of a section, whose keys its own ``Settings`` validate.
 
     Raises:
         ValueError: naming the key, the value and what was expected.
@@ -89,7 +89,7 @@ def load_objective(settings: ObjectiveSettings) -> Objective:
 
 
 def check_objective(settings: ObjectiveSettings, dynamics: str) -> None:
-    """Refuse an objective that cannot be loaded, or cannot learn from candidates of these dynamics.
+    """Validate that an objective can be loaded and can learn from candidates of these dynamics.
 
     Raises:
         ValueError: naming the key, the value and what was expected.
@@ -109,14 +109,14 @@ def check_objective(settings: ObjectiveSettings, dynamics: str) -> None:
 
 
 def metric_names(objective: Objective) -> list[str]:
-    """Name everything that an update reports, but for the figures of single steps."""
+    """List the names of all metrics of an update, except those of single steps."""
     return [metric.name for metric in (*objective.metrics, *COMMON)]
 
 
 def drawn_metrics(section: Mapping[str, Any]) -> list[Metric]:
-    """List what a report draws of a run with this ``learner`` section, of an older version as well.
+    """List the metrics that a report draws of a run with this ``learner`` section, also of an older version.
 
-    Only what is `COMMON`, where the objective's module is not at hand.
+    If the objective's module cannot be imported, these are the `COMMON` ones alone.
     """
     objective = section.get("objective")
     name = objective.get("name", DEFAULT) if isinstance(objective, Mapping) else DEFAULT

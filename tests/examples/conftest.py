@@ -1,3 +1,3 @@
-"""What the tests of examples share with those of the service, by name for pytest."""
+"""Fixtures that the tests of examples share with those of the service."""
 
 from tests.support.run_fixtures import judged_here  # noqa: F401 - a fixture

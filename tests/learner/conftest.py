@@ -1,4 +1,4 @@
-"""What tests of the learner share: a batch of trajectories."""
+"""Fixtures of the learner's tests: a batch of trajectories."""
 
 from __future__ import annotations
 

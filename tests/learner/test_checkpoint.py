@@ -1,4 +1,4 @@
-"""What a learner writes and reads again, in a folder or in another store."""
+"""Checkpoints of a learner, in a folder and in another store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: what we derive, what a user adds, and where the two collide."""
+"""DeepSpeed's configuration: derived from ours, and merged with a user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an update reports."""
+"""The metrics of an update."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def rows(
 def collected(*parts: tuple[tuple[Terms, float], Minibatch, bool]) -> UpdateMetrics:
     metrics = UpdateMetrics(OBJECTIVE.metrics, steps=3)
     for (found, loss), mine, first in parts:
-        pull = torch.full((len(mine.weights),), 2.0)
-        metrics.add(found, mine, torch.tensor(loss), pull, first=first)
+        norms = torch.full((len(mine.weights),), 2.0)
+        metrics.add(found, mine, torch.tensor(loss), norms, first=first)
     metrics.grad_norms += [1.0, 4.0]
     metrics.learning_rate = 3e-4
     return metrics

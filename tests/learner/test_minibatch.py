@@ -1,4 +1,4 @@
-"""How a share is laid out as pairs of states."""
+"""The transitions of a share: states, weights and advantages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learner.minibatch import Transitions, transitions
-from learner.rank_shares import Item
+from learner.rank_shares import Assignment
 from rollout.families.registry import Schedule
 from rollout.records import Conditioning, Trajectory
 from rollout.tensors import pack
@@ -23,8 +23,8 @@ def trajectory(number: int) -> Trajectory:
     return Trajectory(states=states, log_probs=log_probs, steps=np.arange(2, 2 + STEPS))
 
 
-def item(number: int, group: int, advantage: float, weight: float) -> Item:
-    return Item(trajectory=number, group_id=group, advantage=advantage, weight=weight)
+def item(number: int, group: int, advantage: float, weight: float) -> Assignment:
+    return Assignment(trajectory=number, group_id=group, advantage=advantage, weight=weight)
 
 
 SHARE = [item(4, 9, 7.0, 0.3), item(0, 2, -1.5, 0.6), item(2, 9, -7.0, 0.0)]

@@ -1,4 +1,4 @@
-"""The schedule of the learning rate, and an optimizer that can be held back."""
+"""The learning-rate schedule, and the optimizer whose step can be skipped."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from learner.optimizer import Schedule, build_optimizer
+from learner.optimizer import LearningRateSchedule, build_optimizer
 from learner.settings import LearnerSettings
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(0, [1, 1, 1]), (1, [0.5, 1, 1]), (3, [0.25, 0.5, 0.75])])
 def test_the_learning_rate_rises_to_its_full_value(steps: int, expected: list[float]) -> None:
-    schedule = Schedule("constant", steps, 100)
+    schedule = LearningRateSchedule("constant", steps, 100)
     assert [schedule(step) for step in range(3)] == expected
     assert schedule(steps) == schedule(10_000) == 1
 
 
 @pytest.mark.parametrize(("kind", "middle"), [("linear", 0.75), ("cosine", 0.8536)])
 def test_the_learning_rate_falls_to_nothing_with_the_run(kind: str, middle: float) -> None:
-    schedule = Schedule(kind, 4, 20)
+    schedule = LearningRateSchedule(kind, 4, 20)
     assert schedule(3) == 0.8
     assert schedule(4) == 1
     assert schedule(8) == pytest.approx(middle, abs=1e-4)

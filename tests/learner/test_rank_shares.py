@@ -1,4 +1,4 @@
-"""Shares: every trajectory once, equal work on every rank, whatever the order it arrives in."""
+"""The division of trajectories among ranks: every one once, and equal work, for any order of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.rank_shares import Item, shares
+from learner.rank_shares import Assignment, split_over_ranks
 from selection.records import Kept
 
 COUNTS = st.integers(1, 40)
@@ -20,7 +20,7 @@ def kept_of(count: int) -> list[Kept]:
     return [Kept(group_id=i // 4, candidate=i % 4, advantage=i - count / 2) for i in range(count)]
 
 
-def real(items: list[Item]) -> list[Item]:
+def real(items: list[Assignment]) -> list[Assignment]:
     return [item for item in items if item.weight > 0]
 
 
@@ -29,7 +29,7 @@ def test_every_trajectory_is_trained_once_with_equal_weight(
     count: int, ranks: int, updates: int, seed: int, step: int
 ) -> None:
     kept = kept_of(count)
-    plan = shares(kept, ranks=ranks, updates=updates, seed=seed, step=step)
+    plan = split_over_ranks(kept, ranks=ranks, updates=updates, seed=seed, step=step)
     assert len(plan) == ranks
     items = [item for mine in plan for share in mine for item in real(share)]
     assert sorted(item.trajectory for item in items) == list(range(count))
@@ -45,7 +45,7 @@ def test_every_trajectory_is_trained_once_with_equal_weight(
 
 @given(COUNTS, RANKS, UPDATES)
 def test_no_rank_runs_more_than_one_pass_too_many(count: int, ranks: int, updates: int) -> None:
-    plan = shares(kept_of(count), ranks=ranks, updates=updates, seed=0, step=0)
+    plan = split_over_ranks(kept_of(count), ranks=ranks, updates=updates, seed=0, step=0)
     assert len(plan[0]) == min(updates, count)
     for parts in zip(*plan, strict=True):
         padding = sum(len(part) - len(real(part)) for part in parts)
@@ -61,8 +61,8 @@ def test_the_order_of_kept_does_not_matter(count: int, ranks: int, updates: int,
     order = list(range(count))
     random.shuffle(order)  # type: ignore[attr-defined]
     moved = [kept[i] for i in order]
-    expected = shares(kept, ranks=ranks, updates=updates, seed=1, step=2)
-    found = shares(moved, ranks=ranks, updates=updates, seed=1, step=2)
+    expected = split_over_ranks(kept, ranks=ranks, updates=updates, seed=1, step=2)
+    found = split_over_ranks(moved, ranks=ranks, updates=updates, seed=1, step=2)
     named = [
         [[replace(item, trajectory=order[item.trajectory]) for item in share] for share in mine]
         for mine in found
@@ -73,15 +73,18 @@ def test_the_order_of_kept_does_not_matter(count: int, ranks: int, updates: int,
 @given(COUNTS, RANKS, UPDATES)
 def test_the_number_of_ranks_does_not_change_an_update(count: int, ranks: int, updates: int) -> None:
     kept = kept_of(count)
-    plan = shares(kept, ranks=ranks, updates=updates, seed=3, step=0)
-    (single,) = shares(kept, ranks=1, updates=updates, seed=3, step=0)
+    plan = split_over_ranks(kept, ranks=ranks, updates=updates, seed=3, step=0)
+    (single,) = split_over_ranks(kept, ranks=1, updates=updates, seed=3, step=0)
     for parts, whole in zip(zip(*plan, strict=True), single, strict=True):
         assert {i.trajectory for part in parts for i in real(part)} == {i.trajectory for i in whole}
 
 
 def test_steps_and_seeds_shuffle_anew() -> None:
     plans = [
-        tuple(item.trajectory for item in shares(kept_of(20), ranks=1, updates=1, seed=seed, step=step)[0][0])
+        tuple(
+            item.trajectory
+            for item in split_over_ranks(kept_of(20), ranks=1, updates=1, seed=seed, step=step)[0][0]
+        )
         for seed in range(3)
         for step in range(3)
     ]
@@ -89,7 +92,7 @@ def test_steps_and_seeds_shuffle_anew() -> None:
 
 
 def test_nothing_kept_is_no_update() -> None:
-    assert shares([], ranks=2, updates=2, seed=0, step=0) == [[], []]
+    assert split_over_ranks([], ranks=2, updates=2, seed=0, step=0) == [[], []]
 
 
 @given(st.integers(1, 12), RANKS, UPDATES, st.integers(0, 99))
@@ -97,7 +100,7 @@ def test_what_belongs_together_stays_together(pairs: int, ranks: int, updates: i
     """Pairs land whole in one share, padded with whole pairs, and every trajectory weighs the same."""
     kept = kept_of(2 * pairs)
     units = [(place, place + pairs) for place in range(pairs)]
-    plan = shares(kept, ranks=ranks, updates=updates, seed=seed, step=0, units=units)
+    plan = split_over_ranks(kept, ranks=ranks, updates=updates, seed=seed, step=0, units=units)
     together = [
         [(one.trajectory, two.trajectory) for one, two in zip(share[::2], share[1::2], strict=True)]
         for mine in plan

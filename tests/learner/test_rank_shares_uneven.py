@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.rank_shares import Item, RankUpdate
+from learner.rank_shares import Assignment, RankUpdate
 from rollout.weights import flatten
 from tests.support.ranks import in_world
 from tests.support.tiny_learner import (
@@ -43,11 +43,11 @@ class Gradient:
 
     def _call(self, rank: int, world: int) -> tuple[RankUpdate]:
         items = [
-            Item(trajectory=i, group_id=k.group_id, advantage=k.advantage, weight=1 / TOTAL)
+            Assignment(trajectory=i, group_id=k.group_id, advantage=k.advantage, weight=1 / TOTAL)
             for i, k in enumerate(self.batch.kept)
         ]
         shares = [items] if world == 1 else [items[:FIRST], items[FIRST:]]
-        padding = [Item(trajectory=0, group_id=items[0].group_id, advantage=0.0, weight=0.0)]
+        padding = [Assignment(trajectory=0, group_id=items[0].group_id, advantage=0.0, weight=0.0)]
         mine = shares[rank] + padding * (max(map(len, shares)) - len(shares[rank]))
         kept = {number: self.batch.kept[number] for number in sorted({item.trajectory for item in mine})}
         owners = {k.group_id for k in kept.values()}

@@ -1,4 +1,4 @@
-"""Worlds of one and two ranks under every stage of ZeRO: the same training, and each other's checkpoints."""
+"""One and two ranks under every stage of ZeRO: equal training, and checkpoints for each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient probe: against a plain gradient, and its projection against theory."""
+"""Score gradients against a plain gradient, and their projection against theory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from learner.score_gradients import GradientProbe, Sketch
+from learner.score_gradients import RandomProjection, ScoreGradients
 from rollout.noise import candidate_noises
 from rollout.records import Prompt, SampleRequest
 from rollout.tensors import unpack
@@ -22,8 +22,8 @@ def worker(pipeline_folder: Path) -> RolloutWorker:
     return sampler(model_settings(pipeline_folder), rollout_settings())
 
 
-def probe(worker: RolloutWorker, width: int = 512, seed: int = 1) -> GradientProbe:
-    return GradientProbe(worker.policy, worker.settings, worker.parameters, width, seed)
+def score_gradients(worker: RolloutWorker, width: int = 512, seed: int = 1) -> ScoreGradients:
+    return ScoreGradients(worker.policy, worker.settings, worker.parameters, width, seed)
 
 
 def sampled(worker: RolloutWorker) -> tuple:  # type: ignore[type-arg]
@@ -36,7 +36,7 @@ def sampled(worker: RolloutWorker) -> tuple:  # type: ignore[type-arg]
 
 def test_scores_are_the_gradient_of_the_mean_log_probability(worker: RolloutWorker) -> None:
     conditioning, trajectories = sampled(worker)
-    found = probe(worker).scores(conditioning, trajectories)
+    found = score_gradients(worker).compute(conditioning, trajectories)
     schedule = worker.policy.schedule(4)
     texts = {name: unpack(array)[None] for name, array in conditioning.arrays.items()}
     latents = unpack(trajectories[1].states).float()
@@ -53,7 +53,7 @@ def test_scores_are_the_gradient_of_the_mean_log_probability(worker: RolloutWork
             trajectories[1].steps
         )
     total.backward()
-    expected = probe(worker).sketch.gradient()
+    expected = score_gradients(worker).projection.gradient()
     for parameter in parameters:
         parameter.requires_grad_(False)
         parameter.grad = None
@@ -63,7 +63,7 @@ def test_scores_are_the_gradient_of_the_mean_log_probability(worker: RolloutWork
 
 def test_the_sampler_is_left_as_it_was(worker: RolloutWorker) -> None:
     before = [p.detach().clone() for _, p in worker.parameters]
-    probe(worker).scores(*sampled(worker))
+    score_gradients(worker).compute(*sampled(worker))
     assert all(not p.requires_grad and p.grad is None for _, p in worker.parameters)
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, worker.parameters, strict=True))
 
@@ -75,20 +75,20 @@ def test_projections_keep_inner_products() -> None:
     parameter = nn.Parameter(torch.zeros(40, 100))
     ratios = []
     for seed in range(50):
-        sketch = Sketch([("weight", parameter)], 256, seed)
+        projection = RandomProjection([("weight", parameter)], 256, seed)
         projected = []
         for vector in (first, second):
             parameter.grad = torch.tensor(vector, dtype=torch.float32).reshape(40, 100)
-            projected.append(sketch.gradient())
+            projected.append(projection.gradient())
         ratios.append(float(projected[0] @ projected[1]) / float(first @ second))
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.05)
     assert np.std(ratios) < 0.25
 
 
-def test_a_sketch_is_its_seed_and_a_missing_gradient_is_zero() -> None:
+def test_a_projection_depends_on_its_seed_and_a_missing_gradient_is_zero() -> None:
     parameter = nn.Parameter(torch.zeros(5))
-    assert not Sketch([("weight", parameter)], 8, 0).gradient().any()
+    assert not RandomProjection([("weight", parameter)], 8, 0).gradient().any()
     parameter.grad = torch.arange(5.0)
-    one, same, other = (Sketch([("weight", parameter)], 8, seed).gradient() for seed in (3, 3, 4))
+    one, same, other = (RandomProjection([("weight", parameter)], 8, seed).gradient() for seed in (3, 3, 4))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)

@@ -1,4 +1,4 @@
-"""How many pairs a forward pass of the learner holds."""
+"""The number of pairs in a forward pass of the learner."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from learner.objectives.flow_grpo import (
     clipped_surrogate,
     flow_grpo_kl,
     gaussian_kl,
-    guarded_log_ratio,
+    grpo_guard_log_ratio,
 )
 from rollout.sde import Transition, log_prob
 
@@ -152,7 +152,7 @@ def test_flow_grpos_kl_is_an_option() -> None:
 
 def test_guards_loss_is_divided_by_the_step_size() -> None:
     found, current, _, part = terms(reference=False, ratio="guard")
-    log_ratio = guarded_log_ratio(torch.tensor([0.0, 0.1, 0.3]), current, part.means)
+    log_ratio = grpo_guard_log_ratio(torch.tensor([0.0, 0.1, 0.3]), current, part.means)
     surrogate, _ = clipped_surrogate(log_ratio, part.advantages, CLIP)
     assert torch.allclose(found.losses, surrogate / 0.2, rtol=1e-3)
 
@@ -192,6 +192,6 @@ def test_guards_ratio_is_centred_and_as_wide_on_every_step(seed: int) -> None:
     new = Transition(0.01 * shift, std)
     x = old.mean + std * noise
     log_ratio = log_prob(x, new) - log_prob(x, old)
-    found = guarded_log_ratio(log_ratio, new, old.mean)
+    found = grpo_guard_log_ratio(log_ratio, new, old.mean)
     assert torch.allclose(found, (0.01 * shift * noise).flatten(1).mean(1), rtol=1e-2, atol=2e-5)
-    assert torch.allclose(guarded_log_ratio(torch.zeros(4), old, old.mean), torch.zeros(4))
+    assert torch.allclose(grpo_guard_log_ratio(torch.zeros(4), old, old.mean), torch.zeros(4))

@@ -145,11 +145,11 @@ def test_an_objective_names_the_dynamics_that_it_learns_from() -> None:
 def test_the_report_draws_what_is_titled() -> None:
     older = {"clip": 1e-4, "ratio": "plain"}
     flow = [
-        "ratio_max_deviation", "clip_fraction", "kl", "grad_norm", "loss", "advantage_rms",
+        "ratio_max_deviation", "clip_fraction", "kl", "drift", "grad_norm", "loss", "advantage_rms", "pull",
     ]  # fmt: skip
     for learner in ({}, older, {"objective": {"name": "flow_grpo", "clip": 1e-3}}):
         assert [metric.name for metric in drawn_metrics(learner)] == flow
-    common = ["grad_norm", "loss", "advantage_rms"]
+    common = ["grad_norm", "loss", "advantage_rms", "pull"]
     mine = {"objective": {"name": "own_objectives:Fine"}}
     assert [metric.name for metric in drawn_metrics(mine)] == ["mine", *common]
     gone = {"objective": {"name": "own_objectives:Gone"}}
