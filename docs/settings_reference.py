@@ -125,6 +125,8 @@ def _listed(annotation: Any) -> bool:
 
 def _choice(model: type[BaseModel]) -> str:
     """Name one of several alternatives by its discriminator, the first key with a single choice."""
+    if model.model_config.get("extra") == "allow":
+        return '`name = "module:Class"`, with keys of its own'
     for key, field in model.model_fields.items():
         if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
             return f'`{key} = "{get_args(field.annotation)[0]}"`'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 import yaml
 
 from cluster.config.settings import RunSettings
+from cluster.config.sources import resolve
+from cluster.loop.course import course_of
+from cluster.record.checkpoints import checkpoints_of
+from cluster.record.run_folder import RunFolder
 from docs.hooks import expand, foreign, homes, includes
 from docs.settings_reference import keys, sections, settings_reference
 from rewards.combine import combine
@@ -28,7 +33,8 @@ GUIDES: Final = [
     ROOT / name
     for name in (
         "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "BENCHMARKS.md", "CODE_OF_CONDUCT.md",
-        "rewards/README.md", "rollout/README.md", "docker/README.md", "cluster/kuberay/README.md",
+        "rewards/README.md", "rollout/README.md", "examples/README.md", "docker/README.md",
+        "cluster/kuberay/README.md",
     )
 ]  # fmt: skip
 LINK: Final = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)")
@@ -152,6 +158,15 @@ def test_every_column_of_the_ledger_is_described() -> None:
     table = RUN_FOLDER.partition("## The ledger")[2].partition("##")[0]
     described = set(re.findall(r"`(\w+)`", table))
     assert set(ledger_schema([]).names) | {"reward_NAME"} <= described
+
+
+def test_the_observers_are_listed_in_their_order(tmp_path: Path) -> None:
+    inputs: Any = SimpleNamespace(train=(), held_out=())
+    stages: Any = SimpleNamespace(saver=None)
+    settings, folder = resolve("shapes", {}), RunFolder(tmp_path)
+    course = course_of(settings, inputs, folder, checkpoints_of(settings, folder), stages, ())
+    listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "loop.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == [type(observer).__name__ for observer in course.run.observers]
 
 
 def test_the_metrics_of_selection_and_of_images_are_described() -> None:
