@@ -1,1 +1,1 @@
-"""Stage 4: the service around the stages; the only importer of Ray."""
+"""The service around the stages, and its commands; the only importer of Ray."""

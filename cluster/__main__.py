@@ -12,20 +12,20 @@ from cluster.process import leave
 
 COMMANDS: Final = {
     "train": ("cluster.train", "train a model, or continue a run"),
-    "plan": ("cluster.plan.__main__", "say whether a run fits, how long a step takes and what it costs"),
-    "submit": ("cluster.submit.__main__", "run on a Ray cluster elsewhere, and look after runs there"),
-    "watch": ("cluster.watch.__main__", "show a run in a terminal while it goes on"),
-    "report": ("cluster.report.__main__", "make the report of a run again"),
-    "export": ("cluster.export.__main__", "make a LoRA or a pipeline for diffusers from a checkpoint"),
-    "study": ("cluster.study.__main__", "study what drives learning, with one's own model and reward"),
-    "bench": ("cluster.bench.__main__", "measure sampler, learner, service and rewards"),
+    "plan": ("cluster.plan.__main__", "estimate the memory, time and cost of a run"),
+    "submit": ("cluster.submit.__main__", "run as a job of a remote Ray cluster, and manage runs there"),
+    "watch": ("cluster.watch.__main__", "show a run's progress in a terminal"),
+    "report": ("cluster.report.__main__", "write the report of a run again"),
+    "export": ("cluster.export.__main__", "export a LoRA or a pipeline for diffusers from a checkpoint"),
+    "study": ("cluster.study.__main__", "compare selection rules on your own model and reward"),
+    "bench": ("cluster.bench.__main__", "benchmark sampler, learner, service and rewards"),
 }
-"""A module per command, loaded when asked for, and its line in the list."""
+"""The module of each command, imported when the command is used, and its line in the list."""
 
 
 @guarded
 def main(arguments: list[str]) -> int:
-    """Run a command; returns its exit status."""
+    """Run a command and return its exit status."""
     name, *rest = arguments or ["--help"]
     if name in COMMANDS:
         command: Any = import_module(COMMANDS[name][0])
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     elif name in ("-h", "--help"):
         print(_listed())
     else:
-        raise UserError(f"no command {name!r}; there is {', '.join(COMMANDS)}")
+        raise UserError(f"no command {name!r}; commands are {', '.join(COMMANDS)}")
     return 0
 
 
@@ -50,7 +50,7 @@ def _listed() -> str:
     return (
         f"usage: {program('COMMAND ...')}\n\n"
         f"Reinforcement learning for flow-based diffusion models.\n\n{lines}\n\n"
-        f"{program('COMMAND --help')} says more of each; {program('--version')} prints version and commit."
+        f"{program('COMMAND --help')} describes a command; {program('--version')} prints version and commit."
     )
 
 

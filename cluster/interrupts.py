@@ -1,4 +1,4 @@
-"""Ctrl-C and a polite kill: the first one stops a run as its phase allows, a second one ends it at once."""
+"""Handlers of Ctrl-C and SIGTERM: the first signal stops a run as its phase allows, the second at once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cluster.config.command import Status
 from cluster.record.events import note
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-ANSWER: Final = 0.5
-"""Seconds that an answer has, which waits if the main thread was just writing."""
+MESSAGE_WAIT: Final = 0.5
+"""Seconds to wait until the message is printed, which is delayed while the main thread is printing."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Phase:
-    """What the first signal says and does, and what a second one says."""
+    """The message and the action of the first signal, and the message of a second one."""
 
     first: str
     act: Callable[[], None]
@@ -37,7 +37,7 @@ def _leave() -> NoReturn:
 
 
 def _finish() -> None:
-    """Let the phase end by itself."""
+    """Do nothing, so that the phase ends by itself."""
 
 
 START: Final = "stopping while the run starts, before its first step"
@@ -47,26 +47,26 @@ CLOSING: Final = _Phase("the run is over and ends its actors", _finish)
 
 
 class Interrupts:
-    """Says at once what a signal does: while a run starts it ends it, later it asks for a last step.
+    """Signal handlers of a run: a signal ends its start at once, and its training after the current step.
 
     Python runs handlers in the main thread, which may be in a call of Ray's for seconds. So a thread of its
-    own reads which signals came and answers; the handlers only act.
+    own receives the signals and prints their effect at once; the handlers only act.
     """
 
     def __init__(self, console: Console) -> None:
-        """Answer on a console."""
+        """Print messages on a console."""
         self.console = console
         self._phase = CONNECTING
-        self._came = self._asked = False
-        self._answered = threading.Event()
+        self._received = self._announced = False
+        self._printed = threading.Event()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Take the signals for as long as a run holds resources; those who had them get them back."""
+    def handling(self) -> Iterator[None]:
+        """Handle the signals within a block, after which the previous handlers are restored."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        came, wakeup = socket.socketpair()
+        received, wakeup = socket.socketpair()
         wakeup.setblocking(False)
-        reader = threading.Thread(target=self._read, args=(came,), daemon=True)
+        reader = threading.Thread(target=self._read, args=(received,), daemon=True)
         reader.start()
         descriptor = signal.set_wakeup_fd(wakeup.fileno())
         self._listen()
@@ -80,22 +80,22 @@ class Interrupts:
             reader.join()
 
     def starting(self) -> None:
-        """Ray is there, so from now on a signal ends the start where it is.
+        """Enter the phase after Ray was started, in which a signal ends the start at once.
 
         Raises:
-            KeyboardInterrupt: if one has come before.
+            KeyboardInterrupt: if a signal was received before.
         """
         self._phase = STARTING
         self._listen()
-        self._leave_if_asked()
+        self._leave_if_received()
 
     def training(self, stop: asyncio.Event) -> None:
-        """From now on the first signal sets an event, on which the run ends after its step.
+        """Enter training, in which the first signal sets an event that ends the run after its step.
 
         Raises:
-            KeyboardInterrupt: if one has come before, and a callback of Ray's has swallowed what it raised.
+            KeyboardInterrupt: if a callback of Ray's swallowed that of a signal received before.
         """
-        self._leave_if_asked()
+        self._leave_if_received()
         self._phase = _Phase(
             "stopping after this step and its checkpoint",
             stop.set,
@@ -103,57 +103,57 @@ class Interrupts:
         )
 
     def closing(self) -> None:
-        """From now on there is nothing to stop any more, only actors to end."""
+        """Enter the last phase, which only ends actors and cannot be stopped."""
         self._phase = CLOSING
 
     def _listen(self) -> None:
-        """Set the handlers; also after Ray, which sets some of its own."""
+        """Set the handlers; also after Ray has started, which sets its own."""
         for number in SIGNALS:
             signal.signal(number, self._act)
 
     def _act(self, *_: object) -> None:
-        self._came = True
-        self._answered.wait(ANSWER)  # for the word of this phase, not of the next one
+        self._received = True
+        self._printed.wait(MESSAGE_WAIT)  # so that the message is that of this phase, not of the next one
         self._phase.act()
 
-    def _leave_if_asked(self) -> None:
-        if self._came:
+    def _leave_if_received(self) -> None:
+        if self._received:
             _leave()
 
-    def _read(self, came: socket.socket) -> None:
-        with came:
-            while signals := came.recv(16):
+    def _read(self, received: socket.socket) -> None:
+        with received:
+            while signals := received.recv(16):
                 for number in signals:
                     if number in SIGNALS:
-                        self._answer()
+                        self._announce()
 
-    def _answer(self) -> None:
-        if self._asked:
+    def _announce(self) -> None:
+        if self._announced:
             self._end()
-        self._asked = True
+        self._announced = True
         note("stop asked for")
-        self._say(f"{self._phase.first} (Ctrl-C again: at once)")
-        self._answered.set()
+        self._print(f"{self._phase.first} (Ctrl-C again: at once)")
+        self._printed.set()
 
     def _end(self) -> NoReturn:
-        """Leave everything as it is; a node of our own goes with us, and Ray ends the actors on others."""
+        """Exit at once: a local node ends with this process, and Ray ends the actors on other nodes."""
         note("ended at once")
-        self._say(self._phase.second)
+        self._print(self._phase.second)
         self.console.show_cursor()
         _kill_descendants()
         os._exit(Status.INTERRUPTED)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _kill_descendants() -> None:
-    """Kill what this process has started; all of it is halted first, so that nothing new can come."""
+    """Kill all descendants of this process, suspending them first so that they cannot start others."""
     halted: set[psutil.Process] = set()
     while new := set(psutil.Process().children(recursive=True)) - halted:
         halted |= new
         for process in new:
-            with suppress(psutil.Error):  # it has gone already
+            with suppress(psutil.Error):  # it has ended already
                 process.suspend()
     for process in halted:
         with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Measure the memory of processes, and end one that has used Ray."""
+"""Measure the memory of processes, and exit one that has used Ray."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def leave(status: int) -> NoReturn:
-    """End the process with a status, without finalising the interpreter.
+    """Exit the process with a status, without finalising the interpreter.
 
-    Calls that were given up leave callbacks in Ray's threads, which crash when the interpreter goes first; a
-    run that has finished would then be reported, and tried again, as one that failed.
+    Abandoned calls leave callbacks in Ray's threads, which crash if the interpreter is finalised before them;
+    a finished run would then be reported, and retried, as a failed one.
     """
-    atexit._run_exitfuncs()  # Ray's own, which ends its processes, and everybody else's
+    atexit._run_exitfuncs()  # among them Ray's, which ends its processes
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def private_bytes(pid: int | str = "self") -> float:
-    """Read the memory that a process has for itself, without files, libraries and the object store."""
+    """Read a process's private memory in bytes, without files, libraries and the object store."""
     return _status(pid, "RssAnon")
 
 
-def peak_of(work: Callable[[], Found]) -> tuple[Found, float]:
-    """Run some work in this process; return its result and the peak of the process's memory meanwhile."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak so far
-    found = work()
-    return found, _status("self", "VmHWM")
+def peak_of(work: Callable[[], Result]) -> tuple[Result, float]:
+    """Run some work in this process; return its result and the process's peak memory meanwhile, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
+    result = work()
+    return result, _status("self", "VmHWM")
 
 
 def private_peak() -> float:
-    """Read the peak of the memory that this process has had for itself, as far as Linux tells."""
+    """Read the peak of this process's private memory in bytes, as far as Linux reports it."""
     return _status("self", "VmHWM") - _status("self", "RssFile") - _status("self", "RssShmem")
 
 

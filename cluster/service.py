@@ -1,4 +1,4 @@
-"""The service: one run on Ray, from joining the cluster to its report."""
+"""The service: one run on Ray, from the connection to the report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cluster.config.settings import RunSettings
 from cluster.interrupts import Interrupts
 from cluster.loop.course import course_of
 from cluster.loop.recovery import train_through_losses
-from cluster.loop.resume import announce, changed_packages, resumable, started_before
+from cluster.loop.resume import changed_packages, report_losses, resumable, started_before
 from cluster.record.checkpoints import Checkpoints, checkpoints_of
 from cluster.record.events import recording, warn, watch
 from cluster.record.marker import Commit
@@ -42,15 +42,15 @@ from cluster.trackers.tensorboard import TensorBoard
 from cluster.trackers.waiting import Waiting
 
 TRAIN: Final = "python -m cluster.train"
-"""The spelling of the command that jobs and manifests use, for the line that continues a run."""
+"""The command that jobs and manifests use, for the printed line that continues a run."""
 
 
 def serve(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, console: Console) -> int:
-    """Run the service from a checked configuration to the report; returns the exit status.
+    """Run the service from a checked configuration to the report, and return the exit status.
 
     Raises:
         UserError: if the run is refused before its first step.
-        RunFailed: if it cannot go on.
+        RunFailed: if it cannot continue.
         KeyboardInterrupt: if it is stopped before its first step.
     """
     assert settings.folder is not None
@@ -61,39 +61,41 @@ def serve(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, co
         console.print(f"packages have changed, so numbers may differ slightly: {changes}", highlight=False)
     console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
     if submission() and not folder.path.is_absolute():
-        console.print(
-            "it is part of the job's own folder, which Ray removes; name a lasting one with --folder"
-        )
+        console.print("it is in the job's own folder, which Ray removes; name a permanent one with --folder")
     started = time.perf_counter()
     record = recording(
         folder.path, folder.path.name, after_step=commit.step if commit else 0, pid=os.getpid()
     )
-    interrupts, tell = Interrupts(console), partial(console.print, highlight=False, soft_wrap=True)
-    heard = LibraryWarnings(tell)
-    with _given_back(folder, commit is None and not options.auto_resume), record, interrupts.taken():
-        announce(commit, folder, checkpoints, tell)
+    interrupts, print_line = Interrupts(console), partial(console.print, highlight=False, soft_wrap=True)
+    library_warnings = LibraryWarnings(print_line)
+    fresh = commit is None and not options.auto_resume
+    with _abandoned_if_refused(folder, fresh), record, interrupts.handling():
+        report_losses(commit, folder, checkpoints, print_line)
         for remark in inputs.remarks:
             warn("preflight", remark=remark)
         try:
-            where = joined(settings.cluster)
-            with Waiting(console).shown(f"joining Ray at {where}" if where else "starting Ray"):
+            address = joined(settings.cluster)
+            with Waiting(console).shown(f"joining Ray at {address}" if address else "starting Ray"):
                 connect(settings.cluster)
                 interrupts.starting()
-                learners = reserve(settings, tell)
-            ended = asyncio.run(
-                _train(settings, inputs, folder, checkpoints, commit, console, learners, interrupts, heard)
-            )
+                learners = reserve(settings, print_line)
+            outcome = asyncio.run(
+                _train(
+                    settings, inputs, folder, checkpoints, commit, console, learners, interrupts,
+                    library_warnings,
+                )
+            )  # fmt: skip
         finally:
             interrupts.closing()
             if ray.is_initialized():
-                heard.collect()
+                library_warnings.collect()
             ray.shutdown()
-    return _conclude(settings, folder, ended, time.perf_counter() - started, console)
+    return _print_summary(settings, folder, outcome, time.perf_counter() - started, console)
 
 
 @contextmanager
-def _given_back(folder: RunFolder, fresh: bool) -> Iterator[None]:
-    """Free a fresh folder's name again if the run is refused or stopped before it did anything."""
+def _abandoned_if_refused(folder: RunFolder, fresh: bool) -> Iterator[None]:
+    """Remove a fresh folder if the run is refused or stopped before its first step."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
@@ -122,40 +124,40 @@ async def _train(
     console: Console,
     learners: PlacementGroup,
     interrupts: Interrupts,
-    heard: LibraryWarnings,
+    library_warnings: LibraryWarnings,
 ) -> tuple[int, str]:
-    """The steps that are done in the end, and if these are all and taught nothing, why."""
+    """Train, and return the steps done and, if these are all but none applied an update, the reason."""
     job, start = Job(str(folder.path), settings.steps), commit.step if commit else 0
-    tell = partial(console.print, highlight=False, soft_wrap=True)
+    print_line = partial(console.print, highlight=False, soft_wrap=True)
     display, board = Display(console, settings.steps, start), TensorBoard(folder.tensorboard)
     with Waiting(console).shown("starting the actors") as waiting:
         stages = start_stages(settings, learners)
         await waiting.until(stages.ready(), lambda: f"starting: {stages.missing or 'the last actor'}")
-        heard.collect()
+        library_warnings.collect()
         gauges = Prometheus(folder.path.name, stages)
-        trackers = (folder.log, board.log, gauges.log, display.step, watch, job.log, heard.log)
+        trackers = (folder.log, board.log, gauges.log, display.step, watch, job.log, library_warnings.log)
         course = course_of(settings, inputs, folder, checkpoints, stages, trackers)
         if commit:
-            waiting.say(f"reading the checkpoint of step {start}")
+            waiting.show(f"reading the checkpoint of step {start}")
         await course.go_to(commit)
     interrupts.training(course.run.stop)
     with display:
         try:
-            done = await train_through_losses(course, start, tell)
+            done = await train_through_losses(course, start, print_line)
         finally:
             board.close()
-    job.tell(checkpoint=str(done))  # the last step and a stop commit one
+    job.publish(checkpoint=str(done))  # the last step and a stop commit one
     if done < settings.steps or course.run.updates:
         return done, ""
-    why = nothing_learned(folder.history(), settings.groups_per_step)
-    warn("nothing learned", reason=why)
-    return done, why
+    reason = nothing_learned(folder.history(), settings.groups_per_step)
+    warn("nothing learned", reason=reason)
+    return done, reason
 
 
-def _conclude(
-    settings: RunSettings, folder: RunFolder, ended: tuple[int, str], seconds: float, console: Console
+def _print_summary(
+    settings: RunSettings, folder: RunFolder, outcome: tuple[int, str], seconds: float, console: Console
 ) -> int:
-    done, why = ended
+    done, reason = outcome
     report: Any = write_report(folder.path)
     console.print(summary_table(folder.path))
     console.print(f"{done} of {settings.steps} steps, {seconds / 60:.1f} minutes", highlight=False)
@@ -164,7 +166,7 @@ def _conclude(
         resume = f"{TRAIN} --resume {folder.path}"
         console.print(f"stopped; continue with: {resume}", highlight=False, soft_wrap=True)
         return Status.INTERRUPTED
-    if why:
-        console.print(f"nothing was learned, no update was applied: {why}", highlight=False, soft_wrap=True)
+    if reason:
+        console.print(f"no update was applied: {reason}", highlight=False, soft_wrap=True)
         return Status.LEARNED_NOTHING
     return Status.DONE

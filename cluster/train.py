@@ -4,7 +4,7 @@ The first argument is a preset or a TOML file; every key of the configuration ca
 ``--selection.keep 8 --steps 40``. Ctrl-C ends a run after its step, with a checkpoint to resume from.
 
 Exit status: 0 when all steps are done, 1 when the run failed, 2 when it was refused, 3 when all steps are
-done and not one applied an update, 130 when it was stopped.
+done but none applied an update, 130 when it was stopped.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from cluster.config.errors import UserError
 from cluster.config.settings import ClusterSettings, RunSettings
 from cluster.config.sources import resolve, to_toml
 from cluster.process import leave
+from cluster.record.names import CONFIG
 
 
 @guarded
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     options, settings = configure(arguments)
     from rich.console import Console
 
@@ -46,14 +47,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _reach(settings: ClusterSettings) -> None:
-    """Ask the cluster for an answer; only a run that joins one needs Ray before it is checked."""
+    """Check that the cluster answers; the import is late, since only a run that joins one needs Ray here."""
     from cluster.actors.connection import check_address
 
     check_address(settings)
 
 
 def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, RunSettings]:
-    """Read a command line: its options, and the configuration with a run folder.
+    """Parse a command line into its options and the configuration, which names a run folder.
 
     Raises:
         UserError: naming the argument or the key.
@@ -62,7 +63,7 @@ def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, RunSettings
     if options.resume:
         if source is not None:
             raise UserError("--resume takes its configuration from the run folder; leave the preset out")
-        source, overrides["folder"] = str(options.resume / "config.toml"), str(options.resume)
+        source, overrides["folder"] = str(options.resume / CONFIG), str(options.resume)
     settings = resolve(required(source), overrides)
     if options.auto_resume and (options.resume or settings.folder is None):
         raise UserError("--auto-resume needs --folder, the same in every attempt, and excludes --resume")
@@ -79,20 +80,20 @@ def _parser() -> Parser:
         description=__doc__,
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the configuration and the plan, and start nothing"
+        "--dry-run", action="store_true", help="print the configuration and the plan without starting the run"
     )
     parser.add_argument(
         "--resume", type=Path, metavar="RUN_FOLDER", help="continue a run from its newest checkpoint"
     )
     parser.add_argument(
         "--auto-resume", action="store_true",
-        help="with --folder: start a run, or continue it where an attempt before this one left off",
+        help="with --folder: start a run, or continue it from the last checkpoint of an earlier attempt",
     )  # fmt: skip
     return parser
 
 
 def stamp() -> str:
-    """Format the time as part of the name of a run."""
+    """Format the current time for the name of a run."""
     return time.strftime("%Y%m%d-%H%M%S")
 
 

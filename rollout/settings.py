@@ -1,4 +1,4 @@
-"""What a user sets about the model and the sampler; light enough for the driver to import."""
+"""The settings of the model and the sampler; light enough for the driver to import."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ModelSettings(Settings):
     )
     lora_rank: int = Field(0, ge=0, description="rank of the LoRA adapter; 0 trains every parameter")
     lora_alpha: int = Field(64, gt=0, description="scale of the LoRA adapter")
-    lora_targets: tuple[str, ...] = Field((), description="modules LoRA adapts; empty takes the family's own")
+    lora_targets: tuple[str, ...] = Field((), description="modules LoRA adapts; empty: the family's own")
     lora_path: str | None = Field(
-        None, description="start from this adapter (diffusers format), which brings its rank and targets"
+        None, description="start from this adapter (diffusers format), with its own rank and targets"
     )
     attention: str | None = Field(
         None, description="attention backend of diffusers, such as flash; default: torch's own choice"
@@ -51,13 +51,13 @@ class ModelSettings(Settings):
 
     @property
     def trains_adapter(self) -> bool:
-        """Whether a LoRA adapter is trained, and not the model's own parameters."""
+        """True if a LoRA adapter is trained instead of the model's own parameters."""
         return self.lora_rank > 0 or self.lora_path is not None
 
     @model_validator(mode="after")
     def _one_adapter(self) -> ModelSettings:
         if self.lora_path is not None and self.lora_rank:
-            raise ValueError(f"lora_path brings its own rank; leave lora_rank ({self.lora_rank}) out")
+            raise ValueError(f"lora_path has its own rank; leave lora_rank ({self.lora_rank}) out")
         return self
 
 
@@ -77,10 +77,10 @@ class RolloutSettings(Settings):
     guidance: float = Field(
         4.5,
         ge=1,
-        description="guidance scale: classifier-free, which 1 turns off, or that of a distilled model",
+        description="guidance scale: classifier-free (1 turns it off), or that of a distilled model",
     )
     text_tokens: int = Field(
-        128, ge=0, description="tokens of a prompt; longer ones are cut (SD3: of T5's part)"
+        128, ge=0, description="tokens of a prompt; longer prompts are truncated (SD3: for T5 alone)"
     )
     dynamics: Literal["sde", "cps"] = Field(
         "sde", description="stochastic steps: Flow-GRPO's SDE, or coefficients-preserving sampling"
@@ -97,38 +97,39 @@ class RolloutSettings(Settings):
         5, ge=1, description="denoising steps before the predicted clean image is scored as a preview"
     )
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
-    batch: int = Field(16, ge=1, description="images per forward pass, of several groups where one has fewer")
+    batch: int = Field(16, ge=1, description="images per forward pass, of several groups if one has fewer")
     decode: Literal["whole", "sliced", "tiled"] = Field(
-        "whole", description="sliced decodes one image at a time; tiled also cuts it up, and blends the seams"
+        "whole",
+        description="sliced decodes one image at a time; tiled decodes it in tiles with blended seams",
     )
     offload_text: bool = Field(
         False,
         description="keep text encoders in CPU memory, and on the GPU only while they encode a new prompt",
     )
     embeddings: Path | None = Field(
-        None, description="folder that keeps encoded prompts, so that none is encoded twice"
+        None, description="folder in which encoded prompts are cached, so that none is encoded twice"
     )
     workers: int = Field(1, ge=1, description="rollout actors")
     min_workers: int | None = Field(
-        None, ge=1, description="rollout actors that training needs to begin; others join later; default: all"
+        None, ge=1, description="rollout actors needed to start training; others join later; default: all"
     )
     gpus: float = Field(1, ge=0, description="GPUs per rollout actor; 0 samples on the CPU")
     threads: int = Field(1, ge=1, description="CPU threads per rollout actor")
 
     @property
     def window_range(self) -> tuple[int, int]:
-        """The steps [start, stop) a trained window may lie in."""
+        """The range [start, stop) of steps for the trained window."""
         return self.window_start, self.steps - 1 if self.window_stop is None else self.window_stop
 
     @property
     def trained_steps(self) -> int:
-        """How many steps of each trajectory are stochastic, stored and trained."""
+        """The number of steps of each trajectory that are stochastic, stored and trained."""
         start, stop = self.window_range
         return self.window_size or stop - start
 
     @property
     def same_window(self) -> bool:
-        """Whether every group trains the same steps, since the window leaves no room to draw it."""
+        """True if every group trains the same steps, since the window fills its range."""
         start, stop = self.window_range
         return self.trained_steps == stop - start
 
@@ -151,30 +152,30 @@ class RolloutSettings(Settings):
 
 
 def finite(value: Any, where: str = "") -> Any:
-    """Return a value as it is, if all of its numbers are finite, down to the last of what it holds.
+    """Return a value unchanged if all numbers in it, at any depth, are finite.
 
     Raises:
-        ValueError: naming where one is that is not.
+        ValueError: with the place of one that is not.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: expected a finite number, got {value}")
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in inner:
-        finite(one, f"{where}.{key}" if where else str(key))
+    for key, nested in inner:
+        finite(nested, f"{where}.{key}" if where else str(key))
     return value
 
 
 def explain(error: ValidationError, section: str = "") -> str:
     """Name every key (of a section) that is wrong, with its value and what was expected, in one line."""
-    return "; ".join(_explain_one(dict(one), section) for one in error.errors())
+    return "; ".join(_explain_one(dict(detail), section) for detail in error.errors())
 
 
-def _explain_one(one: dict[str, Any], section: str) -> str:
-    key = ".".join(filter(None, [section, *map(str, one["loc"])]))
-    message = str(one["msg"]).removeprefix("Value error, ")
-    if one["type"] == "extra_forbidden":
+def _explain_one(detail: dict[str, Any], section: str) -> str:
+    key = ".".join(filter(None, [section, *map(str, detail["loc"])]))
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
         return f"unknown key {key}"
-    if one["type"] == "missing":
+    if detail["type"] == "missing":
         return f"{key} is missing"
-    shown = "" if isinstance(one["input"], dict) else f", got {one['input']!r}"
+    shown = "" if isinstance(detail["input"], dict) else f", got {detail['input']!r}"
     return f"{key}: {message}{shown}" if key else message

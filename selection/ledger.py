@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rewards.combine import Scores
+from rollout.files import atomic
 from rollout.records import CandidateGroup
 from selection.records import Selection
 
@@ -108,10 +108,8 @@ def write_ledger(folder: Path, step: int, table: pa.Table) -> Path:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, draft, compression="zstd")
-    draft.replace(path)
+    with atomic(path) as draft:
+        pq.write_table(table, draft, compression="zstd")
 
 
 def read_ledger(folder: Path, steps: Sequence[int] | None = None) -> pa.Table:

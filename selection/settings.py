@@ -15,14 +15,14 @@ Normalisation = Literal["candidates", "selected", "batch"]
 """The normalisations of `selection.advantages.advantages`."""
 
 Margin = Literal["total", "each"]
-"""What margins are taken on: the total, or every weighted reward in turn."""
+"""The reward of the margins: the total, or every weighted reward in turn."""
 
 PAIR_STRATEGIES: Final[frozenset[StrategyName]] = frozenset({"noise_margin", "global_margin"})
 """Strategies that keep pairs, and so an even number."""
 
 
 class SelectionSettings(Settings):
-    """Choice of the candidates to train on, out of those sampled.
+    """Selection of the candidates to train on among those sampled.
 
     ``global_margin`` and ``prompt_filter`` keep ``keep`` candidates per prompt on average.
     """
@@ -30,7 +30,7 @@ class SelectionSettings(Settings):
     previews: int = Field(
         0,
         ge=0,
-        description="candidates begun and scored by a preview, of which those that promise the widest "
+        description="candidates begun and scored by a preview, of which those predicted to have the widest "
         "margins are finished; 0 turns previews off",
     )
     candidates: int = Field(16, ge=2, description="candidates sampled per prompt, each from its own noise")
@@ -43,8 +43,8 @@ class SelectionSettings(Settings):
     )
     advantages: Normalisation = Field(
         "batch",
-        description="rewards that normalise advantages: those of all candidates of the prompt, of the "
-        "selected ones, or in spread those of the whole batch",
+        description="rewards whose mean and spread normalise advantages: those of all candidates of the "
+        "prompt, of the selected ones, or (for the spread) of the whole batch",
     )
     rms_match: bool = Field(
         False, description="scale advantages to the root mean square of training on every candidate"
@@ -55,7 +55,7 @@ class SelectionSettings(Settings):
     margin: Margin = Field(
         "total",
         description="reward that noise_margin compares: the total, or every weighted one in turn, so that "
-        "the one of the widest scale does not choose all pairs",
+        "the one with the largest scale does not choose all pairs",
     )
 
     @field_validator("strategy")
@@ -75,7 +75,7 @@ class SelectionSettings(Settings):
         if 0 < self.previews <= self.candidates:
             raise ValueError(
                 f"selection.previews must be more than selection.candidates ({self.candidates}), "
-                f"or 0 for none, got {self.previews}"
+                f"or 0 to turn them off, got {self.previews}"
             )
         if self.strategy in PAIR_STRATEGIES and self.keep % 2:
             raise ValueError(

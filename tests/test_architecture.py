@@ -14,9 +14,8 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.source_code import SOURCES, TESTS, FunctionNode, name
 
-PLAIN = ("rollout", "rewards", "selection", "learner", "examples")
-"""Packages whose docstrings are held to the rule; the others follow."""
-NOT_YET_PLAIN = {"rollout/settings.py", "selection/settings.py"}
+PLAIN = ("rollout", "rewards", "selection", "learner", "cluster", "examples")
+"""Packages whose docstrings are held to the rule."""
 QUESTION = re.compile(r"(What|How|Whether|Which|Why)\b")
 RIDDLE = re.compile(r"\bis\s+(none|no)\b")
 HOME_PATH = re.compile(rb"/(?:home/(?!ray\b)|Users/|root/)[A-Za-z0-9._-]+")
@@ -109,7 +108,6 @@ def test_docstrings_are_plain(package: str) -> None:
     found = {
         f"{name(path)}:{line}": text.splitlines()[0]
         for path in sorted((ROOT / package).rglob("*.py"))
-        if name(path) not in NOT_YET_PLAIN
         for line, text in docstrings(path)
         if unplain(text)
     }

@@ -1,1 +1,1 @@
-"""What runs where on Ray?"""
+"""The actors of a run on Ray."""

@@ -1,4 +1,4 @@
-"""Wrap plain workers as Ray actors, from outside."""
+"""Describe and start Ray actors around plain worker classes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.actors.library_warnings import forward
 
 ROLE_VARIABLE: Final = "NOISEMARGIN_ROLE"
-"""Tells the processes of the actors apart."""
+"""The environment variable that identifies the processes of the actors."""
 NODE_LABEL: Final = "noisemargin.io/role"
 """The label of Ray nodes by which `cluster.nodes` places actors."""
 DIED: Final = (ActorDiedError, ActorUnavailableError)
 LOST: Final = (*DIED, TimeoutError)
-"""Ways in which a call loses its actor: dead, out of reach, or past its deadline."""
+"""The ways to lose an actor: it died, is unavailable, or missed the deadline of a call."""
 CPU_SHARE: Final = 0.01
-"""What an actor without a GPU takes, so that none goes to a node without CPUs, such as a head."""
+"""CPUs of an actor without a GPU, so that none is placed on a node without CPUs, such as a head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorSpec:
-    """What an actor is: the worker class as "module:Class", its arguments, its resources and its nodes.
+    """The description of an actor: its worker class as "module:Class", arguments, resources and node label.
 
-    With a ``group``, every actor has the bundle of its number, and the group says which nodes these are on.
+    With a ``group``, each actor has the bundle of its number, and the group determines the nodes.
     """
 
     name: str
@@ -46,12 +46,12 @@ class ActorSpec:
 
 
 class WorkerActor:
-    """The actor around a worker. It imports the worker's class itself, so the driver need not."""
+    """The actor around a worker, whose class it imports itself, so that the driver need not."""
 
     def __init__(self, name: str, target: str, arguments: dict[str, Any]) -> None:
         """Import and build the worker."""
         self.name = name
-        forward(name)  # first, for what its libraries say when they are imported
+        forward(name)  # first, for the warnings of libraries at import
         module, _, attribute = target.partition(":")
         self.worker = getattr(importlib.import_module(module), attribute)(**arguments)
 
@@ -64,37 +64,37 @@ class WorkerActor:
     ) -> Any:
         """Call a method of the worker; object references among the arguments arrive as their values.
 
-        Ray resolves and frees only what is an argument or a return value by itself: ``gather`` makes the
-        method's arguments of flat ones, ``spread`` makes flat return values of its result.
+        Ray resolves and frees only references that are themselves an argument or a return value, so
+        ``gather`` builds the method's arguments from flat ones, and ``spread`` flattens its result.
         """
-        found = getattr(self.worker, method)(*(gather(arguments) if gather else arguments))
-        return tuple(spread(found)) if spread else found
+        result = getattr(self.worker, method)(*(gather(arguments) if gather else arguments))
+        return tuple(spread(result)) if spread else result
 
     def pid(self) -> int:
-        """This process."""
+        """Return the id of this process."""
         return os.getpid()
 
     def address(self) -> tuple[str, int]:
-        """This node's address as its peers see it, and a free port on it."""
+        """Return this node's address for its peers, and a free port on it."""
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         with socket.socket() as probe:
             probe.bind(("", 0))
             return host, int(probe.getsockname()[1])
 
     def __repr__(self) -> str:
-        """The name in Ray's log lines."""
+        """Return the name, for Ray's log lines."""
         return self.name
 
 
 def spawn(spec: ActorSpec, number: int) -> ActorHandle[Any]:
-    """Start one actor of a role; it is gone when the driver is."""
+    """Start one actor of a spec; it ends with the driver."""
     environment = {
         ROLE_VARIABLE: spec.name,
         "OMP_NUM_THREADS": str(spec.threads),
         "TOKENIZERS_PARALLELISM": "false",
     }
     if spec.gpus == 0:
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # without a GPU of its own, an actor would see all of them
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # else an actor without a GPU would see all of them
     actor: Any = ray.remote(WorkerActor).options(
         num_cpus=0 if spec.gpus else CPU_SHARE,
         num_gpus=spec.gpus,
@@ -108,19 +108,19 @@ def spawn(spec: ActorSpec, number: int) -> ActorHandle[Any]:
 
 
 def _strategy(spec: ActorSpec, number: int) -> PlacementGroupSchedulingStrategy | str:
-    """Equal actors go to different nodes; shares of a GPU as Ray likes, which fills one before the next."""
+    """Spread equal actors over nodes; shares of a GPU are left to Ray, which fills GPU after GPU."""
     if spec.group:
         return PlacementGroupSchedulingStrategy(spec.group, placement_group_bundle_index=number)
     return "SPREAD" if float(spec.gpus).is_integer() else "DEFAULT"
 
 
 def unbuildable(error: Exception | None) -> bool:
-    """Return whether an actor died of an exception in its worker's constructor, as another one would."""
+    """Return whether an actor died of an exception in its worker's constructor, which would recur."""
     return isinstance(error, ActorDiedError) and "creation task" in str(error)
 
 
 def reason(error: Exception | None) -> str:
-    """Word the cause of a failed call in one line, without Ray's tracebacks."""
+    """Describe the cause of a failed call in one line, without Ray's tracebacks."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if unbuildable(error):

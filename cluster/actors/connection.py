@@ -1,4 +1,4 @@
-"""Join a Ray cluster or start a node, once it is known to answer: Ray's own client would try for minutes."""
+"""Join a Ray cluster that is known to answer, or start a local node; Ray's own client retries for minutes."""
 
 from __future__ import annotations
 
@@ -21,49 +21,47 @@ from cluster.config.object_store import check_object_store
 from cluster.config.settings import ClusterSettings
 from cluster.record.events import warn
 
-PATIENCE: Final = 4.0
-"""Seconds that a cluster has to answer."""
+TIMEOUT: Final = 4.0
+"""Seconds within which a cluster must answer."""
 CLIENT: Final = "ray://"
-"""What the address of a Ray client server starts with."""
+"""The prefix of a Ray client server's address."""
 SHARING: Final = {"RAY_worker_niceness": "0", "GOMP_SPINCOUNT": "1000"}
-"""How the workers of a node of our own share its cores, unless the environment says otherwise.
+"""Scheduling of a local node's workers, unless the environment has other values.
 
-Ray's niceness of 15 lets any busy neighbour starve them, and OpenMP's threads wait for each other by spinning
-for so long that they use up the turns in which the others could catch up (``python -m cluster.bench busy``).
+With Ray's niceness of 15 any other busy process starves them, and OpenMP's threads spin so long while waiting
+that they use up the time slices of the threads they wait for (``python -m cluster.bench busy``).
 """
 
 
 def connect(settings: ClusterSettings) -> None:
-    """Join the cluster that was named or that this job runs on; else start a node on this machine.
+    """Join the configured cluster or that of this job; else start a node on this machine.
 
     Raises:
         UserError: if the cluster cannot be reached, or the local node cannot be started as configured.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A failed call fails all of its results; the pool looks at the first and that is enough.
+    # A failed call fails all of its results, and the pool handles the first one.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     check_address(settings)
     if address := joined(settings):
-        _reach(
-            address, source_of_address(settings), lambda there: ray.init(address=there, log_to_driver=False)
-        )
+        _reach(address, source_of_address(settings), lambda url: ray.init(address=url, log_to_driver=False))
     else:
         _start_local(settings)
 
 
 def check_address(settings: ClusterSettings) -> None:
-    """Refuse an address at which no cluster answers.
+    """Check that a cluster answers at the address, if there is one.
 
     Raises:
-        UserError: naming where the address is from, and what there is instead.
+        UserError: naming the source of the address and the failure.
     """
     if address := joined(settings):
         _reach(address, source_of_address(settings), check_answers)
 
 
-def _reach(address: str, source: str, way: Callable[[str], Any]) -> None:
+def _reach(address: str, source: str, connect_to: Callable[[str], Any]) -> None:
     try:
-        way(address)
+        connect_to(address)
     except Exception as error:  # Ray raises many kinds
         raise UserError(f"{source}: cannot reach Ray at {address}: {_line(error)}") from None
 
@@ -83,10 +81,10 @@ def _start_local(settings: ClusterSettings) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except Exception as error:  # Ray raises a bare one when its node does not come up in time
-        story = _line(error)
-        about = "cluster.object_store_gb: " if "object store" in story.lower() else ""
-        raise UserError(f"{about}cannot start a Ray node on this machine: {story}") from None
+    except Exception as error:  # Ray raises a bare one when its node does not start in time
+        reason = _line(error)
+        key = "cluster.object_store_gb: " if "object store" in reason.lower() else ""
+        raise UserError(f"{key}cannot start a Ray node on this machine: {reason}") from None
 
 
 def _line(error: Exception) -> str:
@@ -94,13 +92,13 @@ def _line(error: Exception) -> str:
 
 
 def check_answers(address: str) -> None:
-    """Ask who is at an address: a head at HOST:PORT or "auto", a Ray client server at ray://HOST:PORT.
+    """Check what answers at an address: a head at HOST:PORT or "auto", a Ray client server at ray://HOST:PORT.
 
     Raises:
-        ConnectionError: if nobody answers in time, or somebody else.
-        ValueError: if it is no address.
+        ConnectionError: if nothing answers in time, or another service does.
+        ValueError: if it is not an address.
     """
-    head: Any = gcs_service_pb2  # their classes are made when they are imported
+    head: Any = gcs_service_pb2  # their classes are created at import, unknown to mypy
     client: Any = ray_client_pb2
     if address.startswith(CLIENT):
         target = address.removeprefix(CLIENT)
@@ -108,7 +106,7 @@ def check_answers(address: str) -> None:
             raise ValueError(f"expected {CLIENT}HOST:PORT")
         ping = client.ClusterInfoRequest(type=client.ClusterInfoType.PING)
         _ask(target, RayletDriverStub, "ClusterInfo", ping)
-    elif "://" not in address:  # Ray knows whether it has another protocol
+    elif "://" not in address:  # other protocols are left to Ray
         target = canonicalize_bootstrap_address(address) or address
         _ask(target, NodeInfoGcsServiceStub, "GetClusterId", head.GetClusterIdRequest())
 
@@ -116,16 +114,16 @@ def check_answers(address: str) -> None:
 def _ask(target: str, service: Any, method: str, request: Any) -> None:
     channel = init_grpc_channel(target, options=[("grpc.enable_http_proxy", 0)])  # as Ray's own connections
     try:
-        getattr(service(channel), method)(request, timeout=PATIENCE)
+        getattr(service(channel), method)(request, timeout=TIMEOUT)
     except grpc.RpcError as error:
-        raise ConnectionError(_meaning(error)) from None
+        raise ConnectionError(_explain(error)) from None
     finally:
         channel.close()
 
 
-def _meaning(error: Any) -> str:
+def _explain(error: Any) -> str:
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"no answer in {PATIENCE:g} s"
+        return f"no answer in {TIMEOUT:g} s"
     if error.code() == grpc.StatusCode.UNIMPLEMENTED:
         return (
             "another service answers there; a head is at HOST:6379, for nodes of its cluster, "

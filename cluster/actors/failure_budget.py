@@ -1,4 +1,4 @@
-"""Decide when a reward that fails is broken, from the time and the prompts of its failures."""
+"""Decide from the times and prompts of a reward's failures whether it is broken."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Final
 
 from rollout.records import Prompt
 
-ENOUGH: Final = 1.4
-"""Deadlines without a success after which nothing more is tried, so that all is over within two."""
-LAST: Final = 1.9
-"""Deadlines after which the last try ends; what is left of two is for stopping the run."""
+NO_MORE_CALLS: Final = 1.4
+"""Deadlines without a success after which no further call is made, so that the run stops within two."""
+LAST_CALL_ENDS: Final = 1.9
+"""Deadlines after which the last call ends; the rest of two deadlines is for stopping the run."""
 STREAK: Final = 8
-"""Failures in a row that are no coincidence, however quickly they came."""
+"""Consecutive failures that are not a coincidence, however quickly they occurred."""
 
 
 class FailureBudget:
-    """The time without a success that a reward is given before it counts as broken rather than unlucky.
+    """The time without a success after which a reward counts as broken.
 
     A reward that never succeeded is broken after two deadlines; one that did gets ``attempts`` times as long,
-    and is not broken as long as all failures have a prompt in common, since the fault may be the prompt's.
+    and is not broken while all failures have a prompt in common, since that prompt may be the cause.
     However long a restart took, the next call still gets at least half a deadline.
     """
 
@@ -48,7 +48,7 @@ class FailureBudget:
             self._since, self._waiting = self.clock(), True
         if not self.failures:
             return self.deadline
-        left = LAST * self.patience * self.deadline - self.seconds
+        left = LAST_CALL_ENDS * self.patience * self.deadline - self.seconds
         return min(self.deadline, max(self.deadline / 2, left))
 
     def succeeded(self) -> None:
@@ -65,7 +65,7 @@ class FailureBudget:
             self.failures, self._since = 0, self.clock()
             return False
         self.failures += 1
-        long = self.failures > 1 and self.seconds >= ENOUGH * self.patience * self.deadline
+        long = self.failures > 1 and self.seconds >= NO_MORE_CALLS * self.patience * self.deadline
         return long or (not away and self.failures >= STREAK * self.patience)
 
     def _share(self, prompts: Iterable[Prompt]) -> bool:

@@ -1,4 +1,4 @@
-"""The learner's ranks as one: they are called together, and they live and die together."""
+"""The learner's ranks, which are called and restarted together."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ from rollout.records import CandidateGroup, Weights, WeightsId
 from selection.records import Selection
 
 NOTICED: Final = 45.0
-"""Seconds in which Ray notices a dead node, also with its default health checks (30 s were measured)."""
+"""Seconds within which Ray notices a dead node, also with its default health checks (30 s were measured)."""
 
 
 async def gather_ranks(what: str, refs: Sequence[Any], deadline: float) -> list[Any]:
-    """The results of all ranks.
+    """Wait for the results of all ranks.
 
     Raises:
-        LearnerLost: if one died, gave no answer in time or missed what was on a node that is gone.
+        LearnerLost: if one died, missed the deadline or needed data of a lost node.
         LearnerError: if one raised an error of its own.
     """
     waits = [asyncio.wrap_future(ref.future()) for ref in refs]
     every = asyncio.gather(*waits)
-    every.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if nobody waits for it
+    every.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks it as retrieved
     try:
         return await asyncio.wait_for(asyncio.shield(every), deadline)
     except TimeoutError:
         raise LearnerLost(f"learner {what}: no answer in {deadline:g} s") from None
     except DIED as error:
-        failure = LearnerError if unbuildable(error) else LearnerLost
-        raise failure(f"learner {what}: {reason(error)}") from error
+        kind = LearnerError if unbuildable(error) else LearnerLost
+        raise kind(f"learner {what}: {reason(error)}") from error
     except RayTaskError as error:
-        # Where one rank dies, another may be the first to complain: of a connection that was closed.
+        # When a rank dies, another one may report a closed connection first.
         await asyncio.wait(waits, timeout=NOTICED)
         failures = [wait.exception() for wait in waits if wait.done()]
-        lost = [found for found in failures if isinstance(found, Exception) and not _own(found)]
-        failure = LearnerLost if lost else LearnerError
-        raise failure(f"learner {what}: {reason(lost[0] if lost else error)}") from error
+        lost = [failure for failure in failures if isinstance(failure, Exception) and not _own(failure)]
+        kind = LearnerLost if lost else LearnerError
+        raise kind(f"learner {what}: {reason(lost[0] if lost else error)}") from error
 
 
 def _own(error: Exception) -> bool:
-    """Whether a rank failed by itself."""
+    """Return whether a rank failed by its own error."""
     return not isinstance(error, DIED) and not isinstance(getattr(error, "cause", None), ObjectLostError)
 
 
 def learner_spec(settings: RunSettings, group: PlacementGroup | None = None) -> ActorSpec:
-    """Describe the learner ranks of a run, in the places of a group if one is given."""
+    """Describe the learner ranks of a run, in the bundles of a placement group if one is given."""
     learner = settings.learner
     return ActorSpec(
         name="learner",
@@ -80,7 +80,7 @@ class Learner:
     """The learner ranks, called together: every collective method runs on all of them."""
 
     def __init__(self, settings: RunSettings, spec: ActorSpec | None = None) -> None:
-        """Start the ranks, as `learner_spec` says or others of that interface."""
+        """Start the ranks of `learner_spec`, or those of another spec with the same interface."""
         self.settings, self.seed = settings.learner, settings.seed
         self.spec = spec or learner_spec(settings)
         self.objective = load_objective(settings.learner.objective)
@@ -89,14 +89,14 @@ class Learner:
         self.actors = [spawn(self.spec, rank) for rank in range(self.settings.ranks)]
 
     async def begin(self) -> None:
-        """Join for the first time, and once more if a rank was lost meanwhile."""
+        """Form the first process group; if a rank is lost meanwhile, restart all once."""
         try:
             await self.join()
         except LearnerLost:
             await self.restart()
 
     async def restart(self) -> None:
-        """Kill every rank, dead, hung or left alone, and start all of them anew, as they were at step 0."""
+        """Kill every rank, whatever its state, and start all of them again, as at step 0."""
         self.restarts += len(self.actors)
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
@@ -106,11 +106,11 @@ class Learner:
     async def join(self) -> None:
         """Form the process group at the first rank's address."""
         try:
-            found: Any = self.actors[0].address.remote().future()
-            address, port = await asyncio.wait_for(asyncio.wrap_future(found), START_DEADLINE)
+            answer: Any = self.actors[0].address.remote().future()
+            address, port = await asyncio.wait_for(asyncio.wrap_future(answer), START_DEADLINE)
         except LOST as error:
-            failure = LearnerError if unbuildable(error) else LearnerLost
-            raise failure(f"learner could not start: {reason(error)}") from error
+            kind = LearnerError if unbuildable(error) else LearnerLost
+            raise kind(f"learner could not start: {reason(error)}") from error
         if len(self.actors) == 1:
             address = "127.0.0.1"
         world = len(self.actors)
@@ -118,26 +118,26 @@ class Learner:
         self.parts = (await self._every("parts", [()] * world))[0]
 
     async def update(self, step: int, selection: Selection, groups: Sequence[CandidateGroup]) -> Update:
-        """Train on a step's kept candidates; the suspects and broken parameters of all ranks together."""
+        """Train on a step's kept candidates, and merge the suspects and broken parameters of all ranks."""
         work = rank_updates(
             selection.kept, groups,
             ranks=len(self.actors), updates=self.settings.updates, seed=self.seed, step=step,
             units=self.objective.units(selection.kept),
         )  # fmt: skip
         calls = [wire.spread(part) for part in work]
-        found: list[Update] = await self._every("update", calls, gather=wire.gather)
-        suspects = sorted({number for update in found for number in update.suspects})
-        broken = dict.fromkeys(name for update in found for name in update.broken)
-        return Update(metrics=found[0].metrics, suspects=tuple(suspects), broken=tuple(broken))
+        results: list[Update] = await self._every("update", calls, gather=wire.gather)
+        suspects = sorted({number for update in results for number in update.suspects})
+        broken = dict.fromkeys(name for update in results for name in update.broken)
+        return Update(metrics=results[0].metrics, suspects=tuple(suspects), broken=tuple(broken))
 
     async def updates(self) -> int:
-        """How many optimizer steps were ever applied, also before a checkpoint that was restored."""
+        """Count the optimizer steps ever applied, also before a checkpoint that was restored."""
         count: int = (await self._every("ping", [()] * len(self.actors)))[0]
         return count
 
     async def publish(self, weights: WeightsId) -> Weights:
         """Publish the weights of all ranks as objects of the store."""
-        made: list[list[Any]] = [
+        parts: list[list[Any]] = [
             [
                 actor.call.options(num_returns=2).remote("part", number, weights.averaged)
                 for actor in self.actors
@@ -146,22 +146,22 @@ class Learner:
         ]
         return Weights(
             id=weights,
-            checksums=tuple(digest for (digest, _), *_ in made),
-            parts=tuple(flat for (_, flat), *_ in made),
+            checksums=tuple(digest for (digest, _), *_ in parts),
+            parts=tuple(flat for (_, flat), *_ in parts),
         )
 
     async def save(self, url: str) -> None:
-        """Every rank writes its share of a checkpoint, or starts to send it."""
+        """Write every rank's share of a checkpoint, or start to upload it."""
         await self._every("save", [(url,)] * len(self.actors))
 
     async def saved(self, *, wait: bool) -> list[Written] | None:
-        """What every rank has written, once all of it has arrived."""
-        found: list[Written | None] = await self._every("saved", [(wait,)] * len(self.actors))
-        written = [one for one in found if one is not None]
-        return written if len(written) == len(found) else None
+        """Return what every rank has written, once all has arrived; until then None, unless ``wait``."""
+        answers: list[Written | None] = await self._every("saved", [(wait,)] * len(self.actors))
+        written = [answer for answer in answers if answer is not None]
+        return written if len(written) == len(answers) else None
 
     async def restore(self, url: str) -> None:
-        """Every rank reads its share of a checkpoint."""
+        """Restore every rank's share of a checkpoint."""
         await self._every("restore", [(url,)] * len(self.actors))
 
     async def _every(self, method: str, calls: Sequence[tuple[Any, ...]], **flat: Any) -> list[Any]:

@@ -1,8 +1,8 @@
-"""Warnings of libraries in the actors: kept at the cluster's head, shown once by the driver.
+"""Warnings of libraries in the actors, which the driver collects from the cluster's head and prints once.
 
-An actor's output stays in Ray's own files, so what a library warns of there would reach nobody. An actor
-writes each new text into the key-value store of Ray's head, from where the driver takes it: also from an
-actor that is busy or has died since.
+An actor's output stays in Ray's own files, where nobody would read a library's warnings. So an actor writes
+each new text into the key-value store of Ray's head, and the driver takes it from there, even if the actor is
+busy or has died since.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from ray.experimental.internal_kv import (
 from cluster.record.events import warn
 
 NAMESPACE: Final = "noisemargin"
-"""Where the texts lie in Ray's key-value store, each under the job's name."""
+"""The namespace of the texts in Ray's key-value store."""
 LIMIT: Final = 20
-"""Texts of an actor that are passed on: a text with a number in it may be another one every time."""
+"""Texts forwarded per actor, since a text with a number in it may differ every time."""
 LONGEST: Final = 500
-"""Characters of a text."""
+"""Characters of a text at most."""
 LATER: Final = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning)
-"""Warnings to developers, of what a later version will do; nothing is wrong with the run."""
+"""Warnings to developers about later versions, which do not concern the run."""
 EXPECTED: Final = {
-    "using ZeRO with an untested optimizer": "DeepSpeed calls every optimizer so that is not its own",
+    "using ZeRO with an untested optimizer": "DeepSpeed says so of every optimizer but its own",
 }
-"""What a healthy run says all the same, and why that does not matter."""
+"""Patterns of warnings in a healthy run, with the reason why each does not matter."""
 
 
 class _Forwarder:
-    """Passes on what libraries warn of in this process, every text once."""
+    """Forwards the warnings of libraries in this process, every text once."""
 
     def __init__(self, worker: str) -> None:
         self.worker, self.process = worker, os.getpid()
@@ -51,10 +51,10 @@ class _Forwarder:
         self.record, self.show = logging.getLogRecordFactory(), warnings.showwarning
 
     def make_record(self, *arguments: Any, **more: Any) -> logging.LogRecord:
-        """Make a log record as before; here every library's passes, whichever handlers it has."""
+        """Make a log record as before: the one call common to all libraries, whatever their handlers."""
         record: logging.LogRecord = self.record(*arguments, **more)
         if record.levelno >= logging.WARNING:
-            self.pass_on(record.name.partition(".")[0], _message(record))
+            self.forward(record.name.partition(".")[0], _message(record))
         return record
 
     def show_warning(
@@ -63,11 +63,11 @@ class _Forwarder:
     ) -> None:  # fmt: skip
         """Show a warning as before."""
         if not issubclass(category, LATER):
-            self.pass_on(_package(filename), f"{category.__name__}: {message}")
+            self.forward(_package(filename), f"{category.__name__}: {message}")
         self.show(message, category, filename, lineno, file, line)
 
-    def pass_on(self, library: str, text: str) -> None:
-        """Write a new text for the driver; a process that was forked has no connection of its own."""
+    def forward(self, library: str, text: str) -> None:
+        """Write a new text for the driver, except in a forked process, which has no connection to Ray."""
         text = " ".join(text.split())[:LONGEST]
         known = text in self.sent or len(self.sent) > LIMIT or os.getpid() != self.process
         if known or any(re.search(pattern, text) for pattern in EXPECTED):
@@ -79,41 +79,41 @@ class _Forwarder:
         key = _prefix() + sha256(f"{library} {text}".encode()).hexdigest()
         try:
             _internal_kv_put(key, json.dumps(entry), overwrite=False, namespace=NAMESPACE)
-        except RpcError:  # without its head the cluster ends; a library's call must not fail of that here
+        except RpcError:  # the cluster ends with its head, but the library's call must not fail here
             self.sent.discard(text)
 
 
 def forward(worker: str) -> None:
-    """Pass on to the driver what libraries warn of in this process from now on, in a worker's name."""
+    """Start to forward the warnings of libraries in this process to the driver, under a worker's name."""
     forwarder = _Forwarder(worker)
     logging.setLogRecordFactory(forwarder.make_record)
     warnings.showwarning = forwarder.show_warning
 
 
 class LibraryWarnings:
-    """What libraries warned of in the actors of this job: an event and a line for every text, once."""
+    """The warnings of libraries in the actors of this job, reported once each by an event and a line."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        """``tell`` gets a line per text."""
-        self.tell = tell
-        self.told: set[str] = set()
+    def __init__(self, print_line: Callable[[str], None]) -> None:
+        """Report each text by ``print_line``."""
+        self.print_line = print_line
+        self.reported: set[str] = set()
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Look whether there is something new, as often as there are metrics."""
+        """Collect new warnings, as a tracker of the metrics of each step."""
         self.collect()
 
     def collect(self) -> None:
-        """Take what has come since the last time."""
+        """Report the warnings since the last call."""
         try:
             entries = [_take(key) for key in sorted(_internal_kv_list(_prefix(), namespace=NAMESPACE))]
-        except RpcError as error:  # the run matters more than what its libraries say
+        except RpcError as error:  # not worth ending the run
             warn("library warnings not read", reason=str(error))
             return
         for entry in entries:
-            if entry["text"] not in self.told:
-                self.told.add(entry["text"])
+            if entry["text"] not in self.reported:
+                self.reported.add(entry["text"])
                 warn("library warning", **entry)
-                self.tell(f"{entry['library']} warns in {entry['worker']}: {entry['text']}")
+                self.print_line(f"{entry['library']} warns in {entry['worker']}: {entry['text']}")
 
 
 def _take(key: bytes) -> dict[str, str]:
@@ -129,12 +129,12 @@ def _prefix() -> str:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # whatever formatting raises is the business of the library's own handlers
+    except Exception:  # the library's own handlers report an error of formatting
         return str(record.msg)
 
 
 def _package(filename: str) -> str:
-    """The package that a file belongs to, by where it is installed."""
+    """Return the package of a file, from its path."""
     parts = Path(filename).with_suffix("").parts
     installed = [number for number, part in enumerate(parts[:-1]) if part.endswith("-packages")]
     return parts[installed[-1] + 1] if installed else parts[-2] if len(parts) > 1 else filename

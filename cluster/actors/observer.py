@@ -14,7 +14,7 @@ from rollout.records import Chunk
 
 
 class ImageObserver:
-    """A pool of the one actor that measures images."""
+    """A pool of a single actor that measures images."""
 
     def __init__(self, settings: RunSettings) -> None:
         """Start the actor."""
@@ -23,15 +23,15 @@ class ImageObserver:
         self.pool = Pool(spec, 1, settings.cluster.deadline)
 
     async def measure(self, chunks: Sequence[Awaitable[Chunk]]) -> Mapping[str, float]:
-        """Measure the images of a group; nothing if that fails, since training needs no statistics."""
+        """Measure the images of a group; if that fails return nothing, since training needs no statistics."""
         done = await asyncio.gather(*chunks)
-        images, finite = [chunk.images for chunk in done], [one for chunk in done for one in chunk.finite]
+        images, finite = [chunk.images for chunk in done], [good for chunk in done for good in chunk.finite]
 
         async def work(slot: Slot) -> Any:
             return (await call(slot, "measure", finite, *images, deadline=self.pool.deadline))[0]
 
         try:
-            found: Mapping[str, float] = await self.pool.run(work)
+            statistics: Mapping[str, float] = await self.pool.run(work)
         except PoolError:
             return {}
-        return found
+        return statistics

@@ -1,4 +1,4 @@
-"""A reward that only watches and stops working: it neither ends training nor holds it up."""
+"""The outage of a watching reward, which neither ends nor delays training."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from cluster.record.events import note, warn
 
 
 class Outage:
-    """Whether such a reward works, or rests since it failed: what it should have judged is then missing.
+    """The state of a watching reward: while ``paused`` it is not called, and its scores are missing.
 
-    It rests until the next evaluation, which tries it once.
+    It is paused when it fails, until the next evaluation, which calls it once.
     """
 
     def __init__(self, reward: str) -> None:
-        """``reward`` is its name."""
-        self.reward, self.rests = reward, False
-        self._story = self._news = ""
+        """Name the reward, which works so far."""
+        self.reward, self.paused = reward, False
+        self._reason = self._unreported = ""
 
     @property
-    def lasts(self) -> bool:
-        """Whether no call succeeded since it began."""
-        return bool(self._story)
+    def ongoing(self) -> bool:
+        """True if no call has succeeded since the outage began."""
+        return bool(self._reason)
 
-    def begin(self, story: str) -> None:
-        """Let the reward rest, since it stopped working or still does not work."""
-        self.rests = True
-        if not self.lasts:
-            self._story = self._news = story
-            warn("watching reward missing", reward=self.reward, reason=story)
+    def begin(self, reason: str) -> None:
+        """Pause the reward after a failure, the first of the outage or a later one."""
+        self.paused = True
+        if not self.ongoing:
+            self._reason = self._unreported = reason
+            warn("watching reward missing", reward=self.reward, reason=reason)
 
-    def try_again(self) -> None:
-        """Let the next call through."""
-        self.rests = False
+    def retry(self) -> None:
+        """Allow the next call."""
+        self.paused = False
 
     def end(self) -> None:
-        """A call succeeded."""
-        self.rests = False
-        if self.lasts:
-            self._story = self._news = ""
+        """End the outage after a successful call."""
+        self.paused = False
+        if self.ongoing:
+            self._reason = self._unreported = ""
             note("watching reward back", reward=self.reward)
 
-    def news(self) -> str:
-        """Why the reward stopped working, if it did since this was last asked; else nothing."""
-        story, self._news = self._news, ""
-        return story
+    def new_reason(self) -> str:
+        """Return the reason of the outage, once; empty without a new one."""
+        reason, self._unreported = self._unreported, ""
+        return reason

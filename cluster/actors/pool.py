@@ -1,4 +1,4 @@
-"""Pools of actors: deadlines, retries and replacement live here and nowhere else."""
+"""Pools of actors, with their deadlines, retries and replacement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rollout.records import WeightsId
 ATTEMPTS: Final = 3
 START_DEADLINE: Final = 600.0
 PAUSES: Final = (0.5, 60.0)
-"""Seconds before an actor that could not start is tried again: the first time, and at most."""
+"""Seconds before an actor that could not start is started again: the first time, and at most."""
 
 
 class Slot:
@@ -41,11 +41,11 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """What its actors are called."""
+        """The name of its actors."""
         return f"{self.spec.name}-{self.number}"
 
     def replace(self) -> None:
-        """Kill the actor, hung or dead, and start another one that holds nothing yet."""
+        """Kill the actor, hung or dead, and start another one, which has no weights yet."""
         ray.kill(self.actor, no_restart=True)
         self.holds = None
         self.started = False
@@ -60,16 +60,16 @@ async def call(
     returns: int = 1,
     spread: Callable[[Any], Sequence[Any]] | None = None,
 ) -> list[Any]:
-    """Call a worker's method; wait for its first result, leave the others where they are.
+    """Call a worker's method and wait for its first result; the others stay in the object store.
 
-    ``spread`` makes the ``returns`` values of what the method returned, where that is one record.
+    Where the method returns one record, ``spread`` flattens it to ``returns`` values.
 
     Returns:
         The first result's value, then the references of the others.
 
     Raises:
         TimeoutError: if the deadline passes.
-        DataLost: if an argument was on a node that is gone, so that nobody else can do better.
+        DataLost: if an argument was lost with its node, so that a retry would fail as well.
     """
     refs: Any = slot.actor.call.options(num_returns=returns).remote(method, *arguments, spread=spread)
     refs = refs if returns > 1 else [refs]
@@ -87,21 +87,21 @@ async def call(
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """Work that waits for an actor: for any, or for the one of a slot."""
+    """Queued work that waits for any actor, or for the actor of one slot."""
 
     on: Slot | None
     slot: asyncio.Future[Slot] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Pool:
-    """Equal actors that take turns; a lost or hung one is replaced and its work is done again elsewhere.
+    """Equal actors behind one queue; a lost or hung one is replaced, and its work is retried on another.
 
-    Work waits in one queue for whoever is free, so actors may come and go: one that cannot start, since its
-    node is gone, keeps nobody waiting while another one works, and gets work as soon as it is there.
+    Any free actor takes the next work, so an actor that cannot start, because its node is lost, delays
+    nothing while another one works, and takes work as soon as it has started.
     """
 
     def __init__(self, spec: ActorSpec, count: int, deadline: float, attempts: int = ATTEMPTS) -> None:
-        """Start ``count`` actors; each call gets ``deadline`` seconds once it has its actor."""
+        """Start ``count`` actors; a call has ``deadline`` seconds from when it has its actor."""
         self.spec, self.deadline, self.attempts = spec, deadline, attempts
         self.slots = [Slot(spec, number) for number in range(count)]
         self.restarts = 0
@@ -114,11 +114,11 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """How much work waits or is being done."""
+        """The amount of work that is queued or in progress."""
         return len(self._queue) + sum(slot.busy for slot in self.slots)
 
     async def ready(self, least: int | None = None) -> None:
-        """Wait until ``least`` actors answer (all, if not said); the others join when they are there.
+        """Wait until ``least`` actors (by default all) have started; the others join the pool later.
 
         Raises:
             PoolError: if a worker cannot be built, with its own error.
@@ -139,7 +139,7 @@ class Pool:
         self._begin()
 
     async def _build(self, slot: Slot) -> None:
-        """Start an actor, again if it dies meanwhile though its worker could be built."""
+        """Start an actor, and retry if it dies for another reason than its worker's constructor."""
         for last in (*[False] * (self.attempts - 1), True):
             try:
                 return await slot.start()
@@ -150,9 +150,9 @@ class Pool:
                 slot.replace()
 
     async def run(self, work: Callable[[Slot], Awaitable[Any]], *, on: Slot | None = None) -> Any:
-        """Do some work on the next free actor (or at one slot), again if it is lost or the call fails.
+        """Run some work on the next free actor (or in one slot), and retry if the actor or the call fails.
 
-        Work begins in the order in which it was asked for; what is done again comes first.
+        Work starts in the order of the calls, but retries start first.
 
         Raises:
             PoolError: after the last attempt.
@@ -164,14 +164,14 @@ class Pool:
             except (*LOST, RayTaskError) as error:
                 failed += 1
                 if isinstance(error, DIED) and spare:
-                    spare -= 1  # perhaps dead before it was asked, as all actors of a dead node are
+                    spare -= 1  # it may have been dead before the call, like every actor of a lost node
                 elif failed >= self.attempts + len(self.slots) - 1 - spare:
                     raise PoolError(f"{self.spec.name}: failed {failed} times: {reason(error)}") from error
 
     async def once(
         self, work: Callable[[Slot], Awaitable[Any]], *, on: Slot | None = None, first: bool = False
     ) -> Any:
-        """A single attempt of `run`; a lost actor is replaced, and its error raised."""
+        """Make a single attempt of `run`; a lost actor is replaced and its error raised."""
         async with self._turn(on, first) as slot:
             try:
                 return await work(slot)
@@ -186,7 +186,7 @@ class Pool:
 
     @asynccontextmanager
     async def _turn(self, on: Slot | None, first: bool) -> AsyncIterator[Slot]:
-        """A slot for as long as the work takes."""
+        """Wait for a slot and occupy it during the block."""
         turn = Turn(on)
         self._queue.insert(0 if first else len(self._queue), turn)
         self._begin()
@@ -194,7 +194,7 @@ class Pool:
             slot = await turn.slot
         except asyncio.CancelledError:
             if not turn.slot.cancelled() and turn.slot.exception() is None:
-                turn.slot.result().busy = False  # it came with the cancellation
+                turn.slot.result().busy = False  # assigned at the moment of the cancellation
             raise
         finally:
             self._begin()
@@ -205,7 +205,7 @@ class Pool:
             self._begin()
 
     def _begin(self) -> None:
-        """Give free actors the work that waits for them, and let those start that have not."""
+        """Assign queued work to free actors, and start the actors that have not started."""
         self._queue = [turn for turn in self._queue if not turn.slot.done()]
         for slot in self.slots:
             if not slot.started and (slot.starting is None or slot.starting.done()):
@@ -218,7 +218,7 @@ class Pool:
                 turn.slot.set_result(slot)
 
     async def _start(self, slot: Slot) -> None:
-        """Start an actor in the background, for as long as it takes, while others work."""
+        """Start an actor in the background, retrying without end while others work."""
         pause, longest = PAUSES
         while not slot.started:
             try:
@@ -231,7 +231,7 @@ class Pool:
         asyncio.get_running_loop().call_soon(self._begin)
 
     def _fail_waiting(self, slot: Slot, error: Exception) -> None:
-        """Tell work that only this actor could do, or that no other one can do now, why it cannot."""
+        """Fail queued work that no other actor can take, with this error."""
         for turn in self._queue:
             if (turn.on is slot or not self.up) and not turn.slot.done():
                 turn.slot.set_exception(error)

@@ -1,8 +1,7 @@
-"""Where a run's actors go: the learner's ranks together, and room for everyone before anything starts.
+"""Reserve the resources of a run before any actor starts, the learner's ranks on one node if possible.
 
-Which topology a run has is said by the GPU counts and labels of its configuration: shares below 1 put
-samplers, rewards and learner on one GPU, whole ones give each its own, and ``cluster.nodes`` names the nodes
-of a role.
+The GPU counts and labels of the configuration determine the topology: shares below 1 put samplers, rewards
+and learner on one GPU, whole numbers give each its own, and ``cluster.nodes`` names the nodes of a role.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from cluster.config.settings import RunSettings
 from cluster.record.events import warn
 
 LOCAL_WAIT: Final = 5.0
-"""Seconds for a node of our own, which gets no more than it has."""
+"""Seconds to wait for a local node, whose resources do not grow."""
 QUIET: Final = 3.0
-"""Seconds after which a wait is worth a word."""
+"""Seconds of waiting before a message is printed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """Equal actors, what each takes, and the role of the nodes that they have to be on."""
+    """The demand of equal actors: their number, the resources of each, and the label of their nodes."""
 
     role: str
     count: int
@@ -40,25 +39,25 @@ class Demand:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What one of them takes, as Ray counts it."""
+        """The resources of one actor, in Ray's units."""
         return {"GPU": self.gpus} if self.gpus else {"CPU": CPU_SHARE}
 
     @property
     def selector(self) -> dict[str, str]:
-        """The labels of the nodes that it may be on."""
+        """The labels of the nodes on which it may be placed."""
         return {NODE_LABEL: self.node} if self.node else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What a Ray node has, in all."""
+    """A Ray node: its label and all its resources."""
 
     role: str | None
     resources: dict[str, float]
 
 
 def demands(settings: RunSettings) -> list[Demand]:
-    """The actors that a run needs to begin, the learner's first; more samplers may come later."""
+    """List the actors that a run needs to start, the learner's first; more samplers may join later."""
     nodes, rollout = settings.cluster.nodes, settings.rollout
     counted = [
         ("learner", settings.learner.ranks, settings.learner.gpus),
@@ -74,33 +73,33 @@ def demands(settings: RunSettings) -> list[Demand]:
     ]
 
 
-def reserve(settings: RunSettings, tell: Callable[[str], None]) -> PlacementGroup:
-    """Wait until the cluster has room for the whole run; returns the group that holds the learner's places.
+def reserve(settings: RunSettings, print_line: Callable[[str], None]) -> PlacementGroup:
+    """Wait until the cluster has resources for the whole run; returns the learner's placement group.
 
-    What Ray itself can place is the check, so a cluster that grows on demand sees the demand and grows.
+    The check is a placement by Ray itself, so that an autoscaling cluster sees the demand and grows.
 
     Raises:
-        UserError: with the arithmetic, if there is no room within ``cluster.wait``.
+        UserError: with the needed and available resources, if they do not suffice within ``cluster.wait``.
     """
     learner, *others = demands(settings)
     together = "STRICT_PACK" if _fits_one_node(learner, _nodes()) else "PACK"
     places = [_Reservation([learner], together), _Reservation(others, "PACK")]
     try:
-        _wait(settings, places, tell)
+        _wait(settings, places, print_line)
     except BaseException:
-        for each in reversed(places):  # the learner's last, whose places others would take up at once
+        for each in reversed(places):  # the learner's last, else the other group would take its resources
             remove_placement_group(each.group)
         raise
-    remove_placement_group(places[1].group)  # a sampler may come back on another node than it was lost with
+    remove_placement_group(places[1].group)  # so that a lost sampler may be replaced on another node
     return places[0].group
 
 
 class _Reservation:
-    """A placement group, and the actors that it is for."""
+    """A placement group and its actors."""
 
     def __init__(self, wanted: Sequence[Demand], strategy: str) -> None:
         self.wanted = wanted
-        self.there = False
+        self.placed = False
         every = [demand for demand in wanted for _ in range(demand.count)]
         self.group: PlacementGroup = placement_group(
             [demand.bundle for demand in every],
@@ -109,49 +108,49 @@ class _Reservation:
         )
 
     def ready(self, seconds: float) -> bool:
-        """Wait for the places, at least a second as Ray does; return whether they are there."""
-        self.there = self.there or bool(self.group.wait(max(1, ceil(seconds))))
-        return self.there
+        """Wait for the resources, at least Ray's minimum of a second; return whether they are reserved."""
+        self.placed = self.placed or bool(self.group.wait(max(1, ceil(seconds))))
+        return self.placed
 
 
-def _wait(settings: RunSettings, places: Sequence[_Reservation], tell: Callable[[str], None]) -> None:
+def _wait(settings: RunSettings, places: Sequence[_Reservation], print_line: Callable[[str], None]) -> None:
     shared = joined(settings.cluster)
     patience = settings.cluster.wait if shared else LOCAL_WAIT
     deadline = time.monotonic() + patience
     if all(each.ready(min(QUIET, patience)) for each in places):
         return
     if patience > QUIET:
-        story = f"waiting up to {patience:g} s for room: {_arithmetic(places)}"
-        warn(story)
-        tell(story)
+        message = f"waiting up to {patience:g} s for resources: {_arithmetic(places)}"
+        warn(message)
+        print_line(message)
     if all(each.ready(deadline - time.monotonic()) for each in places):
         return
     longer = "; where nodes are added on demand, wait longer with --cluster.wait SECONDS" if shared else ""
     raise UserError(
-        f"the cluster has no room for the run after {patience:g} s: {_arithmetic(places)}{longer}"
+        f"the cluster lacks resources for the run after {patience:g} s: {_arithmetic(places)}{longer}"
     )
 
 
 def _arithmetic(places: Sequence[_Reservation]) -> str:
-    """What is needed and there now, where what we have got ourselves counts as free."""
-    ours = [demand for each in places if each.ready(0) for demand in each.wanted]
+    """Compare needed and available resources; those that this run has reserved count as free."""
+    reserved = [demand for each in places if each.ready(0) for demand in each.wanted]
     free = Counter(_free())
-    for demand in ours:
+    for demand in reserved:
         free.update({kind: demand.count * share for kind, share in demand.bundle.items()})
     return arithmetic([demand for each in places for demand in each.wanted], _nodes(), free)
 
 
 def arithmetic(wanted: Sequence[Demand], nodes: Sequence[Node], free: Mapping[str, float]) -> str:
-    """What a run needs against what the cluster has, by the nodes that have to give it."""
+    """Compare the resources that a run needs with those of the cluster, by the label of the nodes."""
     roles = sorted({demand.node or "" for demand in wanted})
-    said = [line for role in roles for kind in ("GPU", "CPU") if (line := _line(wanted, nodes, role, kind))]
+    lines = [line for role in roles for kind in ("GPU", "CPU") if (line := _line(wanted, nodes, role, kind))]
     taken = {kind: _total(nodes, kind) - free.get(kind, 0.0) for kind in ("GPU", "CPU")}
     busy = [f"{taken[kind]:g} {kind}s are taken" for kind in ("GPU", "CPU") if taken[kind] > 1e-6]
-    return "; ".join([*said, *busy])
+    return "; ".join([*lines, *busy])
 
 
 def _line(wanted: Sequence[Demand], nodes: Sequence[Node], role: str, kind: str) -> str:
-    """Word the resources of a kind needed and available, on nodes with this label (or on all nodes)."""
+    """Describe the resources of a kind needed and available, on nodes with this label (or on all nodes)."""
     asked = [d for d in wanted if kind in d.bundle and (not role or d.node == role)]
     if not any((d.node or "") == role for d in asked):
         return ""
@@ -161,9 +160,8 @@ def _line(wanted: Sequence[Demand], nodes: Sequence[Node], role: str, kind: str)
     which = f"nodes with {NODE_LABEL}={role}" if role else "nodes"
     largest = max((node.resources.get(kind, 0.0) for node in among), default=0.0)
     spread = f", at most {largest:g} on one" if len(among) > 1 else ""
-    return (
-        f"{kind}s: {needed:g} needed ({parts}), {_total(among, kind):g} there ({which}: {len(among)}{spread})"
-    )
+    has = f"{_total(among, kind):g} available ({which}: {len(among)}{spread})"
+    return f"{kind}s: {needed:g} needed ({parts}), {has}"
 
 
 def _total(nodes: Iterable[Node], kind: str) -> float:

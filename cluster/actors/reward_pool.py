@@ -1,4 +1,4 @@
-"""The pool of one reward: calls of a bounded size go to whichever replica is free."""
+"""The replicas of one reward, of which any free one takes the next call."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rewards.settings import RewardSettings
 from rewards.spans import Span, arguments, calls
 
 AWAY: Final = 1.0
-"""Seconds between two calls of a reward whose server is away."""
+"""Seconds between two calls of a reward whose server is unavailable."""
 
 
 class RewardPool:
-    """The replicas of one reward. A call goes to a replica when it is free, so waiting images stay handles.
+    """The replicas of one reward. A call is sent when a replica is free; until then its images stay handles.
 
-    Calls are cut from what was sampled together, which does not depend on time or on the number of replicas,
-    so a model whose last bits depend on the batch gives the same bits again.
+    Calls are parts of what was sampled together, whatever the timing and the number of replicas, so that a
+    model whose last bits depend on the batch returns the same bits again.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class RewardPool:
     ) -> None:
         """Start the replicas; ``groupwise`` ones get each group whole, in a call of its own.
 
-        ``node`` is the role of the Ray nodes that they have to be on. A reward that only ``watches`` is never
-        waited for and ends nothing: when it is away or broken it rests (see `Outage`).
+        ``node`` is the label of their Ray nodes. A reward that only ``watches`` neither delays nor ends a
+        run: it is paused when it is unavailable or broken (see `Outage`).
         """
         spec = ActorSpec(
             name=reward.name, target="rewards.worker:RewardWorker",
@@ -51,7 +51,7 @@ class RewardPool:
         self.outage = Outage(reward.name) if watches else None
 
     async def score(self, spans: Sequence[Span]) -> Judgement:
-        """Score spans, in their order; what no attempt could score is missing.
+        """Score spans, in their order; scores that no attempt could compute are missing.
 
         Raises:
             PoolError: if the reward is broken and does not only watch.
@@ -61,11 +61,11 @@ class RewardPool:
 
     async def _send(self, spans: Sequence[Span]) -> Judgement:
         async with self._turns:
-            return await self._judgement(spans)
+            return await self._scored(spans)
 
-    async def _judgement(self, spans: Sequence[Span]) -> Judgement:
+    async def _scored(self, spans: Sequence[Span]) -> Judgement:
         nothing = missing(sum(len(span.prompts) for span in spans))
-        if self.outage and self.outage.rests:
+        if self.outage and self.outage.paused:
             return nothing
         try:
             judgement: Judgement = await self._attempted(spans)
@@ -79,27 +79,27 @@ class RewardPool:
             return nothing
         if self.outage:
             self.outage.end()
-        self._look_at(judgement)
+        self._log_remark(judgement)
         return judgement
 
     async def _attempted(self, spans: Sequence[Span]) -> Any:
-        """What some attempt of the pool's says; only one is made of a reward whose outage lasts."""
-        if not (self.outage and self.outage.lasts):
+        """Score spans with the pool's retries, or in a single attempt during an outage."""
+        if not (self.outage and self.outage.ongoing):
             return await self.pool.run(lambda slot: self._call(slot, spans))
         try:
             return await self.pool.once(lambda slot: self._call(slot, spans))
         except (*LOST, RayTaskError) as error:
-            raise Broken(self._story(error)) from error
+            raise Broken(self._describe_failure(error)) from error
 
-    def _look_at(self, judgement: Judgement) -> None:
-        """Note once what is odd about the scores."""
+    def _log_remark(self, judgement: Judgement) -> None:
+        """Log the first remark about the scores."""
         if judgement.remark and not self._remark:
             self._remark = judgement.remark
             warn("score out of range", reward=self.name, reason=judgement.remark)
 
     async def _call(self, slot: Slot, spans: Sequence[Span]) -> Any:
         prompts = [prompt for span in spans for prompt in span.prompts]
-        answered: int | None = None
+        seen: int | None = None
         while True:
             deadline = self._budget.begin()
             try:
@@ -107,24 +107,24 @@ class RewardPool:
                 break
             except (*LOST, RayTaskError) as error:
                 away = isinstance(error, RayTaskError) and isinstance(error.cause, Unavailable)
-                # Who answers others is not away.
-                away = away and answered in (None, self._budget.successes)
+                # A server that has answered other calls meanwhile is available.
+                away = away and seen in (None, self._budget.successes)
                 if self._budget.failed(prompts, away=away) or (away and self.outage):
                     if self.outage and isinstance(error, LOST):
-                        slot.replace()  # it may hang still, and will be asked again
-                    raise Broken(self._story(error)) from error
+                        slot.replace()  # it may still hang, and will be called again
+                    raise Broken(self._describe_failure(error)) from error
                 if not away:
                     raise
-            answered = self._budget.successes
+            seen = self._budget.successes
             await asyncio.sleep(AWAY)
         self._budget.succeeded()
         return found[0]
 
-    def _story(self, error: Exception) -> str:
+    def _describe_failure(self, error: Exception) -> str:
         count, seconds = self._budget.failures, self._budget.seconds
         calls = f"{count} call{'s' * (count > 1)} in {seconds:.0f} s"
         return f"reward {self.name!r}: {calls} and none succeeded: {reason(error)}"
 
 
 class Broken(PoolError):
-    """A reward that has stopped working; the message holds its own error."""
+    """A reward has stopped working; the message contains its own error."""

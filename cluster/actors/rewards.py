@@ -1,4 +1,4 @@
-"""The reward stage: every reward of every candidate, begun as soon as the first candidates are there."""
+"""The reward stage: every reward of every candidate, computed chunk by chunk as candidates are sampled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rollout.records import Chunk, Handle, Prompt
 
 
 class Rewards:
-    """The replicas of every reward; what no attempt could score is missing, never zero."""
+    """The replicas of every reward; scores that no attempt could compute are missing, never zero."""
 
     def __init__(self, settings: RunSettings) -> None:
         """Start the replicas of all training and evaluation rewards, each reward once."""
@@ -29,7 +29,7 @@ class Rewards:
             for name, reward in settings.distinct_rewards.items()
         }
         self.training = {reward.name: reward.weight for reward in settings.rewards}
-        self.judging = {reward.name: reward.weight for reward in settings.judges}
+        self.evaluation = {reward.name: reward.weight for reward in settings.eval_rewards_used}
         self.combine = settings.combine
 
     @property
@@ -39,31 +39,33 @@ class Rewards:
 
     @property
     def failures(self) -> list[str]:
-        """The last failure of every reward that had one and does not only watch."""
+        """The last failure of each reward that had one, except for watching rewards."""
         return [pool.failure for pool in self.replicas.values() if pool.failure and not pool.outage]
 
     def alarms(self) -> dict[str, str]:
-        """The rewards that only watch and have stopped working since this was last asked, by metric."""
-        prefix = {name: "eval" if name in self.judging else "reward" for name in self.replicas}
+        """Return the new outages of watching rewards, by metric."""
+        prefix = {name: "eval" if name in self.evaluation else "reward" for name in self.replicas}
         return {
-            f"{prefix[name]}_{name}": f"is missing: {story}"
+            f"{prefix[name]}_{name}": f"is missing: {reason}"
             for name, pool in self.replicas.items()
-            if pool.outage and (story := pool.outage.news())
+            if pool.outage and (reason := pool.outage.new_reason())
         }
 
-    def try_again(self) -> None:
-        """Let rewards that only watch and rest be tried once more."""
+    def retry_paused(self) -> None:
+        """Allow the next call of watching rewards that are paused."""
         for pool in self.replicas.values():
             if pool.outage:
-                pool.outage.try_again()
+                pool.outage.retry()
 
     async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
         """Score a group with every training reward, chunk by chunk as they are sampled."""
         seen = [asyncio.ensure_future(seen_of(prompt, chunk)) for chunk in chunks]
         return await score_all(self.replicas, self.training, seen, self.combine)
 
-    async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
-        """Score images that are finite with every evaluation reward; the total is raw."""
+    async def score_held_out(
+        self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]
+    ) -> Scores:
+        """Score the finite images with every evaluation reward; the total is raw."""
         seen = asyncio.get_running_loop().create_future()
         seen.set_result(Seen.of(images, prompts, finite))
-        return await score_all(self.replicas, self.judging, [seen], "raw")
+        return await score_all(self.replicas, self.evaluation, [seen], "raw")

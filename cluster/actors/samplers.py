@@ -1,4 +1,4 @@
-"""The pool of samplers, and the published weights of every version that may still be asked for."""
+"""The pool of samplers, and the published weights of every version that may still be sampled with."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def sampler_spec(settings: RunSettings) -> ActorSpec:
 
 
 class Samplers:
-    """The samplers; each loads the weights that its work asks for before it begins."""
+    """The samplers; each loads the weights that its work needs before it starts."""
 
     def __init__(self, settings: RunSettings, spec: ActorSpec | None = None) -> None:
-        """Start the samplers, as `sampler_spec` says or others of that interface."""
+        """Start the samplers of `sampler_spec`, or those of another spec with the same interface."""
         self.pool = Pool(spec or sampler_spec(settings), settings.rollout.workers, settings.cluster.deadline)
         self.least = settings.rollout.min_workers
         self.learner_deadline = settings.cluster.learner_deadline
@@ -52,7 +52,7 @@ class Samplers:
         self.published: dict[int, Weights] = {}
 
     async def load(self, weights: Weights) -> None:
-        """Publish weights and wait until every sampler has acknowledged them, after its older samples.
+        """Publish weights and wait until every sampler has acknowledged them, after its earlier work.
 
         A sampler that is missing or fails now receives the weights before its next sample.
         """
@@ -60,14 +60,14 @@ class Samplers:
         for version in sorted(self.published)[: -self.kept_versions]:
             del self.published[version]
         pushes = (self._push(slot, weights) for slot in self.pool.up)
-        # All of them, so that none is still under way when another's failure is dealt with.
+        # Wait for all, so that none is still loading when another one's failure is handled.
         for failure in await asyncio.gather(*pushes, return_exceptions=True):
             if failure:
                 raise failure
 
     async def _push(self, slot: Slot, weights: Weights) -> None:
         with suppress(*LOST):
-            await self.pool.once(lambda found: self._ensure(found, weights), on=slot)
+            await self.pool.once(lambda free: self._ensure(free, weights), on=slot)
 
     def forget(self) -> None:
         """Forget all published weights: after a rollback the same version numbers mean different weights."""
@@ -76,7 +76,7 @@ class Samplers:
             slot.holds = None
 
     async def _ensure(self, slot: Slot, weights: Weights) -> None:
-        """Load weights unless the sampler holds them: after a restart or an evaluation it may not."""
+        """Load weights unless the sampler has them: after a restart or an evaluation it may not."""
         if slot.holds == weights.id:
             return
         slot.holds = None
@@ -93,7 +93,7 @@ class Samplers:
         slot.holds = weights.id
 
     async def _send(self, slot: Slot, weights: Weights) -> None:
-        """All parts at once: the sampler takes each in its turn, as soon as the learner has made it."""
+        """Send all parts at once; the sampler loads each in order, once the learner has produced it."""
         whole = zip(weights.checksums, weights.parts, strict=True)
         refs: list[Any] = [
             slot.actor.call.remote("load", weights.id, number, len(weights.parts), digest, flat)
@@ -103,15 +103,15 @@ class Samplers:
         await asyncio.wait_for(loaded, self.pool.deadline)
 
     async def sample(self, batch: Batch) -> list[Chunk]:
-        """Sample a batch under the version it asks for; the same seeds on every attempt."""
+        """Sample a batch with the policy version that it names, from the same seeds on every attempt."""
         return await self._run("sample", batch)
 
     async def begin(self, batch: Batch) -> list[Chunk]:
-        """Sample the first steps of a batch: previews to be scored, and the begun candidates."""
+        """Sample the first steps of a batch: previews, and the partial trajectories."""
         return await self._run("begin", batch)
 
     async def finish(self, batch: Batch, begun: Sequence[Handle]) -> list[Chunk]:
-        """Sample the other steps of as many begun candidates as the batch has."""
+        """Sample the other steps of the batch's partial trajectories."""
         return await self._run("finish", batch, begun)
 
     async def _run(self, method: str, batch: Batch, begun: Sequence[Handle] = ()) -> list[Chunk]:
@@ -129,10 +129,10 @@ class Samplers:
     async def evaluate(
         self, weights: Weights, prompts: Sequence[Prompt], noises: Sequence[Noise]
     ) -> tuple[tuple[bool, ...], Handle]:
-        """Sample ODE images, one per prompt and noise, under the given (averaged) weights.
+        """Sample an image per prompt and noise by the ODE, with the given (averaged) weights.
 
         Returns:
-            Which of them are finite, and a handle of all.
+            For each image whether it is finite, and a handle of all images.
         """
 
         async def work(slot: Slot) -> list[Any]:
@@ -144,10 +144,10 @@ class Samplers:
 
     @property
     def held(self) -> dict[int, WeightsId]:
-        """The weights that each sampler holds, by its number."""
+        """The weights of each sampler, by its number."""
         return {slot.number: slot.holds for slot in self.pool.slots if slot.holds}
 
 
 async def _check_published(weights: Weights, deadline: float) -> None:
-    """Raise a learner failure if the learner could not produce the weights: then no sampler has failed."""
+    """Raise a learner failure if it was the learner that failed, unable to produce the weights."""
     await gather_ranks("publish", weights.checksums, deadline)

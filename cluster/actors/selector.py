@@ -13,7 +13,7 @@ from selection.records import Selection
 
 
 class Selector:
-    """A pool of the one actor that selects."""
+    """A pool of a single actor that selects."""
 
     def __init__(self, settings: RunSettings) -> None:
         """Start the actor."""
@@ -26,8 +26,7 @@ class Selector:
         """Keep the candidates that the learner trains on."""
 
         async def work(slot: Slot) -> Any:
-            found = await call(slot, "select", step, group_ids, scores, deadline=self.pool.deadline)
-            return found[0]
+            return (await call(slot, "select", step, group_ids, scores, deadline=self.pool.deadline))[0]
 
         selection: Selection = await self.pool.run(work)
         return selection

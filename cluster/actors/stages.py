@@ -1,4 +1,4 @@
-"""The stages of a step over pools of actors on Ray."""
+"""The stages of a step on pools of Ray actors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from selection.records import Selection
 
 @dataclass(frozen=True, slots=True)
 class RayStages:
-    """All stages of a run, as `cluster.loop.stages.Stages` wants them."""
+    """All stages of a run on Ray, an implementation of `cluster.loop.stages.Stages`."""
 
     samplers: Samplers
     rewards: Rewards
@@ -45,7 +45,7 @@ class RayStages:
         return await self.samplers.begin(batch)
 
     async def finish(self, batch: Batch, begun: Sequence[Handle]) -> Sequence[Chunk]:
-        """Sample the other steps of candidates that were begun."""
+        """Sample the other steps of partial trajectories."""
         return await self.samplers.finish(batch, begun)
 
     async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
@@ -53,7 +53,7 @@ class RayStages:
         return await self.rewards.score(prompt, chunks)
 
     async def measure(self, chunks: Sequence[Awaitable[Chunk]]) -> Mapping[str, float]:
-        """Measure the images of a group, if somebody watches them."""
+        """Measure the images of a group, if the drift guard is on."""
         return await self.observer.measure(chunks) if self.observer else {}
 
     async def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
@@ -65,7 +65,7 @@ class RayStages:
         return await self.learner.update(step, selection, groups)
 
     async def updates(self) -> int:
-        """Count the optimizer steps that were ever applied, also before the run was resumed."""
+        """Count the optimizer steps ever applied, also before the run was resumed."""
         return await self.learner.updates()
 
     async def load(self, version: int) -> None:
@@ -73,25 +73,27 @@ class RayStages:
         await self.samplers.load(await self.learner.publish(WeightsId(version)))
 
     async def averaged(self, version: int) -> Weights:
-        """Publish the average of the weights for an evaluation, and let resting rewards be tried again."""
-        self.rewards.try_again()
+        """Publish the average of the weights for an evaluation, in which paused rewards are called again."""
+        self.rewards.retry_paused()
         return await self.learner.publish(WeightsId(version, averaged=True))
 
     async def draw(
         self, weights: Weights, prompts: Sequence[Prompt], noises: Sequence[Noise]
     ) -> tuple[tuple[bool, ...], Handle]:
-        """Draw an image for every prompt and noise by the ODE: which are finite, and a handle of all."""
+        """Draw an image per prompt and noise by the ODE; return whether each is finite, and their handle."""
         return await self.samplers.evaluate(weights, prompts, noises)
 
-    async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
-        """Score images that are finite with every evaluation reward."""
-        return await self.rewards.judge(images, prompts, finite)
+    async def score_held_out(
+        self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]
+    ) -> Scores:
+        """Score the finite images with every evaluation reward."""
+        return await self.rewards.score_held_out(images, prompts, finite)
 
     async def fetch(self, handle: Handle) -> Any:
-        """Bring a value here.
+        """Fetch a value from the object store.
 
         Raises:
-            DataLost: if it was on a node that is gone.
+            DataLost: if it was lost with its node.
         """
         try:
             return await handle
@@ -100,55 +102,55 @@ class RayStages:
 
     @property
     def saver(self) -> Learner:
-        """The learner, as checkpoints know it."""
+        """The learner, whose state is saved in checkpoints."""
         return self.learner
 
     @property
     def failures(self) -> Sequence[str]:
-        """The last failure of every reward that had one and counts."""
+        """The last failure of each reward that had one, except for watching rewards."""
         return self.rewards.failures
 
     @property
     def pools(self) -> dict[str, Pool]:
-        """Every pool by the name that users know its actors by; the learner's ranks are not a pool."""
+        """Every pool by its name for users; the learner's ranks are not a pool."""
         rewards = {f"reward {name}": pool.pool for name, pool in self.rewards.replicas.items()}
         watching = {"observer": self.observer.pool} if self.observer else {}
         return {"samplers": self.samplers.pool, **rewards, "selector": self.selector.pool, **watching}
 
     @property
     def status(self) -> Mapping[str, float]:
-        """The number of actors that were replaced so far, and of samplers at work."""
+        """The number of actors replaced so far, and of samplers that have started."""
         replaced = sum(pool.restarts for pool in self.pools.values()) + self.learner.restarts
         return {"restarts": replaced, "samplers": len(self.samplers.pool.up)}
 
     def alarms(self) -> dict[str, str]:
-        """Return the watching rewards that have stopped working since this was last asked, by metric."""
+        """Return the new outages of watching rewards, by metric."""
         return self.rewards.alarms()
 
     @property
     def missing(self) -> str:
-        """The actors that have not started yet, in words."""
-        found = [
+        """A list of the actors that have not started yet."""
+        waiting = [
             f"{name} {len(pool.up)} of {len(pool.slots)}" if len(pool.slots) > 1 else name
             for name, pool in self.pools.items()
             if len(pool.up) < len(pool.slots)
         ]
-        return ", ".join(found if self.learner.parts else [*found, "learner"])
+        return ", ".join(waiting if self.learner.parts else [*waiting, "learner"])
 
     async def ready(self) -> None:
-        """Wait until enough actors are up and the learner's ranks have found each other."""
+        """Wait until enough actors have started and the learner's ranks have joined."""
         least = {self.samplers.pool: self.samplers.least}
         pools = (pool.ready(least.get(pool)) for pool in self.pools.values())
         await asyncio.gather(*pools, self.learner.begin())
 
     async def restart(self) -> None:
-        """Start all learner ranks anew, as at step 0, and forget every published weight."""
+        """Restart all learner ranks, as at step 0, and forget all published weights."""
         self.samplers.forget()
         await self.learner.restart()
 
 
 def start_stages(settings: RunSettings, learners: PlacementGroup | None = None) -> RayStages:
-    """Start every actor of a run, the learner's in their places; they come up in parallel."""
+    """Start every actor of a run in parallel, the learner's ranks in their placement group."""
     observer = None if settings.guard.action == "off" else ImageObserver(settings)
     learner = Learner(settings, learner_spec(settings, learners))
     return RayStages(Samplers(settings), Rewards(settings), Selector(settings), learner, observer)

@@ -1,1 +1,1 @@
-"""How fast each part is on this machine."""
+"""Benchmarks of every part on this machine."""

@@ -1,7 +1,7 @@
-"""Measure a part of NoiseMargin.
+"""Benchmark a part of NoiseMargin.
 
-Each benchmark prints medians with their spread as a table, and with --json writes every value, the command
-and the machine.
+Each benchmark prints medians with their spread as a table and, with --json, writes every value, the command
+and a description of the machine.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from cluster.config.errors import UserError
 from cluster.process import leave
 
 PROG: Final = "python -m cluster.bench"
-"""The spelling of the command in reports."""
+"""The command in reports."""
 
 BENCHMARKS: Final = {
-    "sampler": ("cluster.bench.sampler", "our sampler against the diffusers pipeline"),
+    "sampler": ("cluster.bench.sampler", "the sampler against the diffusers pipeline"),
     "learner": ("cluster.bench.learner", "updates: pairs per second, FLOPs, share of the peak, memory"),
     "step": ("cluster.bench.step", "a training step against a straightforward loop"),
     "weights": ("cluster.bench.weights", "full weights to two samplers (Ray)"),
     "rewards": ("cluster.bench.rewards", "OCR, in one process and over replicas (Ray)"),
-    "scale": ("cluster.bench.scale", "one driver over 1 to 64 simulated samplers (Ray)"),
+    "scale": ("cluster.bench.scale", "one driver with 1 to 64 simulated samplers (Ray)"),
     "busy": ("cluster.bench.busy", "a run beside processes that keep cores busy (Ray)"),
     "overhead": (
         "cluster.bench.overhead",
         "a step of the service against the same loop in one process (Ray)",
     ),
 }
-"""A module per benchmark, loaded when asked for: those without Ray run on machines that lack it.
+"""The module of each benchmark, imported when it is used, so that those without Ray run where it is missing.
 
-A module has ``options(parser)`` and ``measure(options, rest)``, which returns a `Report`.
+A module has ``options(parser)`` and ``measure(options, rest)``, which returns a `BenchmarkReport`.
 """
 
 CONFIGURED: Final = frozenset({"busy", "overhead"})
@@ -45,16 +45,16 @@ CONFIGURED: Final = frozenset({"busy", "overhead"})
 
 @guarded
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     name, *rest = arguments or ["--help"]
     if name in BENCHMARKS:
         return _run(name, rest)
-    listed = "\n".join(f"  {one:<10} {what}" for one, (_, what) in BENCHMARKS.items())
+    lines = "\n".join(f"  {benchmark:<10} {line}" for benchmark, (_, line) in BENCHMARKS.items())
     if name not in ("-h", "--help"):
-        raise UserError(f"no benchmark {name!r}; there is {', '.join(BENCHMARKS)}")
+        raise UserError(f"no benchmark {name!r}; benchmarks are {', '.join(BENCHMARKS)}")
     print(
-        f"usage: {program('bench NAME ...')}\n\n{__doc__}\n{listed}\n\n"
-        f"{program('bench NAME --help')} says more of each."
+        f"usage: {program('bench NAME ...')}\n\n{__doc__}\n{lines}\n\n"
+        f"{program('bench NAME --help')} describes a benchmark."
     )
     return Status.DONE
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(name: str, arguments: Sequence[str]) -> int:
     module: Any = import_module(BENCHMARKS[name][0])
     parser = Parser(keys=name in CONFIGURED, prog=program(f"bench {name}"), description=module.__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values to this file")
     module.options(parser)
     options, rest = parser.parse_known_args(arguments)
     report = module.measure(options, rest)

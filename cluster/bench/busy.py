@@ -1,14 +1,13 @@
-"""Steps of a run on the bundled model beside processes that keep cores busy, under different environments.
+"""Time the steps of a run on the bundled model beside processes that keep cores busy, in some environments.
 
-Every run is the service as ``python -m cluster.train`` starts it, on a node of its own. A variant is a list
-of environment variables: ``--variant RAY_worker_niceness=15`` is Ray's own priority for its workers. The
-plain service and all variants take turns, and so do the numbers of neighbours.
+Every run is the service as started by ``python -m cluster.train``, on a local node. A variant is a list of
+environment variables: ``--variant RAY_worker_niceness=15`` is Ray's own priority for its workers. Runs of the
+plain service and of all variants, with all numbers of neighbours, are interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,17 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cluster.bench.table import Report, Row
+from cluster.bench.table import BenchmarkReport, Measurement
 from cluster.config.errors import UserError
 from cluster.config.sources import parse_overrides
+from cluster.record.run_folder import RunFolder
 
 PROG: Final = "python -m cluster.bench busy"
 WARMUP: Final = 2
-"""Steps at the start of a run that are not counted."""
+"""Steps at the start of a run that are not measured."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What can be said about it."""
+    """Add the benchmark's options."""
     parser.add_argument("--preset", default="shapes")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=3)
@@ -37,15 +37,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=VALUE[,...]")
 
 
-def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
-    """Train in turns; the median step of every run.
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
+    """Train in turns, and measure the median step of every run.
 
     Raises:
         UserError: if a run fails, an override is unknown or a variant is not a list of variables.
     """
     parse_overrides(list(rest), PROG)
     variants = [("plain", {}), *((variant, _variables(variant)) for variant in options.variant)]
-    found: dict[str, list[float]] = {}
+    medians: dict[str, list[float]] = {}
     for _ in range(options.repeats):
         for count in options.neighbours:
             for name, variables in variants:
@@ -53,15 +53,15 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
                     steps = _train(options, rest, variables)
                 for stage in ("step", "sample", "learn"):
                     seconds = statistics.median(step[f"seconds_{stage}"] for step in steps[WARMUP:])
-                    found.setdefault(f"{name}, {count} beside: {stage} (s)", []).append(seconds)
+                    medians.setdefault(f"{name}, {count} beside: {stage} (s)", []).append(seconds)
                     print(f"{name}, {count} beside: {stage} {seconds:.2f} s", file=sys.stderr)
     title = f"{options.preset}, {options.steps} steps, median of a run"
-    return Report(title, [Row(name, values) for name, values in found.items()])
+    return BenchmarkReport(title, [Measurement(name, values) for name, values in medians.items()])
 
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Processes that each keep a core busy."""
+    """Run processes that each keep a core busy, during the block."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -74,14 +74,14 @@ def busy(count: int) -> Iterator[None]:
 def _variables(variant: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in variant.split(",")]
     if not all(name and equals for name, equals, _ in pairs):
-        raise UserError(f"--variant: got {variant!r}, expected NAME=VALUE, several with commas between")
+        raise UserError(f"--variant: got {variant!r}, expected NAME=VALUE pairs separated by commas")
     return {name: value for name, _, value in pairs}
 
 
 def _train(
     options: argparse.Namespace, rest: Sequence[str], variables: dict[str, str]
 ) -> list[dict[str, float]]:
-    """The metrics of a run's steps."""
+    """Train, and return the metrics of the run's steps."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         command = [sys.executable, "-m", "cluster.train", options.preset, "--folder", str(folder)]
@@ -91,5 +91,4 @@ def _train(
         )
         if done.returncode:
             raise UserError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-500:]}")
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [step for step in map(json.loads, lines) if step["step"]]
+        return [step for step in RunFolder(folder).history() if step["step"]]

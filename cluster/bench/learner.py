@@ -1,6 +1,6 @@
-"""Updates of the learner, with KL: pairs of trajectory and step per second, FLOPs, share of the peak, memory.
+"""Benchmark updates with KL: pairs of trajectory and step per second, FLOPs, share of the peak, memory.
 
-DeepSpeed without ZeRO drives it where it is installed, else plain autograd does.
+The engine is DeepSpeed without ZeRO where that is installed, else plain autograd.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ from collections.abc import Sequence
 import torch
 
 from cluster.bench.subject import add_options, learner_of, requests, sampled_work, sampler_of, subject
-from cluster.bench.table import Report, Row, no_more
+from cluster.bench.table import BenchmarkReport, Measurement, refuse_arguments
 from cluster.bench.timing import flops_of, in_turns, matmul_peak, peak_gb, seconds
 from learner.objectives.flow_grpo import FlowGRPOSettings
 from learner.settings import LearnerSettings
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What can be said about it."""
+    """Add the benchmark's options."""
     add_options(parser)
     parser.add_argument("--micro-batch", type=int, help="default: the learner's own choice")
     parser.add_argument("--checkpointing", action="store_true", help="keep no activations")
-    parser.add_argument(
-        "--beta", type=float, default=0.04, help="weight of the KL; 0 leaves the reference out"
-    )
+    parser.add_argument("--beta", type=float, default=0.04, help="weight of the KL; 0 omits the reference")
 
 
-def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
-    """Sample once, then update with that again and again."""
-    no_more(rest)
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
+    """Sample once, then repeat the update with these trajectories."""
+    refuse_arguments(rest)
     with subject(options) as one:
         settings = LearnerSettings(
             gpus=one.rollout.gpus, threads=options.threads, zero_stage=0,
@@ -49,16 +47,16 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
         peak, memory = matmul_peak(one.device, one.model.dtype), peak_gb(work, one.device)
     images = options.groups * options.batch
     pairs = images * one.rollout.trained_steps
-    return Report(
+    return BenchmarkReport(
         f"updates with {images} trajectories, {pairs} pairs in forwards of {learner.micro_batch}",
         [
-            Row("first update (s)", [first], 1),
-            Row("update (s)", times, 3),
-            Row("pairs per second", [pairs / taken for taken in times], 1),
-            Row("trajectories per second", [images / taken for taken in times]),
-            Row("transformer GFLOPs per pair", [flops / pairs / 1e9]),
-            Row("matrix peak (TFLOP/s)", [peak / 1e12], 3),
-            Row("share of the peak (%)", [100 * flops / taken / peak for taken in times], 1),
-            Row("peak memory (GB)", [memory], 3),
+            Measurement("first update (s)", [first], 1),
+            Measurement("update (s)", times, 3),
+            Measurement("pairs per second", [pairs / taken for taken in times], 1),
+            Measurement("trajectories per second", [images / taken for taken in times]),
+            Measurement("transformer GFLOPs per pair", [flops / pairs / 1e9]),
+            Measurement("matrix peak (TFLOP/s)", [peak / 1e12], 3),
+            Measurement("share of the peak (%)", [100 * flops / taken / peak for taken in times], 1),
+            Measurement("peak memory (GB)", [memory], 3),
         ],
     )

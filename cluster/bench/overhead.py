@@ -1,6 +1,6 @@
-"""A step of the service against the same step of the same loop in one process, without Ray.
+"""Compare a step of the service with the same step of the same loop in one process, without Ray.
 
-Both train from the same seeds and take turns, step by step, so that rewards must not differ. Every key of the
+Both train from the same seeds and alternate step by step, so their rewards must be equal. Every key of the
 configuration can be overridden.
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cluster.actors.connection import connect
 from cluster.actors.stages import start_stages
-from cluster.bench.table import Report, Row
+from cluster.bench.table import BenchmarkReport, Measurement
 from cluster.config.preflight import Inputs, check
 from cluster.config.settings import RunSettings
 from cluster.config.sources import parse_overrides, resolve
@@ -36,20 +36,20 @@ PROG = "python -m cluster.bench overhead"
 
 
 class Turns:
-    """An observer that lets a run go on only while it has the turn, and measures its steps."""
+    """An observer that pauses a run until its turn, and measures its steps."""
 
     def __init__(self, turn: asyncio.Lock) -> None:
-        """Runs that share a lock alternate, since it is fair."""
+        """Alternate with the runs that share the lock, which is fair."""
         self.turn = turn
         self.seconds: list[float] = []
         self.rewards: list[NDArray[np.float64]] = []
         self._began = 0.0
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
-        """Take the time of a step, give the turn away and wait for it."""
+        """Measure the step, then end this turn and wait for the next."""
         if made is not None:
             self.seconds.append(time.perf_counter() - self._began)
-            self.rewards.append(np.stack([one.scores.total for one in made.batch]))
+            self.rewards.append(np.stack([produced.scores.total for produced in made.batch]))
             self.turn.release()
         if step < run.settings.steps:
             await self.turn.acquire()
@@ -62,23 +62,23 @@ async def overhead(settings: RunSettings, inputs: Inputs, folder: Path) -> tuple
     await service.ready()
     local = LocalStages(settings, load_scorers(settings))
     turn = asyncio.Lock()
-    found = Turns(turn), Turns(turn)
+    turns = Turns(turn), Turns(turn)
 
     def go(stages: Stages, *observers: Observer) -> Any:
         return train(Run(settings, inputs.train, stages, consecutive(settings), observers), 0)
 
-    await asyncio.gather(go(service, Ledger(RunFolder(folder)), found[0]), go(local, found[1]))
-    return found
+    await asyncio.gather(go(service, Ledger(RunFolder(folder)), turns[0]), go(local, turns[1]))
+    return turns
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What can be said about it."""
+    """Add the benchmark's options."""
     parser.add_argument("preset", nargs="?", default="shapes")
-    parser.add_argument("--repeats", type=int, default=20, help="steps that are measured")
+    parser.add_argument("--repeats", type=int, default=20, help="measured steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
 
 
-def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
     """Train both ways.
 
     Raises:
@@ -95,12 +95,12 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
         ray.shutdown()
     timed = list(zip(service.seconds, local.seconds, strict=True))[options.warmup :]
     differences = [float(np.abs(a - b).max()) for a, b in zip(service.rewards, local.rewards, strict=True)]
-    return Report(
+    return BenchmarkReport(
         f"{len(timed)} steps of {options.preset}, {options.warmup} to warm up",
         [
-            Row("service (s)", [a for a, _ in timed], 3),
-            Row("in one process (s)", [b for _, b in timed], 3),
-            Row("service / one process", [a / b for a, b in timed]),
-            Row("rewards differ by, at most", [max(differences)], 8),
+            Measurement("service (s)", [a for a, _ in timed], 3),
+            Measurement("in one process (s)", [b for _, b in timed], 3),
+            Measurement("service / one process", [a / b for a, b in timed]),
+            Measurement("rewards differ by, at most", [max(differences)], 8),
         ],
     )

@@ -1,9 +1,9 @@
-"""A straightforward FlowGRPO step, for comparison: batch after batch and timestep after timestep.
+"""A straightforward FlowGRPO step for comparison, batch after batch and timestep after timestep.
 
-This is how the published training loops go about it: prompts are encoded batch by batch, a forward
-pass holds one timestep of a few trajectories, the reference is a pass of its own with the adapter switched
-off, and the backward pass runs through both branches of the guidance. The maths is the service's, and so
-are the noise and the order of trajectories, so that the loss must be the same.
+It has the structure of the published training loops: prompts are encoded batch by batch, a forward pass has
+one timestep of a few trajectories, the reference is a pass of its own with the adapter disabled, and the
+backward pass goes through both branches of the guidance. Maths, noise and order of trajectories are those of
+the service, so the losses must be equal.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from rollout.weights import trainable
 Text = tuple[Tensor, Tensor]
 
 
-class NaiveLoop:
-    """One model that samples and learns; ``batch`` images or trajectories per forward pass."""
+class PlainLoop:
+    """One model that samples and learns, with ``batch`` images or trajectories per forward pass."""
 
     def __init__(self, one: Subject, learner: LearnerSettings, batch: int) -> None:
-        """Load the pipeline, its adapter started from the same seed as everyone's."""
+        """Load the pipeline, with an adapter from the same seed as the service's."""
         assert isinstance(learner.objective, FlowGRPOSettings)
         self.one, self.learner, self.batch, self.objective = one, learner, batch, learner.objective
         self.policy = load_policy(one.model, one.rollout, device=one.device, seed=0)
         if self.policy.index["_class_name"] != "StableDiffusion3Pipeline" or not self.policy.guided:
-            raise UserError("bench step: the plain loop knows SD3 and SD3.5 with guidance above 1")
+            raise UserError("bench step: the plain loop supports only SD3 and SD3.5 with guidance above 1")
         self.transformer = self.policy.transformer
         self.parameters = trainable(self.transformer)
         self.optimizer = torch.optim.AdamW(
@@ -52,7 +52,7 @@ class NaiveLoop:
         self.empty = self._encode([""])
 
     def step(self, asked: Sequence[SampleRequest], plan: Sequence[Sequence[Assignment]]) -> float:
-        """Sample everything asked for, then one optimizer step per share of the plan; the mean loss."""
+        """Sample all requests, apply one optimizer step per share of the plan, and return the mean loss."""
         images = [(request.prompt.text, noise) for request in asked for noise in request.noises]
         parts = [images[i : i + self.batch] for i in range(0, len(images), self.batch)]
         sampled = [self._sample([text for text, _ in part], [noise for _, noise in part]) for part in parts]
@@ -61,7 +61,7 @@ class NaiveLoop:
 
     @torch.no_grad()
     def _encode(self, texts: list[str]) -> Text:
-        """Joint states and pooled embeddings of some prompts."""
+        """Return joint states and pooled embeddings of some prompts."""
         hidden, _, pooled, _ = self.policy.pipeline.encode_prompt(
             texts, None, None,
             device=self.policy.device,
@@ -71,7 +71,7 @@ class NaiveLoop:
         return hidden, pooled
 
     def _both(self, text: Text) -> Text:
-        """Of both branches of the guidance: first without the prompts, then with them."""
+        """Return the texts of both branches of the guidance: without the prompts, then with them."""
         hidden, pooled = (
             torch.cat([empty.expand_as(some), some]) for empty, some in zip(self.empty, text, strict=True)
         )
@@ -86,7 +86,7 @@ class NaiveLoop:
             return_dict=False,
         )[0]
         without, with_prompt = found.float().chunk(2)
-        without = without.detach()  # as published; the backward pass runs through its rows all the same
+        without = without.detach()  # as published; the backward pass still goes through its rows
         velocity: Tensor = without + self.one.rollout.guidance * (with_prompt - without)
         return velocity
 
@@ -98,7 +98,7 @@ class NaiveLoop:
 
     @torch.no_grad()
     def _sample(self, texts: list[str], noises: Sequence[Noise]) -> tuple[Tensor, ...]:
-        """States (n, S + 1, ...), log-probs (n, S) and encoded prompts of a batch, which is also decoded."""
+        """Sample and decode a batch; return states (n, S + 1, ...), log-probs (n, S) and encoded prompts."""
         encoded = self._encode(texts)
         text, shape = self._both(encoded), self.policy.latent_shape()
         storage = getattr(torch, self.one.rollout.storage)
@@ -147,8 +147,8 @@ class NaiveLoop:
         return (surrogate + self.objective.beta * kl).mean()
 
 
-def start_from(loop: NaiveLoop, values: Sequence[Any]) -> None:
-    """Take over trained parameters, so that a step can be compared with another's."""
+def start_from(loop: PlainLoop, values: Sequence[Any]) -> None:
+    """Set the trained parameters, so that a step can be compared with another loop's."""
     with torch.no_grad():
         for (_, parameter), value in zip(loop.parameters, values, strict=True):
             parameter.copy_(value)

@@ -1,4 +1,4 @@
-"""How fast rewards are computed: OCR of small images, in one process and over a pool of replicas."""
+"""Benchmark rewards: OCR of small images, in one process and over a pool of replicas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cluster.actors.connection import connect
 from cluster.actors.reward_pool import RewardPool
-from cluster.bench.table import Report, Row, no_more
+from cluster.bench.table import BenchmarkReport, Measurement, refuse_arguments
 from cluster.config.settings import ClusterSettings
 from rewards.scorers.ocr import OcrScorer, text_recognition
 from rewards.settings import RewardSettings
@@ -35,13 +35,13 @@ Images = NDArray[np.uint8]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What can be said about it."""
+    """Add the benchmark's options."""
     parser.add_argument("--repeats", type=int, default=3)
 
 
-def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
-    """Images per second of both ways, in turns; wants nothing else on the machine."""
-    no_more(rest)
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
+    """Measure images per second of both, in turns, on an otherwise idle machine."""
+    refuse_arguments(rest)
     words = [str(line["text"]) for line in chain(*split_words())]
     prompts = [Prompt(index=i, text="", metadata={"text": word}) for i, word in enumerate(words)]
     rows = _one_process(prompts[:IMAGES], options.repeats)
@@ -50,15 +50,15 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
         rows += asyncio.run(_replicas(list(islice(cycle(prompts), GROUPS * IMAGES)), options.repeats))
     finally:
         ray.shutdown()
-    return Report("OCR of images of 48x16 pixels, images per second", rows)
+    return BenchmarkReport("OCR of images of 48x16 pixels, images per second", rows)
 
 
 def _draw(prompts: Sequence[Prompt]) -> Images:
     return np.stack([draw_word(prompt.metadata["text"]) for prompt in prompts])
 
 
-def _one_process(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
-    """The scorer against the library's own way: every image padded to 48x320."""
+def _one_process(prompts: Sequence[Prompt], repeats: int) -> list[Measurement]:
+    """Compare the scorer with the library's own padding of every image to 48x320."""
     images = _draw(prompts)
     scorer, model = OcrScorer(), text_recognition(threads=1)()
 
@@ -71,7 +71,7 @@ def _one_process(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
 
     different = sum(a != b for a, b in zip(fitted(), padded(), strict=True))
     rates = [(_rate(fitted), _rate(padded)) for _ in range(repeats)]
-    differ = Row(f"texts that differ, of {len(images)}", [different], 0)
+    differ = Measurement(f"texts that differ, of {len(images)}", [different], 0)
     return [*_rows(("fitted to the images", "padded to 48x320"), rates), differ]
 
 
@@ -81,7 +81,7 @@ def _rate(read: Callable[[], list[str]]) -> float:
     return count / (time.perf_counter() - began)
 
 
-async def _replicas(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
+async def _replicas(prompts: Sequence[Prompt], repeats: int) -> list[Measurement]:
     groups = [prompts[i : i + IMAGES] for i in range(0, len(prompts), IMAGES)]
     spans = [Span(images=ray.put(_draw(group)), prompts=tuple(group)) for group in groups]
     pools = [
@@ -90,23 +90,23 @@ async def _replicas(prompts: Sequence[Prompt], repeats: int) -> list[Row]:
     ]
     for pool in pools:
         await pool.pool.ready()
-        await _pool_rate(pool, spans[:4])  # the first call of a replica makes its model
+        await _pool_rate(pool, spans[:4])  # the first call of a replica loads its model
     rates = [(await _pool_rate(pools[0], spans), await _pool_rate(pools[1], spans)) for _ in range(repeats)]
     return _rows(("two replicas", "one replica"), rates)
 
 
 async def _pool_rate(pool: RewardPool, spans: Sequence[Span]) -> float:
     began = time.perf_counter()
-    judged = await asyncio.gather(*(pool.score([span]) for span in spans))
-    if not all(judgement.valid.all() for judgement in judged):
+    scored = await asyncio.gather(*(pool.score([span]) for span in spans))
+    if not all(judgement.valid.all() for judgement in scored):
         raise RuntimeError(f"the benchmark's own images could not be scored: {pool.failure}")
-    return sum(len(judgement.values) for judgement in judged) / (time.perf_counter() - began)
+    return sum(len(judgement.values) for judgement in scored) / (time.perf_counter() - began)
 
 
-def _rows(names: tuple[str, str], rates: Sequence[tuple[float, float]]) -> list[Row]:
+def _rows(names: tuple[str, str], rates: Sequence[tuple[float, float]]) -> list[Measurement]:
     first, second = names
     return [
-        Row(first, [a for a, _ in rates], 1),
-        Row(second, [b for _, b in rates], 1),
-        Row(f"{first} / {second}", [a / b for a, b in rates]),
+        Measurement(first, [a for a, _ in rates], 1),
+        Measurement(second, [b for _, b in rates], 1),
+        Measurement(f"{first} / {second}", [a / b for a, b in rates]),
     ]

@@ -1,9 +1,8 @@
-"""Our sampler, which also records log-probs, against the diffusers pipeline called for every batch of images.
+"""Compare our sampler, which also records log-probs, with a call of the diffusers pipeline per batch.
 
-Both draw batches of the same size with the same number of steps and the same guidance, and take turns; and so
-do as many images of several prompts, in one shared batch and prompt by prompt.
-FLOPs are those of the transformer; the peak is that of large matrix products in the same precision,
-measured in the same run.
+Both draw batches of the same size with the same number of steps and the same guidance, in turns. The same
+number of images of several prompts is also drawn in one shared batch and prompt by prompt. FLOPs are those of
+the transformer; the peak is that of large matrix products in the same precision, measured in the same run.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.bench.subject import Subject, add_options, requests, sampler_of, subject
-from cluster.bench.table import Report, Row, no_more
+from cluster.bench.table import BenchmarkReport, Measurement, refuse_arguments
 from cluster.bench.timing import flops_of, in_turns, matmul_peak, peak_gb, seconds
 from cluster.config.errors import UserError
 from rollout.families.registry import family_class
@@ -22,17 +21,17 @@ from rollout.worker import RolloutWorker
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What can be said about it."""
+    """Add the benchmark's options."""
     add_options(parser)
 
 
-def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
     """Run both, in turns.
 
     Raises:
-        UserError: if the prompts cannot share a batch equally, or there is no such model.
+        UserError: if the prompts cannot share a batch equally, or the model does not exist.
     """
-    no_more(rest)
+    refuse_arguments(rest)
     if options.batch % options.groups:
         raise UserError(f"--groups: got {options.groups}, expected a divisor of --batch {options.batch}")
     with subject(options) as one:
@@ -53,20 +52,21 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
         peak = matmul_peak(one.device, one.model.dtype)
         memory = peak_gb(lambda: worker.sample([asked]), one.device)
     ours, theirs, batch = times["ours"], times["pipeline"], one.rollout.batch
-    return Report(
+    apart = _ratios(times["apart"], times["shared"])
+    return BenchmarkReport(
         f"{batch} images of {one.rollout.width} pixels, {one.rollout.steps} steps, {one.model.dtype}",
         [
-            Row("first batch, ours (s)", [first], 1),
-            Row("ours, with log-probs (s)", ours, 3),
-            Row("diffusers pipeline (s)", theirs, 3),
-            Row("pipeline / ours", _ratios(theirs, ours)),
-            Row(f"{len(groups)} prompts, one batch (s)", times["shared"], 3),
-            Row(f"{len(groups)} prompts, apart / one batch", _ratios(times["apart"], times["shared"])),
-            Row("images per second, ours", [batch / a for a in ours]),
-            Row("transformer GFLOPs per image", [flops / batch / 1e9]),
-            Row("matrix peak (TFLOP/s)", [peak / 1e12], 3),
-            Row("share of the peak, ours (%)", [100 * flops / a / peak for a in ours], 1),
-            Row("peak memory (GB)", [memory], 3),
+            Measurement("first batch, ours (s)", [first], 1),
+            Measurement("ours, with log-probs (s)", ours, 3),
+            Measurement("diffusers pipeline (s)", theirs, 3),
+            Measurement("pipeline / ours", _ratios(theirs, ours)),
+            Measurement(f"{len(groups)} prompts, one batch (s)", times["shared"], 3),
+            Measurement(f"{len(groups)} prompts, apart / one batch", apart),
+            Measurement("images per second, ours", [batch / a for a in ours]),
+            Measurement("transformer GFLOPs per image", [flops / batch / 1e9]),
+            Measurement("matrix peak (TFLOP/s)", [peak / 1e12], 3),
+            Measurement("share of the peak, ours (%)", [100 * flops / a / peak for a in ours], 1),
+            Measurement("peak memory (GB)", [memory], 3),
         ],
     )
 
@@ -76,7 +76,7 @@ def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 def _pipeline(one: Subject, worker: RolloutWorker, text: str) -> Callable[[], Any]:
-    """The pipeline as its users call it, with its autoencoder in the transformer's precision."""
+    """Build a typical call of the pipeline, with its autoencoder in the transformer's precision."""
     loaded = worker.policy.pipeline
     vae = copy.deepcopy(loaded.vae).to(worker.policy.dtype)
     pipeline = type(loaded)(**{**loaded.components, "vae": vae})

@@ -1,4 +1,4 @@
-"""How far one driver goes: the real loop over simulated samplers that sleep and return 1 MB per candidate."""
+"""Benchmark one driver: the real loop with simulated samplers, which sleep and return 1 MB per candidate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cluster.actors.samplers import Samplers, sampler_spec
 from cluster.actors.selector import Selector
 from cluster.actors.stages import RayStages
 from cluster.bench.sleeping_actors import CANDIDATES, SECONDS
-from cluster.bench.table import Report, Row, no_more
+from cluster.bench.table import BenchmarkReport, Measurement, refuse_arguments
 from cluster.config.preflight import Inputs
 from cluster.config.settings import ClusterSettings, RunSettings
 from cluster.config.sources import resolve
@@ -32,7 +32,7 @@ from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
 from rollout.prompts import load_prompts
 
-SLEEPERS: Final = "cluster.bench.sleeping_actors"
+ACTORS: Final = "cluster.bench.sleeping_actors"
 SAMPLERS: Final = (1, 4, 16, 64)
 STEPS: Final = 8
 """Steps per measurement."""
@@ -42,7 +42,7 @@ STORE_GB: Final = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The driver at the end of a step: wall clock, its processor time, its memory in MB."""
+    """The driver at the end of a step: wall-clock time, processor time, and memory in MB."""
 
     wall: float
     cpu: float
@@ -50,17 +50,17 @@ class Mark:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What can be said about it."""
+    """Add the benchmark's options."""
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--samplers", type=int, nargs="+", default=SAMPLERS, help="how many, one measurement each"
+        "--samplers", type=int, nargs="+", default=SAMPLERS, help="numbers of samplers, each measured"
     )
 
 
-def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
-    """Candidates per second by the number of samplers; wants nothing else on the machine."""
-    no_more(rest)
-    rows: list[Row] = []
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
+    """Measure candidates per second by the number of samplers, on an otherwise idle machine."""
+    refuse_arguments(rest)
+    rows: list[Measurement] = []
     connect(ClusterSettings(object_store_gb=STORE_GB))
     try:
         for count in options.samplers:
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     finally:
         ray.shutdown()
     each = 1e3 * SECONDS / CANDIDATES
-    return Report(f"{STEPS} steps at staleness 1; 1 MB and {each:.0f} ms per candidate", rows)
+    return BenchmarkReport(f"{STEPS} steps at staleness 1; 1 MB and {each:.0f} ms per candidate", rows)
 
 
 def _settings(samplers: int, steps: int) -> RunSettings:
@@ -77,15 +77,15 @@ def _settings(samplers: int, steps: int) -> RunSettings:
         "image_every": steps, "checkpoint_every": steps, "guard": {"action": "off"},
         "rollout": {"workers": samplers, "batch": CANDIDATES},
         "selection": {"candidates": CANDIDATES, "keep": 8},
-        "rewards": [{"name": f"{SLEEPERS}:FirstValue", "batch": CANDIDATES}],
+        "rewards": [{"name": f"{ACTORS}:FirstValue", "batch": CANDIDATES}],
     })  # fmt: skip
 
 
 async def _go(count: int, repeats: int) -> list[Mark]:
-    """Marks at the beginning and after every measurement of a run."""
+    """Run the loop, and return marks before and after every measurement."""
     settings = _settings(count, WARMUP + STEPS * repeats + 1)  # the last step also evaluates
-    samplers = Samplers(settings, replace(sampler_spec(settings), target=f"{SLEEPERS}:SleepingSampler"))
-    learner = Learner(settings, replace(learner_spec(settings), target=f"{SLEEPERS}:SleepingRank"))
+    samplers = Samplers(settings, replace(sampler_spec(settings), target=f"{ACTORS}:SleepingSampler"))
+    learner = Learner(settings, replace(learner_spec(settings), target=f"{ACTORS}:SleepingRank"))
     stages = RayStages(samplers, Rewards(settings), Selector(settings), learner, None)
     await stages.ready()
     marks: list[Mark] = []
@@ -108,13 +108,13 @@ async def _go(count: int, repeats: int) -> list[Mark]:
     return marks[WARMUP:-1:STEPS]
 
 
-def _rows(samplers: int, marks: Sequence[Mark]) -> list[Row]:
-    made = samplers * CANDIDATES * STEPS
+def _rows(samplers: int, marks: Sequence[Mark]) -> list[Measurement]:
+    sampled = samplers * CANDIDATES * STEPS
     pairs = list(pairwise(marks))
-    rates = [made / (b.wall - a.wall) for a, b in pairs]
+    rates = [sampled / (b.wall - a.wall) for a, b in pairs]
     return [
-        Row(f"{samplers} samplers: candidates per second", rates, 0),
-        Row("  busy, %", [100 * rate * SECONDS / (samplers * CANDIDATES) for rate in rates], 1),
-        Row("  driver, ms per candidate", [1e3 * (b.cpu - a.cpu) / made for a, b in pairs]),
-        Row("  driver's memory, MB", [mark.memory for mark in marks], 0),
+        Measurement(f"{samplers} samplers: candidates per second", rates, 0),
+        Measurement("  busy, %", [100 * rate * SECONDS / (samplers * CANDIDATES) for rate in rates], 1),
+        Measurement("  driver, ms per candidate", [1e3 * (b.cpu - a.cpu) / sampled for a, b in pairs]),
+        Measurement("  driver's memory, MB", [mark.memory for mark in marks], 0),
     ]

@@ -1,6 +1,6 @@
-"""The actors of the scale benchmark: interfaces and traffic of the real ones, but they sleep.
+"""The actors of the scale benchmark: they have the interfaces and traffic of the real ones, but sleep.
 
-They load as little as can be, since 64 of them share a machine.
+They load as little as possible, since 64 of them share a machine.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from rewards.scorer import Judgement, Traits
 from rollout.records import Chunk, Conditioning, Noise, Prompt, SampleRequest, Trajectory, WeightsId
 
 CANDIDATES: Final = 32
-"""Per prompt; a sampler makes them in one call."""
+"""Candidates per prompt, sampled in one call."""
 SECONDS: Final = 1.0
-"""What a sampler takes for them, so that 64 samplers offer 2048 candidates per second."""
+"""Duration of that call, so that 64 samplers can produce 2048 candidates per second."""
 LEARN_SECONDS: Final = 0.4
 FLOATS: Final = 250_000
-"""1 MB of latents per candidate."""
+"""Floats in the latents of a candidate: 1 MB."""
 
 
 class SleepingSampler:
-    """Has the interface of `rollout.worker.RolloutWorker`, and its traffic, but sleeps."""
+    """A worker with the interface and traffic of `rollout.worker.RolloutWorker` that only sleeps."""
 
     def __init__(self, **arguments: Any) -> None:
-        """Make the latents that every candidate gets."""
+        """Make the latents of all candidates."""
         self.latents = np.zeros(FLOATS, dtype=np.float32)
 
     def load(self, weights: WeightsId, part: int, parts: int, digest: str, flat: NDArray[Any]) -> WeightsId:
-        """Take weights."""
+        """Receive weights."""
         return weights
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Chunk]:
-        """Sleep; then images that differ, and trajectories of their size."""
+        """Sleep, then return distinct images, and trajectories of the real size."""
         time.sleep(SECONDS)
         (request,) = requests  # of a whole batch
         images = np.zeros((len(request.noises), 8, 8, 3), dtype=np.uint8)
@@ -59,48 +59,48 @@ class SleepingSampler:
     def evaluate(
         self, prompts: Sequence[Prompt], noises: Sequence[Noise]
     ) -> tuple[tuple[bool, ...], NDArray[np.uint8]]:
-        """Black images."""
+        """Return black images."""
         return (True,) * len(prompts), np.zeros((len(prompts), 8, 8, 3), dtype=np.uint8)
 
     def ping(self) -> None:
-        """Answer."""
+        """Answer a call."""
 
 
 class FirstValue:
-    """Scores an image by its first value."""
+    """A scorer whose reward is an image's first value."""
 
     traits: ClassVar[Traits] = Traits(low=0.0, high=255.0)
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> Judgement:
-        """The first value of each."""
+        """Return the first value of each image."""
         values = images[:, 0, 0, 0].astype(np.float64)
         return Judgement(values=values, valid=np.ones(len(images), dtype=np.bool_))
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:
-        """Any prompt will do."""
+        """Accept any prompt."""
 
 
 class SleepingRank:
-    """Has the interface of `learner.worker.LearnerWorker`; an update takes its trajectories and sleeps."""
+    """A worker with the interface and traffic of `learner.worker.LearnerWorker` that only sleeps."""
 
     def __init__(self, **arguments: Any) -> None:
-        """Nothing to load."""
+        """Prepare the checkpoints."""
         self.storage = Storage()
 
     def join(self, rank: int, world: int, address: str, port: int) -> None:
-        """There is one rank."""
+        """Join as the only rank."""
 
     def parts(self) -> int:
-        """Weights in one part."""
+        """Return the number of parts of the weights."""
         return 1
 
     def part(self, number: int, averaged: bool = False) -> tuple[str, NDArray[Any]]:
-        """Weights of 1 MB."""
+        """Return weights of 1 MB."""
         return "", np.zeros(FLOATS, dtype=np.float32)
 
     def update(self, work: RankUpdate) -> Update:
-        """Sleep."""
+        """Sleep, and return the metrics that the loop needs."""
         time.sleep(LEARN_SECONDS)
         metrics = {
             "ratio_max_deviation": 0.0, "skipped_updates": 0.0, "skipped_in_a_row": 0.0, "updates": 1.0,
@@ -108,13 +108,13 @@ class SleepingRank:
         return Update(metrics=metrics, suspects=())
 
     def ping(self) -> int:
-        """Nothing was applied yet."""
+        """Return the number of optimizer steps."""
         return 0
 
     def save(self, url: str) -> None:
-        """Save that it was here."""
+        """Save an empty file."""
         self.storage.save(url, lambda folder: (folder / "rank").touch())
 
     def saved(self, wait: bool) -> Written | None:
-        """What was saved."""
+        """Return the saved files."""
         return self.storage.saved(wait)

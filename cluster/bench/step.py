@@ -1,7 +1,7 @@
-"""One training step of our sampler and learner against a straightforward loop of the same maths.
+"""Compare a training step of our sampler and learner with a straightforward loop of the same maths.
 
-Both sample the same images from the same seeds and train the same trajectories with KL; they take turns,
-and the plain loop starts every step from our weights, so that both losses must agree.
+Both sample the same images from the same seeds and train the same trajectories with KL, in turns. The plain
+loop starts every step from our weights, so the losses must agree.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.bench.plain_loop import NaiveLoop, start_from
+from cluster.bench.plain_loop import PlainLoop, start_from
 from cluster.bench.subject import (
     Subject,
     add_options,
@@ -21,7 +21,7 @@ from cluster.bench.subject import (
     sampler_of,
     subject,
 )
-from cluster.bench.table import Report, Row, no_more
+from cluster.bench.table import BenchmarkReport, Measurement, refuse_arguments
 from cluster.bench.timing import seconds
 from cluster.config.errors import UserError
 from learner.objectives.flow_grpo import FlowGRPOSettings
@@ -31,7 +31,7 @@ from rollout.records import WeightsId
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What can be said about it."""
+    """Add the benchmark's options."""
     add_options(parser)
     parser.add_argument(
         "--naive-batch", type=int, default=8, help="images per forward pass of the plain loop"
@@ -40,15 +40,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, default=1)
 
 
-class Ours:
-    """The service's sampler and learner in one process, and the weights' way between them."""
+class ServiceStep:
+    """A step of the service's sampler and learner in one process, weight transfer included."""
 
     def __init__(self, one: Subject, settings: LearnerSettings, groups: int) -> None:
         self.sampler, self.learner = sampler_of(one), learner_of(one, settings)
         self.one, self.groups = one, groups
 
     def step(self, step: int) -> tuple[float, RankUpdate]:
-        """Make a step; its loss, and what was trained."""
+        """Make a step, and return its loss and the work of the update."""
         asked = requests(self.one, self.groups, step)
         work = sampled_work(self.sampler, asked, self.learner.settings.updates)
         loss = self.learner.update(work).metrics["loss"]
@@ -58,13 +58,13 @@ class Ours:
         return loss, work
 
 
-def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
     """Run both, in turns.
 
     Raises:
-        UserError: if no adapter is trained, or the model is not one that the plain loop knows.
+        UserError: if no adapter is trained, or the plain loop does not support the model.
     """
-    no_more(rest)
+    refuse_arguments(rest)
     if not options.lora_rank:
         raise UserError(
             "--lora-rank: got 0, expected an adapter, without which the reference is a second model"
@@ -75,13 +75,13 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
             objective=FlowGRPOSettings(beta=0.04),
             micro_batch=options.micro_batch,
         )  # fmt: skip
-        ours, naive = Ours(one, settings, options.groups), NaiveLoop(one, settings, options.naive_batch)
-        return _report(options, one, ours, naive)
+        ours = ServiceStep(one, settings, options.groups)
+        return _report(options, one, ours, PlainLoop(one, settings, options.naive_batch))
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """Seconds of both by the clock and of the processor, and how far their losses are apart."""
+    """The wall-clock and processor seconds of both, and the difference of their losses."""
 
     ours: float
     plain: float
@@ -90,34 +90,36 @@ class _Turn:
     difference: float
 
 
-def _turn(one: Subject, ours: Ours, naive: NaiveLoop, groups: int, step: int) -> _Turn:
-    start_from(naive, [p for _, p in ours.learner.parameters])
+def _turn(one: Subject, ours: ServiceStep, plain: PlainLoop, groups: int, step: int) -> _Turn:
+    start_from(plain, [p for _, p in ours.learner.parameters])
     asked = requests(one, groups, step)
-    made: list[tuple[float, RankUpdate]] = []
+    results: list[tuple[float, RankUpdate]] = []
     losses: list[float] = []
     busy = [time.process_time()]
-    first = seconds(lambda: made.append(ours.step(step)), one.device)
+    first = seconds(lambda: results.append(ours.step(step)), one.device)
     busy.append(time.process_time())
-    ((loss, work),) = made
-    second = seconds(lambda: losses.append(naive.step(asked, work.shares)), one.device)
+    ((loss, work),) = results
+    second = seconds(lambda: losses.append(plain.step(asked, work.shares)), one.device)
     busy.append(time.process_time())
     return _Turn(first, second, busy[1] - busy[0], busy[2] - busy[1], abs(loss - losses[0]))
 
 
-def _report(options: argparse.Namespace, one: Subject, ours: Ours, naive: NaiveLoop) -> Report:
+def _report(
+    options: argparse.Namespace, one: Subject, ours: ServiceStep, plain: PlainLoop
+) -> BenchmarkReport:
     steps = range(options.warmup + options.repeats)
-    turns = [_turn(one, ours, naive, options.groups, step) for step in steps]
+    turns = [_turn(one, ours, plain, options.groups, step) for step in steps]
     timed = turns[options.warmup :]
     images = options.groups * options.batch
-    return Report(
+    return BenchmarkReport(
         f"{images} images of {one.rollout.steps} steps, {one.rollout.trained_steps} trained",
         [
-            Row("ours (s)", [turn.ours for turn in timed], 3),
-            Row("plain loop (s)", [turn.plain for turn in timed], 3),
-            Row("plain loop / ours", [turn.plain / turn.ours for turn in timed]),
-            # Other work on the machine stretches the clock's seconds, and hardly the processor's.
-            Row("the same in processor time", [turn.plain_busy / turn.ours_busy for turn in timed]),
-            Row("images per second, ours", [images / turn.ours for turn in timed], 1),
-            Row("losses differ by, at most", [max(turn.difference for turn in turns)], 8),
+            Measurement("ours (s)", [turn.ours for turn in timed], 3),
+            Measurement("plain loop (s)", [turn.plain for turn in timed], 3),
+            Measurement("plain loop / ours", [turn.plain / turn.ours for turn in timed]),
+            # Other work on the machine lengthens wall-clock time, but hardly processor time.
+            Measurement("the same in processor time", [turn.plain_busy / turn.ours_busy for turn in timed]),
+            Measurement("images per second, ours", [images / turn.ours for turn in timed], 1),
+            Measurement("losses differ by, at most", [max(turn.difference for turn in turns)], 8),
         ],
     )

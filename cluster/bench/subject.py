@@ -1,4 +1,4 @@
-"""The model under test, sampler and learner on it: without Ray, and without DeepSpeed where there is none."""
+"""The model of a benchmark with sampler and learner, without Ray, and without DeepSpeed if it is missing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TINY_SIZE: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured: the settings of model and sampler, and the device."""
+    """The subject of a measurement: the settings of model and sampler, and the device."""
 
     model: ModelSettings
     rollout: RolloutSettings
@@ -44,7 +44,7 @@ class Subject:
 
 
 def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """The options that sampler, learner and step have in common."""
+    """Add the common options of sampler, learner and step."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", help="a pipeline: a folder or a hub name")
     what.add_argument("--random", default="tiny", metavar="NAME", help="real configuration, random weights")
@@ -63,17 +63,17 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         "--groups",
         type=int,
         default=2,
-        help="prompts per step, of as many images as a batch (sampler: that share one)",
+        help="prompts per step, each with a batch of images (sampler: sharing one batch)",
     )
     parser.add_argument("--repeats", type=int, default=5)
 
 
 @contextmanager
 def subject(options: argparse.Namespace) -> Iterator[Subject]:
-    """The settings that the options ask for; a random model lies in a temporary folder.
+    """Build the subject of some options; a random model is kept in a temporary folder during the block.
 
     Raises:
-        UserError: if there is no such model.
+        UserError: if the model does not exist.
     """
     gpu = torch.cuda.is_available() and not options.cpu
     dtype = options.dtype or ("bfloat16" if gpu else "float32")
@@ -98,7 +98,7 @@ def _random(name: str, folder: Path, dtype: str) -> str:
     from rollout.tools.random_models import NAMES, save_random
 
     if name not in NAMES:
-        raise UserError(f"--random: no {name!r}; there is {', '.join(NAMES)}")
+        raise UserError(f"--random: got {name!r}, expected one of {', '.join(NAMES)}")
     save_random(name, folder, dtype)
     return str(folder)
 
@@ -109,7 +109,7 @@ def sampler_of(one: Subject) -> RolloutWorker:
 
 
 def requests(one: Subject, groups: int, step: int = 0, share: int = 1) -> list[SampleRequest]:
-    """What a step asks of a sampler: groups, ``share`` of which fill a batch."""
+    """Build the requests of a step: groups, ``share`` of which fill a batch."""
     count = one.rollout.batch // share
     return [
         oversampled(Prompt(index=group, text=TEXTS[group % len(TEXTS)]), group, count, seed=0)
@@ -118,7 +118,7 @@ def requests(one: Subject, groups: int, step: int = 0, share: int = 1) -> list[S
 
 
 def sampled_work(worker: RolloutWorker, asked: Sequence[SampleRequest], updates: int) -> RankUpdate:
-    """Sample, and make the only rank's update of it; advantages are made up, alternate in sign and differ."""
+    """Sample, and build the only rank's update, with made-up distinct advantages of alternating sign."""
     kept = [
         Kept(group_id=request.group_id, candidate=i, advantage=(-1) ** i * (0.5 + i / len(request.noises)))
         for request in asked
@@ -130,7 +130,7 @@ def sampled_work(worker: RolloutWorker, asked: Sequence[SampleRequest], updates:
 
 
 def learner_of(one: Subject, settings: LearnerSettings) -> LearnerWorker:
-    """The learner as the service has it, the only rank of its world; without DeepSpeed, on plain autograd."""
+    """Load the service's learner as the only rank, on plain autograd where DeepSpeed is missing."""
     kind = LearnerWorker if find_spec("deepspeed") else PlainLearner
     worker = kind(one.model, one.rollout, settings, seed=0, horizon=1000)
     with socket.socket() as free:
@@ -141,10 +141,10 @@ def learner_of(one: Subject, settings: LearnerSettings) -> LearnerWorker:
 
 
 class PlainLearner(LearnerWorker):
-    """The learner where there is no DeepSpeed: the same objective, guard and optimizer, in one process."""
+    """The learner without DeepSpeed: the same objective, finite check and optimizer, in one process."""
 
     def join(self, rank: int, world: int, address: str, port: int) -> None:
-        """Build an engine that does what DeepSpeed does without ZeRO."""
+        """Build an engine equivalent to DeepSpeed without ZeRO."""
         self.rank, self.world = rank, world
         if not torch.distributed.is_initialized():
             where = f"tcp://{address}:{port}"
@@ -155,7 +155,7 @@ class PlainLearner(LearnerWorker):
 
 
 class _Engine:
-    """What the learner asks of a DeepSpeed engine."""
+    """The part of a DeepSpeed engine's interface that the learner uses."""
 
     def __init__(self, transformer: nn.Module, worker: LearnerWorker) -> None:
         self.transformer, self.rate = transformer, worker.settings.learning_rate
@@ -177,8 +177,8 @@ class _Engine:
 
 
 class _PlainMasters(Masters):
-    """Trained parameters in their own precision: there are no others."""
+    """Master parameters that are the trained parameters themselves."""
 
     def share(self, parameter: Any) -> Tensor:
-        found: Tensor = parameter.detach().float()
-        return found
+        values: Tensor = parameter.detach().float()
+        return values

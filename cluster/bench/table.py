@@ -1,4 +1,4 @@
-"""What a benchmark reports: the spread of what was measured, and the machine. Light enough for a driver."""
+"""The report of a benchmark: its measurements and the machine; light enough for a driver."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cluster.record.files import to_json
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the result: one value per repeat, or a single fact."""
+class Measurement:
+    """One measured quantity: a value per repeat, or a single value."""
 
     name: str
     values: Sequence[float]
@@ -26,14 +26,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a benchmark found."""
+class BenchmarkReport:
+    """The results of a benchmark."""
 
     title: str
-    rows: Sequence[Row]
+    rows: Sequence[Measurement]
 
     def table(self) -> Table:
-        """For reading: median, lowest and highest of every row."""
+        """Tabulate the median, lowest and highest value of every measurement."""
         table = Table("", "median", "lowest", "highest", title=self.title)
         for row in self.rows:
             cells = statistics.median(row.values), min(row.values), max(row.values)
@@ -42,15 +42,15 @@ class Report:
         return table
 
     def write(self, path: Path, command: Sequence[str]) -> None:
-        """For machines: every value, with the command and the machine."""
+        """Write every value as JSON, with the command and the machine."""
         rows = {row.name: list(row.values) for row in self.rows}
-        found = {"title": self.title, "command": list(command), "machine": machine(), "rows": rows}
-        path.write_text(to_json(found, indent=2) + "\n", encoding="utf-8")
+        fields = {"title": self.title, "command": list(command), "machine": machine(), "rows": rows}
+        path.write_text(to_json(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:
-    """The hardware and the versions that figures depend on."""
-    import torch  # not every benchmark has it in its process
+    """Describe the hardware and the versions that results depend on."""
+    import torch  # not every benchmark loads it
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -62,8 +62,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def no_more(rest: Sequence[str]) -> None:
-    """Refuse arguments that mean nothing to a benchmark.
+def refuse_arguments(rest: Sequence[str]) -> None:
+    """Refuse the arguments that a benchmark does not have.
 
     Raises:
         UserError: naming the first one.

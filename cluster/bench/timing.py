@@ -1,4 +1,4 @@
-"""Seconds, operations and memory of some work: taking turns, on whatever device it runs."""
+"""Measure seconds, operations and memory of some work on any device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster.process import peak_of
 
 PEAK_SECONDS: Final = 0.5
-"""How long matrices are multiplied for the peak; the best product counts."""
+"""Seconds of matrix products for the peak, which is that of the fastest one."""
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:
-    """How long some work takes, until the device has done it."""
+    """Measure the seconds of some work, until the device has finished it."""
     _wait(device)
     began = time.perf_counter()
     work()
@@ -32,21 +32,21 @@ def _wait(device: str) -> None:
 def in_turns(
     works: Mapping[str, Callable[[], Any]], device: str, *, repeats: int, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every work, ``repeats`` times, one after the other in each: the machine's moods hit all."""
+    """Measure the seconds of every work, interleaved, so that load on the machine affects all alike."""
     for work in works.values():
         for _ in range(warmup):
             work()
-    found: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            found[name].append(seconds(work, device))
-    return found
+            times[name].append(seconds(work, device))
+    return times
 
 
 def flops_of(work: Callable[[], Any], module: str = "Global") -> float:
-    """Floating-point operations of matrix products, convolutions and attention, as torch counts them.
+    """Count the floating-point operations of matrix products, convolutions and attention, by torch's counter.
 
-    ``module`` is the class of a model that the work calls; without it, all that runs is counted.
+    ``module`` is the class of a model in the work; without it, all operations are counted.
     """
     with FlopCounterMode(display=False) as counter:
         work()
@@ -54,7 +54,7 @@ def flops_of(work: Callable[[], Any], module: str = "Global") -> float:
 
 
 def matmul_peak(device: str, dtype: str) -> float:
-    """FLOP/s of the best of many large matrix products: what shares of the peak refer to."""
+    """Measure the FLOP/s of the fastest of many large matrix products, the peak of which shares are given."""
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
     torch.mm(a, b)
@@ -66,7 +66,7 @@ def matmul_peak(device: str, dtype: str) -> float:
 
 
 def peak_gb(work: Callable[[], Any], device: str) -> float:
-    """The most memory held during some work, in GB: of the GPU's allocator, else of the process (Linux)."""
+    """Measure the peak memory of some work in GB, by the GPU's allocator, else of the process (Linux)."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         work()

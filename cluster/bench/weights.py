@@ -1,9 +1,9 @@
-"""How long full weights take from the learner to the samplers, and what memory it costs each process.
+"""Benchmark the broadcast of full weights from the learner to the samplers: its time and its memory.
 
-A random 50 M-parameter model (218 MB in float32), two
-samplers, in parts; against plain copies of an array of the same size to two processes, by an object each, one
-after the other, and by one object, at once. They take turns. Memory is what a process has for itself
-(RssAnon), its peak over what it held before anything was sent; the store's shared pages are not in it.
+A random model of 50 M parameters (218 MB in float32) is sent in parts to two samplers. It is compared, in
+turns, with plain copies of an array of the same size to two processes: one object each, one after the other,
+and one object for both, at once. Memory is the peak of a process's private memory (RssAnon) minus that before
+the first transfer, without the store's shared pages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cluster.actors.actor_spec import ActorSpec, spawn
 from cluster.actors.connection import connect
 from cluster.actors.learner import Learner
 from cluster.actors.samplers import Samplers
-from cluster.bench.table import Report, Row, no_more
+from cluster.bench.table import BenchmarkReport, Measurement, refuse_arguments
 from cluster.config.settings import ClusterSettings, RunSettings
 from cluster.config.sources import resolve
 from cluster.process import private_bytes
@@ -35,29 +35,29 @@ from rollout.tiny.build import World, build_world
 SAMPLERS: Final = 2
 PART_MB: Final = 128
 WARMUP: Final = 5
-"""Transfers that touch pages of the store for the first time, which takes far longer than copying."""
+"""Transfers before the measured ones: touching pages of the store for the first time takes long."""
 MODEL: Final = World(size=(32, 32), tokens=14, layers=6, width=512)
 
 
 class Plain:
-    """Sends or receives one array through the object store, and does nothing else."""
+    """A worker that only sends or receives one array through the object store."""
 
     def __init__(self, count: int) -> None:
-        """``count`` float32 values."""
-        self.held = np.ones(count, dtype=np.float32)
+        """Allocate ``count`` float32 values."""
+        self.array = np.ones(count, dtype=np.float32)
 
     def send(self) -> NDArray[np.float32]:
-        """The array; Ray copies it into its store."""
-        return self.held
+        """Return the array, which Ray copies into its store."""
+        return self.array
 
     def receive(self, array: NDArray[np.float32]) -> int:
-        """Copy the array out of the store."""
-        np.copyto(self.held, array)
+        """Copy an array from the store."""
+        np.copyto(self.array, array)
         return len(array)
 
 
 async def peaks(pids: Sequence[int], work: Callable[[], Awaitable[Any]]) -> tuple[float, list[float]]:
-    """Seconds that some work takes, and the most MB that each process held while it lasted."""
+    """Measure the seconds of some work, and the peak private memory of each process meanwhile, in MB."""
     highest = [private_bytes(pid) / 1e6 for pid in pids]
     began = time.perf_counter()
     task = asyncio.ensure_future(work())
@@ -78,11 +78,11 @@ def _settings(folder: Path) -> RunSettings:
     return resolve("shapes", overrides)
 
 
-async def _measure(settings: RunSettings, repeats: int) -> Report:
+async def _measure(settings: RunSettings, repeats: int) -> BenchmarkReport:
     samplers, learner = Samplers(settings), Learner(settings)
     await asyncio.gather(samplers.pool.ready(), learner.join())
-    ours: list[Any] = [learner.actors[0], *(slot.actor for slot in samplers.pool.slots)]
-    pids = [int(pid) for pid in await asyncio.gather(*(actor.pid.remote() for actor in ours))]
+    actors: list[Any] = [learner.actors[0], *(slot.actor for slot in samplers.pool.slots)]
+    pids = [int(pid) for pid in await asyncio.gather(*(actor.pid.remote() for actor in actors))]
     before = [private_bytes(pid) / 1e6 for pid in pids]
     size = sum([len(await part) for part in (await learner.publish(WeightsId(0))).parts])
     plain: list[Any] = [
@@ -94,11 +94,11 @@ async def _measure(settings: RunSettings, repeats: int) -> Report:
 
     async def copy_plainly() -> None:
         sent = plain[0].call.remote("send")
-        await asyncio.gather(*(one.call.remote("receive", sent) for one in plain[1:]))
+        await asyncio.gather(*(actor.call.remote("receive", sent) for actor in plain[1:]))
 
     async def copy_one_by_one() -> None:
-        for one in plain[1:]:
-            await one.call.remote("receive", plain[0].call.remote("send"))
+        for actor in plain[1:]:
+            await actor.call.remote("receive", plain[0].call.remote("send"))
 
     async def transfer(version: int) -> None:
         await samplers.load(await learner.publish(WeightsId(version)))
@@ -115,7 +115,9 @@ async def _measure(settings: RunSettings, repeats: int) -> Report:
     return _report(size, seconds, memory)
 
 
-def _report(size: int, seconds: Sequence[tuple[float, ...]], memory: Sequence[Sequence[float]]) -> Report:
+def _report(
+    size: int, seconds: Sequence[tuple[float, ...]], memory: Sequence[Sequence[float]]
+) -> BenchmarkReport:
     rows = {
         "weights (s)": [whole for whole, _, _ in seconds],
         "two plain copies, one after the other (s)": [apart for _, apart, _ in seconds],
@@ -126,17 +128,17 @@ def _report(size: int, seconds: Sequence[tuple[float, ...]], memory: Sequence[Se
         "samplers' peak over their start (MB)": [max(grown[1:]) for grown in memory],
     }
     title = f"{size * 4 / 1e6:.0f} MB to {SAMPLERS} samplers"
-    return Report(title, [Row(name, values) for name, values in rows.items()])
+    return BenchmarkReport(title, [Measurement(name, values) for name, values in rows.items()])
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What can be said about it."""
+    """Add the benchmark's options."""
     parser.add_argument("--repeats", type=int, default=3)
 
 
-def measure(options: argparse.Namespace, rest: Sequence[str]) -> Report:
-    """Measure on a node of this machine."""
-    no_more(rest)
+def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
+    """Measure on a local node."""
+    refuse_arguments(rest)
     connect(ClusterSettings())
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,1 +1,1 @@
-"""What did the user ask for, and can it be?"""
+"""The configuration of a run, and its checks."""

@@ -1,4 +1,4 @@
-"""The address of the Ray cluster that a run joins, and the port of its dashboard; without Ray."""
+"""The address of the Ray cluster that a run joins, and the port of its dashboard, found without Ray."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 ADDRESS_VARIABLE: Final = "RAY_API_SERVER_ADDRESS"
 """Ray's own variable for the address of a dashboard, to which jobs are submitted."""
 LOCAL: Final = "local"
-"""The address by which Ray starts a node of its own."""
+"""The address that makes Ray start a node on this machine."""
 
 
 def joined(settings: ClusterSettings) -> str | None:
-    """Find the cluster to join: the one that was named, or that this job runs on; None starts a node."""
+    """Find the cluster to join: the configured one, or this job's own; None stands for a new local node."""
     surrounding = os.environ.get("RAY_ADDRESS") or ("auto" if JOB_VARIABLE in os.environ else None)
     address = settings.address or surrounding
     return None if address == LOCAL else address
 
 
 def source_of_address(settings: ClusterSettings) -> str:
-    """Name the key, the variable or the job that an address comes from."""
+    """Name the key, variable or job that an address was read from."""
     if settings.address:
         return "cluster.address"
     return "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "the job's cluster"
 
 
 def check_port(port: int | None) -> None:
-    """Refuse a dashboard port that something else listens on.
+    """Check that the dashboard's port is free.
 
     Raises:
-        UserError: if it is taken.
+        UserError: if another process listens on it.
     """
     if port is None:
         return

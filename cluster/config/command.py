@@ -1,4 +1,4 @@
-"""The shell around every command: its options, its help, its errors and its exit status."""
+"""The frame of every command: its options, its help, its errors and its exit status."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Status(IntEnum):
 
     DONE = 0
     FAILED = 1
-    """The run failed, or what was asked is answered by no: a plan does not fit."""
+    """The run failed, or a plan does not fit."""
     REFUSED = 2
     """The input was wrong, and nothing was started."""
     LEARNED_NOTHING = 3
-    """All steps are done, and not one applied an update."""
+    """All steps are done, but none applied an update."""
     INTERRUPTED = 130
-    """Stopped by Ctrl-C or a polite kill."""
+    """Stopped by Ctrl-C or SIGTERM."""
 
 
 def guarded(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a command so that each of its ends has one line and an exit status.
+    """Wrap a command so that every known error ends it with one line and an exit status.
 
-    Errors that are neither a `UserError` nor a `RunFailed`, alone or in a group, are bugs and pass through.
+    Errors that are neither a `UserError` nor a `RunFailed`, alone or in a group, are bugs and are not caught.
     """
 
     @wraps(main)
@@ -59,18 +59,18 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
 def complain(kind: str, error: Exception, status: Status) -> Status:
     """Print an error, or each of a group, as one line on stderr; returns the status to end with."""
     if isinstance(error, ExceptionGroup):
-        for one in error.exceptions:
-            complain(kind, one, status)
+        for inner in error.exceptions:
+            complain(kind, inner, status)
     else:
         print(f"{kind}: {error}", file=sys.stderr)
     return status
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of a command; a mistake is a `UserError`, and names are never guessed from a beginning.
+    """The options of a command; a mistake is a `UserError`, and options cannot be abbreviated.
 
-    With ``keys`` the command takes a configuration: its help shows the keys that are set most often, and
-    ``--help-all`` shows every key.
+    With ``keys`` the command takes a configuration: its help lists the most common keys, and ``--help-all``
+    lists every key.
     """
 
     def __init__(self, *, keys: bool = False, **settings: Any) -> None:
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.Action):
-    """Print the help of a parser and the keys of the configuration, and end the program."""
+    """An option that prints the help of a parser and the keys of the configuration, and ends the program."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, keys: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -108,14 +108,14 @@ class _Help(argparse.Action):
 
 
 def program(name: str) -> str:
-    """Spell a command as its help does."""
+    """Return the command line of a command, as its help shows it."""
     return f"python -m cluster {name}"
 
 
 def read(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, str | None, dict[str, Any]]:
-    """Split a command line into the command's options, the source if there is one, and overrides of keys.
+    """Split a command line into the command's options, the source if it is given, and overrides of keys.
 
-    The source, a preset or a TOML file, comes before any ``--section.key value``.
+    The source, a preset or a TOML file, precedes any ``--section.key value``.
 
     Raises:
         UserError: naming the argument that is wrong.
@@ -128,10 +128,10 @@ def read(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, 
 
 
 def required(source: str | None) -> str:
-    """Insist on a source.
+    """Require a source.
 
     Raises:
-        UserError: naming the presets, if there is none.
+        UserError: naming the presets, if it is missing.
     """
     from cluster.config.sources import preset_names
 

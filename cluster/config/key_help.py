@@ -1,4 +1,4 @@
-"""The part of a command's help that shows the keys of the configuration."""
+"""The keys of the configuration in a command's help."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from cluster.config.keys import ENTRY, Key, Section, common, sections
 from cluster.config.sources import preset_names
 
 WIDTH: Final = 110
-"""Columns at most: longer lines are hard to read."""
+"""Columns of the help at most, since longer lines are hard to read."""
 
 
 def print_keys(*, whole: bool, prog: str, console: Console | None = None) -> None:
-    """Print the presets and every key of the configuration, or those that are set most often."""
+    """Print the presets and every key of the configuration, or only the most common keys."""
     console = console or Console()
     width = min(console.width, WIDTH)
     console.print(f"\npresets: {', '.join(preset_names())}\n", highlight=False, soft_wrap=True)
     found = sections()
     if not whole:
         count = sum(len(section.keys) for section in found)
-        console.print(
-            f"the keys that are set most often ({prog} --help-all has all {count}):", highlight=False
-        )
+        console.print(f"the most common keys ({prog} --help-all lists all {count}):", highlight=False)
         console.print(_table(common()), width=width)
         return
     for section in found:
@@ -37,7 +35,7 @@ def print_keys(*, whole: bool, prog: str, console: Console | None = None) -> Non
 
 
 def _heading(section: Section) -> Text:
-    """The name and purpose of a section, and the way to write a list where it is one."""
+    """Format the name and purpose of a section and, for a list, its syntax."""
     name = ", ".join(section.names) or "the run"
     text = Text.assemble((name, "bold"), ": ", section.description)
     if name.endswith(ENTRY):
@@ -57,7 +55,7 @@ def _table(keys: Sequence[Key]) -> Padding:
 
 
 def _facts(key: Key) -> str:
-    """What a key takes, and its default unless the description names one that depends on others."""
+    """Describe a key's values, and its default unless the description names one that depends on others."""
     if key.default == "required":
         return f"{key.values}; required"
     return key.values if "default:" in key.description else f"{key.values}; default: {key.default}"

@@ -1,4 +1,4 @@
-"""Every key of the configuration with its values, its default and its description, read off the settings."""
+"""Every key of the configuration with its values, default and description, read from the settings' schema."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ COMMON: Final = (
     "selection.candidates", "selection.keep", "selection.strategy", "learner.learning_rate", "learner.ranks",
     "learner.gpus", "rewards", "cluster.address",
 )  # fmt: skip
-"""The keys that are set most often."""
+"""The most common keys."""
 ENTRY: Final = "N"
-"""The part of a name that stands for the number of an entry, as in ``rewards.N.weight``."""
+"""The placeholder for the number of an entry in a name, as in ``rewards.N.weight``."""
 BOUNDS: Final = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 TYPES: Final = {"string": "text", "boolean": "true | false", "object": "table", "null": "none"}
 
@@ -27,7 +27,7 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key by its dotted name, with what it takes, its default and its description in words."""
+    """A key by its dotted name, with its values, default and description as text."""
 
     name: str
     values: str
@@ -37,7 +37,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """The keys below one name, or of a run itself; equal sections, such as those of two lists, are one."""
+    """The keys below one name, or those of a run itself; equal sections, as of two lists, are merged."""
 
     names: tuple[str, ...]
     description: str
@@ -66,13 +66,13 @@ def _each_key_once(found: Sequence[Section]) -> Iterator[Section]:
 
 
 def common() -> tuple[Key, ...]:
-    """List the keys that are set most often."""
+    """List the most common keys."""
     known = {key.name: key for section in sections() for key in section.keys}
     return tuple(known[name] for name in COMMON)
 
 
 def _nested(prefix: str, schema: Schema, defined: Schema) -> Iterator[tuple[str, str]]:
-    """The name and the definition of every section below a schema, outer ones first."""
+    """Yield the name and the definition of every section below a schema, outer ones first."""
     for name, key in schema["properties"].items():
         for reference in _references(key):
             inner = f"{prefix}{name}.{ENTRY}" if key.get("type") == "array" else f"{prefix}{name}"
@@ -81,9 +81,9 @@ def _nested(prefix: str, schema: Schema, defined: Schema) -> Iterator[tuple[str,
 
 
 def _references(key: Schema) -> list[str]:
-    """The definitions that the value of a key is one of, or a list of."""
+    """List the definitions that the value of a key, or an entry of its list, may have."""
     alternatives = [key, key.get("items", {}), *key.get("oneOf", ()), *key.get("anyOf", ())]
-    return [one["$ref"].removeprefix("#/$defs/") for one in alternatives if "$ref" in one]
+    return [schema["$ref"].removeprefix("#/$defs/") for schema in alternatives if "$ref" in schema]
 
 
 def _section(names: list[str], schema: Schema) -> Section:
@@ -126,7 +126,7 @@ def _list(key: Schema) -> str:
 def _default(key: Schema, *, required: bool) -> str:
     if required:
         return "required"
-    value = key.get("default", {})  # the schema leaves out what is made anew for every run: empty tables
+    value = key.get("default", {})  # the schema omits the defaults of factories, which are empty tables
     if value is None:
         return "none"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The names of metrics where they leave the run: Ray and Prometheus take few characters, and one case."""
+"""The names of exported metrics: Ray and Prometheus accept few characters, and only one case."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-OURS: Final = ("reward", "strict", "win_rate", "diversity")
-"""What an evaluation calls its own figures, after ``eval_``: no reward may be called so."""
+RESERVED: Final = ("reward", "strict", "win_rate", "diversity")
+"""The names, after ``eval_``, of an evaluation's own metrics: no reward may have them."""
 _OF_STEP: Final = re.compile(r"(?P<name>.+)\.t(?P<step>\d+)")
 
 
 def exported(metric: str) -> tuple[str, str]:
-    """A metric's name in small ASCII letters, digits and underscores, and its denoising step; "" if of none.
+    """Return a metric's name in lower-case ASCII letters, digits and "_", and its denoising step or "".
 
-    A reward may be called anything, and its evaluation is of no denoising step.
+    Rewards may have any name, also one like that of a denoising step's metric, so ``eval_*`` has no step.
     """
     found = None if metric.startswith("eval_") else _OF_STEP.fullmatch(metric)
     name, step = found.group("name", "step") if found else (metric, "")
@@ -22,8 +22,12 @@ def exported(metric: str) -> tuple[str, str]:
 
 
 def check_rewards(names: Iterable[str]) -> None:
-    """Raise ``ValueError`` when two rewards, or one and a figure of ours, would be exported as one metric."""
-    taken = {exported(f"eval_{name}"): f"the evaluation's own figure {name}" for name in OURS}
+    """Check that no reward's metric would be exported under the name of another one.
+
+    Raises:
+        ValueError: if two rewards, or a reward and an evaluation's own metric, share an exported name.
+    """
+    taken = {exported(f"eval_{name}"): f"the evaluation's own metric {name}" for name in RESERVED}
     for name in names:
         key = exported(f"eval_{name}")
         if key in taken:

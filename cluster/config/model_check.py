@@ -1,4 +1,4 @@
-"""Ask a process that has torch whether a run's model can do what its settings say; the driver has none."""
+"""Check a run's model and prompts in a process that loads torch, so that the driver does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def check_model(settings: RunSettings, train: tuple[Prompt, ...], held_out: tuple[Prompt, ...]) -> list[str]:
-    """Judge model, sampler and lengths of prompts; returns what the user should know of them.
+    """Check the model, the sampler and the lengths of prompts, and return remarks for the user.
 
     Raises:
         UserError: naming the key, the value and what was expected.
@@ -40,7 +40,7 @@ def check_model(settings: RunSettings, train: tuple[Prompt, ...], held_out: tupl
 
 @lru_cache(maxsize=1)
 def _ask(question: str) -> str:
-    """The answer of `rollout.check`, which holds a GB of libraries and ends with it; asked once."""
+    """Run `rollout.check`, whose libraries take a GB, in a process of its own, once per question."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "rollout.check"],
@@ -49,21 +49,21 @@ def _ask(question: str) -> str:
     )  # fmt: skip
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"model: its check ended with status {done.returncode} and no answer: {last}")
+        raise UserError(f"model: its check ended with status {done.returncode} and without a result: {last}")
     return done.stdout
 
 
 def check_embeddings(settings: RunSettings) -> None:
-    """Refuse a folder of embeddings that could not be written, where the samplers run on this machine.
+    """Check that the folder of embeddings can be written, where the samplers run on this machine.
 
     Raises:
-        UserError: naming the folder and what is in the way.
+        UserError: naming the folder and the obstacle.
     """
     folder = settings.rollout.embeddings
     if folder is None or joined(settings.cluster):
         return
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"rollout.embeddings: got {folder}, expected a folder, but {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"rollout.embeddings: got {folder}, but {there} cannot be written to")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"rollout.embeddings: got {folder}, expected a folder, but {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"rollout.embeddings: got {folder}, but {existing} cannot be written to")

@@ -1,4 +1,4 @@
-"""Check that the object store of a local node fits into shared memory; else Ray would put it on disk."""
+"""Check that the object store of a local node fits into shared memory; otherwise Ray would put it on disk."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Final
 from cluster.config.errors import UserError
 
 SHARED_MEMORY: Final = Path("/dev/shm")
-"""Where Ray keeps objects on Linux."""
+"""The location of Ray's object store on Linux."""
 ANYWAY: Final = "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE"
-"""Ray's own variable by which a user puts up with a store on disk."""
+"""Ray's own variable by which a user accepts a store on disk."""
 MARGIN: Final = 1.1
-"""How much larger than the store shared memory should be, as Ray advises."""
+"""The factor by which shared memory should exceed the store, as Ray advises."""
 
 
 def check_object_store(gigabytes: float) -> str:
-    """Refuse a store larger than what is free of shared memory, since every image and weight goes through it.
+    """Check that the store fits into free shared memory, since all images and weights pass through it.
 
-    Returns a remark if it is too large and the user puts up with that; else an empty text.
+    Returns:
+        A remark if the store is too large and the user accepts that, else an empty text.
 
     Raises:
-        UserError: naming both sizes and what helps.
+        UserError: naming both sizes and the remedies.
     """
     if sys.platform != "linux":
         return ""

@@ -34,12 +34,12 @@ PROCESS_GB: Final = {
     "observer": 0.2,
     "learner": 0.9,
 }
-"""Resident memory of each process with a small model, as measured on Linux; models come on top."""
+"""Resident memory of each process without its model, as measured on Linux."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was read while checking, and what the user should know of it."""
+    """The prompts that were read while checking, and remarks for the user."""
 
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
@@ -47,9 +47,9 @@ class Inputs:
 
 
 def check(settings: RunSettings, *, reach: Callable[[ClusterSettings], None] | None = None) -> Inputs:
-    """Read and check everything that can be wrong before resources are held.
+    """Read and check everything that can be wrong before resources are reserved.
 
-    Where a run starts next, ``reach`` raises a `UserError` if the cluster that it is to join does not answer.
+    Before a start, ``reach`` raises a `UserError` if the cluster that the run joins does not answer.
 
     Raises:
         UserError: naming file, line or key, the value and what was expected.
@@ -70,7 +70,8 @@ def check(settings: RunSettings, *, reach: Callable[[ClusterSettings], None] | N
         _check_options(reward)
     check_embeddings(settings)
     rewards = {reward.target for reward in settings.distinct_rewards.values()}
-    prompts = {prompt.origin: prompt for prompt in (*inputs.train, *inputs.held_out)}  # the files may be one
+    # Once each: both keys may name the same file.
+    prompts = {prompt.origin: prompt for prompt in (*inputs.train, *inputs.held_out)}
     for name in sorted(rewards):
         _check_reward(name, prompts.values())
     if not joined(settings.cluster):
@@ -82,7 +83,7 @@ def check(settings: RunSettings, *, reach: Callable[[ClusterSettings], None] | N
 
 
 def _check_machine(settings: RunSettings) -> tuple[str, ...]:
-    """Check what a node on this machine needs; returns what the user should know of it."""
+    """Check the requirements of a node on this machine, and return remarks for the user."""
     check_port(settings.cluster.dashboard_port)
     remark = check_object_store(settings.cluster.object_store_gb)
     _check_memory(settings)
@@ -113,7 +114,7 @@ def _check_reward(name: str, prompts: Collection[Prompt]) -> None:
 
 
 def processes(settings: RunSettings) -> dict[str, int]:
-    """How many processes of each kind a run starts."""
+    """Count the processes of each kind that a run starts."""
     return {
         "ray": 1,
         "rollout": settings.rollout.workers,
@@ -125,10 +126,10 @@ def processes(settings: RunSettings) -> dict[str, int]:
 
 
 def memory_gb(settings: RunSettings) -> float:
-    """An estimate of the memory of all processes together, in GB."""
+    """Estimate the memory of all processes together, in GB."""
     counts = processes(settings)
     size = sum(p.stat().st_size for p in Path(settings.model.path).glob("**/*.safetensors")) / 1e9
-    copies = counts["rollout"] + 4 * counts["learner"]  # parameters, gradient, two moments; average is small
+    copies = counts["rollout"] + 4 * counts["learner"]  # parameters, gradient, two moments
     base = sum(PROCESS_GB[kind] * count for kind, count in counts.items())
     return base + copies * size + settings.cluster.object_store_gb
 

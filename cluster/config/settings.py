@@ -18,7 +18,7 @@ class PromptSettings(Settings):
     """Prompt files: .jsonl with a "prompt" per line, or .txt."""
 
     train: Path = Field(description="prompts to train on")
-    eval: Path = Field(description="held-out prompts, which evaluations draw with the same noise every time")
+    eval: Path = Field(description="held-out prompts, drawn with the same noise in every evaluation")
 
 
 class ClusterSettings(Settings):
@@ -30,12 +30,12 @@ class ClusterSettings(Settings):
     )
     deadline: float = Field(600, gt=0, description="seconds a sampling call may take")
     learner_deadline: float = Field(
-        1800, gt=0, description="seconds an update may take before all learner ranks are started anew"
+        1800, gt=0, description="seconds an update may take before all learner ranks are restarted"
     )
     object_store_gb: float = Field(
-        1.0, ge=0.08, description="object store of a local node, in GB; Ray takes no less than 0.08"
+        1.0, ge=0.08, description="object store of a local node, in GB; Ray requires at least 0.08"
     )
-    wait: float = Field(30, ge=1, description="seconds to wait for room in a cluster that was joined")
+    wait: float = Field(30, ge=1, description="seconds to wait for free resources in a joined cluster")
     nodes: dict[str, str] = Field(
         default_factory=dict,
         description="label noisemargin.io/role of the Ray nodes for rollout, learner, selector or a reward",
@@ -97,19 +97,19 @@ class RunSettings(Settings):
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     @property
-    def judges(self) -> tuple[RewardSettings, ...]:
+    def eval_rewards_used(self) -> tuple[RewardSettings, ...]:
         """The rewards of an evaluation."""
         return self.eval_rewards or self.rewards
 
     @property
     def distinct_rewards(self) -> dict[str, RewardSettings]:
         """Every reward once, by its name, whether it trains, evaluates or both."""
-        return {reward.name: reward for reward in (*self.judges, *self.rewards)}
+        return {reward.name: reward for reward in (*self.eval_rewards_used, *self.rewards)}
 
     @property
     def watching(self) -> frozenset[str]:
-        """The rewards that only watch: they have a weight neither in training nor in evaluation."""
-        listed = (*self.judges, *self.rewards)
+        """The names of the watching rewards, which have weight 0 in training and in evaluation."""
+        listed = (*self.eval_rewards_used, *self.rewards)
         return frozenset(r.name for r in listed) - {r.name for r in listed if r.weight != 0}
 
     @property
@@ -143,12 +143,14 @@ class RunSettings(Settings):
         named = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
         roles = ["rollout", "learner", "selector", "observer", *named]
         if unknown := self.cluster.nodes.keys() - set(roles):
-            raise ValueError(f"cluster.nodes: no {', '.join(sorted(unknown))}; there is {', '.join(roles)}")
+            raise ValueError(
+                f"cluster.nodes: got {', '.join(sorted(unknown))}, expected some of {', '.join(roles)}"
+            )
         return self
 
     def _check_previews(self) -> None:
         if self.selection.previews and self.rollout.preview_steps >= self.rollout.steps:
             raise ValueError(
                 f"rollout.preview_steps must be less than rollout.steps ({self.rollout.steps}) "
-                f"where there are selection.previews, got {self.rollout.preview_steps}"
+                f"with selection.previews, got {self.rollout.preview_steps}"
             )

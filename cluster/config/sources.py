@@ -27,15 +27,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def preset_names() -> list[str]:
-    """The names of the presets that ship."""
+    """List the names of the bundled presets."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def read_toml(source: str) -> dict[str, Any]:
-    """The values of a preset or of a TOML file.
+    """Read the values of a preset or of a TOML file.
 
     Raises:
-        UserError: if there is no such preset or file, or it is not TOML.
+        UserError: if the preset or file does not exist, or is not TOML.
     """
     path = Path(source) if source.endswith(".toml") else PRESETS / f"{source}.toml"
     try:
@@ -50,7 +50,7 @@ def read_toml(source: str) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: list[str], prog: str) -> dict[str, Any]:
-    """Nested values of ``--section.key value`` flags.
+    """Parse ``--section.key value`` flags into nested values.
 
     Raises:
         UserError: if a flag is unknown or lacks its value.
@@ -58,7 +58,7 @@ def parse_overrides(arguments: list[str], prog: str) -> dict[str, Any]:
     from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
     class CommandLine(BaseSettings, RunSettings):
-        """Only the source of flags; never instantiated."""
+        """The source of flags; never instantiated."""
 
         model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
@@ -103,5 +103,5 @@ def _another(key: str, base: dict[str, Any], over: dict[str, Any]) -> bool:
 
 
 def to_toml(settings: RunSettings) -> str:
-    """The resolved configuration as TOML that `resolve` reads back."""
+    """Write the resolved configuration as TOML, which `resolve` can read again."""
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))

@@ -11,7 +11,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 COMMIT_VARIABLE: Final = "NOISEMARGIN_COMMIT"
-"""Names the commit of a copy that is no git checkout, such as the upload of a job."""
+"""The variable with the commit of a copy that is not a git checkout, such as the upload of a job."""
 
 
 @lru_cache
@@ -26,12 +26,12 @@ def version() -> str:
 
 @lru_cache
 def commit() -> str:
-    """Ask git for the checkout's short hash, with a + if tracked files have changed; empty if unknown."""
+    """Return the checkout's short hash, with a + if tracked files have changed; empty if unknown."""
     if not (ROOT / ".git").exists():  # git would answer for a repository around this one
         return os.environ.get(COMMIT_VARIABLE, "")
     command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # there is no git
+    except OSError:  # git is not installed
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,1 +1,1 @@
-"""What leaves the house: an adapter or a pipeline that plain diffusers loads."""
+"""The export of a checkpoint as an adapter or a pipeline that plain diffusers loads."""

@@ -1,7 +1,7 @@
-"""Make a folder that plain diffusers loads, from a run's newest committed checkpoint.
+"""Export a run's newest committed checkpoint to a folder that plain diffusers loads.
 
 ``lora`` is for `load_lora_weights`, ``pipeline`` for `from_pretrained`, each with a model card. The folder
-holds the current weights; ``--ema`` takes their average instead, with which the run's evaluations draw.
+contains the current weights or, with ``--ema``, their average, which the run's evaluations use.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from cluster.config.command import Parser, Status, guarded, program
 
 @guarded
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
     from cluster.export.steps import check, push, write
 
-    order = check(options)
-    write(order)
-    print(order.folder)
-    if order.push is not None:
-        print(push(order.folder, order.push))
+    export = check(options)
+    write(export)
+    print(export.folder)
+    if export.push is not None:
+        print(push(export.folder, export.push))
     return Status.DONE
 
 

@@ -1,4 +1,4 @@
-"""The model card of an export: recipe, metrics, the base model's licence, and a snippet that runs."""
+"""The model card of an export: recipe, metrics, the base model's licence, and a complete code example."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cluster.record.run_data import evaluated
 from cluster.record.run_folder import RunFolder
 
 CARD: Final = "README.md"
-"""The file in which the hub expects a model's card."""
+"""The file name that the hub expects of a model card."""
 
 TEMPLATE: Final = Path(__file__).parent / "model_card.md.j2"
 
@@ -28,12 +28,12 @@ RECIPE: Final[Mapping[str, set[str]]] = {
     "selection": set(),
     "learner": {"ranks", "gpus", "threads"},
 }
-"""The sections that a card shows in full, and the keys left out: paths, and what is the machine's."""
+"""The sections that a card shows, and the keys omitted from each: paths, and settings of the machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What is exported, from which file into which folder, and the hub's name for it if it is pushed."""
+    """An export: the checkpoint's file, the folder, and the repository on the hub if it is pushed."""
 
     run: RunFolder
     settings: RunSettings
@@ -46,9 +46,9 @@ class Export:
 
 
 def model_card(export: Export, absent: Sequence[str], arguments: Mapping[str, Any]) -> str:
-    """The text of a card.
+    """Render a card.
 
-    ``absent`` are the components that the base pipeline lacks, ``arguments`` those that it is called with.
+    ``absent`` are the components that the base pipeline lacks, ``arguments`` those of its calls.
     """
     settings, base = export.settings, export.settings.model.path
     licence = _licence(base)
@@ -101,7 +101,7 @@ def _front_matter(export: Export, licence: Mapping[str, str]) -> ModelCardData:
 
 
 def _licence(base: str) -> dict[str, str]:
-    """The licence fields of the base model's card; none if there is no card or it names no licence."""
+    """Read the licence fields of the base model's card; empty without a card or a licence in it."""
     local = Path(base).is_dir()
     try:
         found = ModelCard.load(Path(base) / CARD if local else base, ignore_metadata_errors=True).data
@@ -110,7 +110,7 @@ def _licence(base: str) -> dict[str, str]:
     names = ("license", "license_name", "license_link")
     fields = {name: str(value) for name in names if (value := found.get(name))}
     link = fields.get("license_link", "")
-    if link and "://" not in link:  # relative to a repository that this card will not be in
+    if link and "://" not in link:  # relative to the base model's repository
         fields["license_link"] = f"https://huggingface.co/{base}/blob/main/{link}"
         if local:
             del fields["license_link"]
@@ -118,7 +118,7 @@ def _licence(base: str) -> dict[str, str]:
 
 
 def _held_out(history: Sequence[Mapping[str, Any]], step: int) -> tuple[int, int, list[tuple[str, str, str]]]:
-    """The steps of the first and the last evaluation up to a step, and what both measured."""
+    """Return the steps of the first and the last evaluation up to a step, and the metrics of both."""
     rows = [row for row in history if "eval_reward" in row and row["step"] <= step]
     if not rows:
         return 0, 0, []
@@ -132,7 +132,7 @@ def _number(value: float | None) -> str:
 
 
 def _first_image(run: RunFolder) -> tuple[str, int | None]:
-    """The prompt and the noise of the first held-out image, which every evaluation draws again."""
+    """Return the prompt and the noise of the first held-out image, the same in every evaluation."""
     for path in sorted(run.eval.glob("step-*.parquet"))[:1]:
         row = pq.read_table(path, columns=["prompt", "noise_seed"]).slice(0, 1).to_pylist()[0]
         return str(row["prompt"]), int(row["noise_seed"])

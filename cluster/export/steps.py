@@ -1,4 +1,4 @@
-"""The steps of an export: find what can be wrong, write the folder, upload it."""
+"""The steps of an export: check it, write the folder, upload it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import httpx
 from huggingface_hub import HfApi, get_token
@@ -20,29 +19,26 @@ from cluster.config.settings import RunSettings
 from cluster.config.sources import resolve
 from cluster.export.model_card import CARD, Export, model_card
 from cluster.record.checkpoints import Checkpoints, checkpoints_of
+from cluster.record.names import AVERAGE, WEIGHTS
 from cluster.record.run_folder import RunFolder
 from cluster.record.stored_checkpoints import DamagedError
 from rollout.families.registry import ModelFolderError, family_of
 
-WEIGHTS: Final = {False: "weights.safetensors", True: "average.safetensors"}
-"""The file of a checkpoint with the current weights, and the one with their average."""
-
 
 class PushError(RunFailed):
-    """The hub did not take an export."""
+    """The upload of an export to the hub failed."""
 
 
 def check(options: argparse.Namespace) -> Export:
-    """Find everything that can be wrong before the model is loaded.
+    """Check everything that can be wrong before the model is loaded.
 
     Raises:
         UserError: naming the flag or file, its value and what was expected.
     """
     run = RunFolder(options.run)
-    config = run.path / "config.toml"
-    if not config.is_file():
-        raise UserError(f"{run.path} is no run folder: there is no {config}")
-    settings = resolve(str(config), {})
+    if not run.config.is_file():
+        raise UserError(f"{run.path} is not a run folder: there is no {run.config}")
+    settings = resolve(str(run.config), {})
     if options.what == "lora" and not settings.model.trains_adapter:
         raise UserError(
             "--what lora: the run trained every parameter (model.lora_rank = 0); use --what pipeline"
@@ -70,25 +66,26 @@ def _checkpoint(
     checkpoints = checkpoints_of(settings, run)
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(f"{checkpoints.root} holds no committed checkpoint")
+        raise UserError(f"{checkpoints.root} has no committed checkpoint")
     if wanted is not None and wanted not in steps:
         known = ", ".join(map(str, steps))
-        raise UserError(f"--step {wanted}: {checkpoints.root} holds no such checkpoint, only {known}")
+        raise UserError(f"--step {wanted}: {checkpoints.root} has no such checkpoint, only {known}")
     try:
-        return _newest_file(checkpoints, steps if wanted is None else [wanted], WEIGHTS[averaged])
+        name = AVERAGE if averaged else WEIGHTS
+        return _newest_file(checkpoints, steps if wanted is None else [wanted], name)
     except FileNotFoundError as error:
         raise UserError(f"{error}; expected every trained parameter in it, by name") from None
 
 
 def _newest_file(checkpoints: Checkpoints, steps: Sequence[int], name: str) -> tuple[int, Path]:
-    """A file of the newest of some checkpoints in which it is not damaged, and the step of that one."""
+    """Return the newest checkpoint's step in which a file is undamaged, and the file."""
     *older, step = steps
     try:
         return step, checkpoints.file(step, name)
     except DamagedError as error:
         if not older:
             raise
-        print(f"damaged, so an older checkpoint is taken: {error}", file=sys.stderr)
+        print(f"damaged, so an older checkpoint is used: {error}", file=sys.stderr)
         return _newest_file(checkpoints, older, name)
 
 
@@ -105,11 +102,11 @@ def _check_push(name: str) -> None:
         raise UserError(f"--push {name}: no token for the hub; log in with `hf auth login` or set HF_TOKEN")
 
 
-def write(order: Export) -> None:
-    """Write the folder; it appears whole or not at all.
+def write(export: Export) -> None:
+    """Write the folder atomically.
 
     Raises:
-        UserError: if the weights do not belong to the model, or the folder cannot be written.
+        UserError: if the weights do not fit the model, or the folder cannot be written.
     """
     from rollout.tools.export import (
         ExportError,
@@ -119,30 +116,30 @@ def write(order: Export) -> None:
         write_pipeline,
     )
 
-    writer = {"lora": write_lora, "pipeline": write_pipeline}[order.what]
-    whole = order.folder.absolute()
+    writer = {"lora": write_lora, "pipeline": write_pipeline}[export.what]
+    whole = export.folder.absolute()
     draft = whole.with_name(f".{whole.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        writer(order.weights, order.settings.model, order.settings.rollout, draft)
-        base = order.settings.model.path
-        card = model_card(order, absent_components(base), call_arguments(base, order.settings.rollout))
+        writer(export.weights, export.settings.model, export.settings.rollout, draft)
+        base = export.settings.model.path
+        card = model_card(export, absent_components(base), call_arguments(base, export.settings.rollout))
         (draft / CARD).write_text(card, encoding="utf-8")
         draft.replace(whole)
     except ExportError as error:
         raise UserError(str(error)) from None
     except OSError as error:
-        raise UserError(f"{order.folder}: cannot export: {error}") from None
+        raise UserError(f"{export.folder}: cannot export: {error}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload an export to the model hub, into a private repository if it is new; returns its address.
+    """Upload an export to the model hub, to a private repository if it is new, and return its address.
 
     Raises:
-        PushError: if the hub cannot be reached or refuses; the folder stays.
+        PushError: if the hub cannot be reached or refuses the upload; the folder is kept.
     """
     api = HfApi()
     try:
@@ -150,5 +147,5 @@ def push(folder: Path, name: str) -> str:
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from NoiseMargin")
     except (httpx.HTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PushError(f"--push {name}: {reason}; the export stays in {folder}") from error
+        raise PushError(f"--push {name}: {reason}; the export is kept in {folder}") from error
     return str(url)

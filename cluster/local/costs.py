@@ -1,4 +1,4 @@
-"""Count what a step costs: seconds by stage, and the rows that pass through transformers."""
+"""Measure the cost of a step: seconds by stage, and rows that pass through transformers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 
 
 class Meter:
-    """Counts rows forward, and rows that a backward pass follows; a guided image is two rows."""
+    """A counter of rows in forward passes, with and without a backward pass; a guided image is two rows."""
 
     def __init__(self) -> None:
         self.forwards = self.backwards = 0
 
     def count(self, transformer: torch.nn.Module) -> None:
-        """Count this model's passes too."""
+        """Count this model's passes from now on."""
         transformer.register_forward_hook(self._add)
 
     def take(self) -> dict[str, int]:
-        """Return the counts since they were last taken."""
+        """Return the counts since the last call."""
         found = {"forwards": self.forwards, "backwards": self.backwards}
         self.forwards = self.backwards = 0
         return found
@@ -33,7 +33,7 @@ class Meter:
 
 
 class Clock:
-    """Seconds that stages have taken, of the wall clock and of this process's CPU time."""
+    """The seconds of every stage, of wall-clock time and of this process's CPU time."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -49,7 +49,7 @@ class Clock:
             self._add(f"cpu_seconds_{stage}", time.process_time() - cpu)
 
     def take(self) -> dict[str, float]:
-        """Return ``seconds_STAGE`` and ``cpu_seconds_STAGE`` since they were last taken."""
+        """Return ``seconds_STAGE`` and ``cpu_seconds_STAGE`` since the last call."""
         found, self._seconds = self._seconds, {}
         return found
 

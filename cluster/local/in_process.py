@@ -1,7 +1,7 @@
-"""The stages of a step in one process, without Ray: for studies of many short runs on few cores.
+"""The stages of a step in one process, without Ray, for studies of many short runs on few cores.
 
-The workers are the service's own, so that a step is the same maths; what passes weights and trajectories on
-is a function call.
+The workers are those of the service, so that a step is the same maths; weights and trajectories are passed by
+function calls.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def load_learner(settings: RunSettings) -> LearnerWorker:
 
 
 @dataclass(frozen=True, slots=True)
-class _Judge:
-    """A reward in this process; one that fails ends the study rather than bend it."""
+class _LocalReward:
+    """A reward in this process, whose failure ends the study instead of biasing it."""
 
     reward: RewardSettings
     worker: RewardWorker
@@ -76,33 +76,36 @@ class _Judge:
 
 
 class LocalRewards:
-    """The rewards of a run; those of training add up as the run says, those of an evaluation as they are."""
+    """The rewards of a run, combined as configured in training and by their raw values in evaluation."""
 
     def __init__(self, settings: RunSettings, scorers: Scorers, clock: Clock | None = None) -> None:
-        """Score with scorers that are loaded; their time is added to a clock."""
-        self.judges = {
-            name: _Judge(reward, scorers[name], clock or Clock())
+        """Score with loaded scorers, whose time is added to a clock."""
+        self.rewards = {
+            name: _LocalReward(reward, scorers[name], clock or Clock())
             for name, reward in settings.distinct_rewards.items()
         }
         self.training = {reward.name: reward.weight for reward in settings.rewards}
-        self.judging = {reward.name: reward.weight for reward in settings.judges}
+        self.evaluation = {reward.name: reward.weight for reward in settings.eval_rewards_used}
         self.combine = settings.combine
 
     async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
         """Score a group with every training reward, as its chunks are sampled."""
         seen = [asyncio.ensure_future(seen_of(prompt, chunk)) for chunk in chunks]
-        return await score_all(self.judges, self.training, seen, self.combine)
+        return await score_all(self.rewards, self.training, seen, self.combine)
 
-    async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
-        """Score images that are finite with every evaluation reward."""
-        return await score_all(self.judges, self.judging, [_done(Seen.of(images, prompts, finite))], "raw")
+    async def score_held_out(
+        self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]
+    ) -> Scores:
+        """Score the finite images with every evaluation reward."""
+        seen = _done(Seen.of(images, prompts, finite))
+        return await score_all(self.rewards, self.evaluation, [seen], "raw")
 
     def raw(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
-        """Score images that are finite with every training reward, which add up as they are."""
+        """Score the finite images with every training reward, combined by raw values."""
 
         async def score() -> Scores:
             seen = _done(Seen.of(images, prompts, finite))
-            return await score_all(self.judges, self.training, [seen], "raw")
+            return await score_all(self.rewards, self.training, [seen], "raw")
 
         return asyncio.run(score())
 
@@ -114,13 +117,13 @@ def _done(seen: Seen) -> asyncio.Future[Seen]:
 
 
 class LocalStages:
-    """A sampler, the rewards, a selector and a learner that take turns, as `cluster.loop.stages.Stages`.
+    """Sampler, rewards, selector and learner that alternate, as an implementation of `Stages`.
 
-    Always on-policy: the sampler has the learner's weights, or its average for as long as an evaluation.
+    Always on-policy: the sampler has the learner's weights or, during an evaluation, their average.
     """
 
     def __init__(self, settings: RunSettings, scorers: Scorers) -> None:
-        """Load the policy twice, as the service does: the learner's copy and the sampler's."""
+        """Load the policy twice, as the service does, for the learner and for the sampler."""
         self.settings = settings
         self.sampler, self.learner = load_sampler(settings), load_learner(settings)
         self.selector = Selector(settings.selection, settings.seed)
@@ -143,7 +146,7 @@ class LocalStages:
             return self.sampler.begin(batch)
 
     async def finish(self, batch: Batch, begun: Sequence[Handle]) -> Sequence[Chunk]:
-        """Sample the other steps of candidates that were begun."""
+        """Sample the other steps of partial trajectories."""
         with self.clock.running("sample"):
             return self.sampler.finish(batch, *begun)
 
@@ -152,7 +155,7 @@ class LocalStages:
         return await self.rewards.score(prompt, chunks)
 
     async def measure(self, chunks: Sequence[Awaitable[Chunk]]) -> Mapping[str, float]:
-        """Measure nothing: no drift guard watches here."""
+        """Return nothing, since only the service has a drift guard."""
         return {}
 
     async def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
@@ -171,55 +174,57 @@ class LocalStages:
             return self.learner.update(work)
 
     async def updates(self) -> int:
-        """Count the optimizer steps that were applied."""
+        """Count the applied optimizer steps."""
         return self.learner.updates
 
     async def load(self, version: int) -> None:
-        """Hand the learner's weights over to the sampler."""
+        """Load the learner's weights into the sampler."""
         self.weights = WeightsId(version)
-        self._hand_over(self.weights)
+        self._load(self.weights)
 
     async def averaged(self, version: int) -> Weights:
-        """Hand the average of the weights over to the sampler, which gives it back before it next samples."""
+        """Load the average of the weights into the sampler, until it samples again."""
         weights = WeightsId(version, averaged=True)
-        self._hand_over(weights)
+        self._load(weights)
         return Weights(id=weights, checksums=(), parts=())
 
     async def draw(
         self, weights: Weights, prompts: Sequence[Prompt], noises: Sequence[Noise]
     ) -> tuple[tuple[bool, ...], Handle]:
-        """Draw an image for every prompt and noise by the ODE: which are finite, and all of them."""
+        """Draw an image per prompt and noise by the ODE; return whether each is finite, and the images."""
         with self.clock.running("draw"):
             return self.sampler.evaluate(prompts, noises)
 
-    async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
-        """Score images that are finite with every evaluation reward."""
-        return await self.rewards.judge(images, prompts, finite)
+    async def score_held_out(
+        self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]
+    ) -> Scores:
+        """Score the finite images with every evaluation reward."""
+        return await self.rewards.score_held_out(images, prompts, finite)
 
     async def fetch(self, handle: Handle) -> Any:
-        """Return the value, which is here already."""
+        """Return the handle, which is the value itself."""
         return handle
 
     @property
     def failures(self) -> Sequence[str]:
-        """Nothing: a reward that fails raises."""
+        """Always empty, since a failing reward raises."""
         return ()
 
     @property
     def status(self) -> Mapping[str, float]:
-        """Nothing: there are no actors."""
+        """Always empty, since there are no actors."""
         return {}
 
     def alarms(self) -> dict[str, str]:
-        """Return nothing: no reward only watches here."""
+        """Return nothing, since a failing reward raises."""
         return {}
 
     def _resume(self) -> None:
-        """Give the sampler the policy back after an evaluation."""
+        """Load the current weights into the sampler again after an evaluation."""
         if self.sampler.holds != self.weights:
-            self._hand_over(self.weights)
+            self._load(self.weights)
 
-    def _hand_over(self, weights: WeightsId) -> None:
+    def _load(self, weights: WeightsId) -> None:
         with self.clock.running("learn"):
             for number, (digest, flat) in enumerate(self.learner.publish(weights.averaged)):
                 assert flat is not None  # the only rank

@@ -1,1 +1,1 @@
-"""How is a step made?"""
+"""The training loop, its observers and its recovery."""

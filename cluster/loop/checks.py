@@ -1,4 +1,4 @@
-"""Stop a run early whose steps leave nothing to go on with: images, rewards, margins, weights, gradients."""
+"""Stop a run that cannot continue: by its images, rewards, margins, weights or gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from cluster.config.errors import RunStopped
 from cluster.loop.run import Run, Step
 from cluster.record.nonfinite import BROKEN
-from cluster.record.nothing_learned import nothing_learned, some
+from cluster.record.nothing_learned import first_few, nothing_learned
 from cluster.record.run_folder import RunFolder
 from learner.objectives.registry import load_objective
 from learner.records import Update
@@ -18,7 +18,7 @@ from learner.records import Update
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """An observer that keeps the evidence of what is not finite, and ends runs that cannot learn."""
+    """An observer that records values that are not finite, and stops runs that cannot learn."""
 
     folder: RunFolder
 
@@ -26,27 +26,27 @@ class Checks:
         """Check a step.
 
         Raises:
-            RunStopped: saying what is wrong, where its evidence is and what to try.
+            RunStopped: with the defect, the file of its evidence and a remedy.
         """
         if made is None:
             return
-        found = [named for one in made.batch for named in one.broken]
-        await asyncio.to_thread(self.folder.record_broken, step, found)
+        broken = [image for produced in made.batch for image in produced.broken]
+        await asyncio.to_thread(self.folder.record_broken, step, broken)
         self._images(made)
         _rewards(run, made)
         if made.update is None:
-            self._margins(run, {"step": step, **made.selection.metrics, BROKEN: len(found)})
+            self._margins(run, {"step": step, **made.selection.metrics, BROKEN: len(broken)})
             return
         _weights(run, made.update)
         await self._gradients(run, step, made, made.update)
         _healthy(run, step, made, made.update.metrics)
 
     def _images(self, made: Step) -> None:
-        """Stop if no candidate is finite; those left out for their previews do not count."""
+        """Stop if no candidate is finite; those excluded by their previews do not count."""
         count = sum(len(group.noises) for group in made.groups)
-        if sum("candidate" in named for one in made.batch for named in one.broken) == count:
+        if sum("candidate" in image for produced in made.batch for image in produced.broken) == count:
             raise RunStopped(
-                f"none of the step's {count} images is finite, so there is nothing to judge; "
+                f"none of the step's {count} images is finite, so none can be scored; "
                 f"their seeds are in {self.folder.nonfinite}"
             )
 
@@ -55,11 +55,11 @@ class Checks:
         count = run.empty_batches
         if count >= run.settings.max_empty_batches:
             rows = [*self.folder.history(), metrics][-count:]
-            why = nothing_learned(rows, run.settings.groups_per_step)
-            raise RunStopped(f"{count} steps in a row had no group with a reward margin: {why}")
+            reason = nothing_learned(rows, run.settings.groups_per_step)
+            raise RunStopped(f"{count} steps in a row had no group with a reward margin: {reason}")
 
     async def _gradients(self, run: Run, step: int, made: Step, update: Update) -> None:
-        """Keep the evidence of a skipped update; after too many in a row nothing is left to learn."""
+        """Record the cause of a skipped update, and stop after too many in a row."""
         if not update.metrics["skipped_updates"]:
             return
         suspects = [made.selection.kept[number] for number in update.suspects]
@@ -67,7 +67,7 @@ class Checks:
         if update.metrics["skipped_in_a_row"] >= run.settings.learner.max_skipped:
             raise RunStopped(
                 f"{update.metrics['skipped_in_a_row']:.0f} optimizer steps in a row had a gradient that is "
-                f"not finite; what led to it is in {self.folder.nonfinite}"
+                f"not finite; its cause is in {self.folder.nonfinite}"
             )
 
 
@@ -77,12 +77,13 @@ def _rewards(run: Run, made: Step) -> None:
 
 
 def _weights(run: Run, update: Update) -> None:
-    """Stop if weights are not finite: no later update mends them."""
+    """Stop if weights are not finite, which no later update can repair."""
     if update.broken:
         rate = update.metrics["learning_rate"]
         raise RunStopped(
             f"after {run.updates} optimizer steps, the last with a learning rate of {rate:g}, the weights "
-            f"are no longer finite: {some(update.broken)}; try a lower learner.learning_rate or a warm-up"
+            f"are no longer finite: {first_few(update.broken)}; "
+            "try a lower learner.learning_rate or a warm-up"
         )
 
 

@@ -1,4 +1,4 @@
-"""The course of a run that is recorded: its observers, and its way back to a checkpoint."""
+"""A recorded run: its observers, and its return to a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cluster.config.preflight import Inputs
 from cluster.config.settings import RunSettings
 from cluster.loop.checks import Checks
-from cluster.loop.drift_guard import DriftGuard, guard_of
+from cluster.loop.drift_guard import DriftGuard, drift_guard_of
 from cluster.loop.evaluation import Evaluation
 from cluster.loop.observers import CheckpointWriter, Ledger, Metrics, Trackers
 from cluster.loop.pictures import Pictures
@@ -23,21 +23,21 @@ from cluster.record.run_folder import RunFolder
 
 
 class RestartableStages(Stages, Protocol):
-    """Stages whose learner has a state that can be saved, and can start anew."""
+    """Stages whose learner can be saved, restored and restarted."""
 
     @property
     def saver(self) -> Saver:
-        """The learner, as checkpoints know it."""
+        """The learner, whose state is saved in checkpoints."""
         ...
 
     async def restart(self) -> None:
-        """Start all learner ranks anew, as at step 0, and forget every published weight."""
+        """Restart all learner ranks, as at step 0, and forget all published weights."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A run with everything that goes back when it continues from a checkpoint."""
+    """A run with all that is restored when it continues from a checkpoint."""
 
     run: Run
     folder: RunFolder
@@ -46,9 +46,9 @@ class Course:
     stages: RestartableStages
 
     async def go_to(self, commit: Commit | None) -> int:
-        """Go to the state after a checkpoint's step, or to that of step 0; returns the step.
+        """Restore the state after a checkpoint's step, or that of step 0, and return the step.
 
-        The run folder forgets what came after, and the drift guard sees what is left.
+        Later records are removed from the run folder, and the drift guard is rebuilt from the others.
         """
         self.checkpoints.pending = None
         if commit:
@@ -69,8 +69,8 @@ def course_of(
     stages: RestartableStages,
     trackers: Sequence[Callable[[dict[str, Any]], None]],
 ) -> Course:
-    """Put a run together: every observer in the order in which it looks at a step."""
-    guard = guard_of(settings)
+    """Assemble a run, with its observers in the order in which they are called after a step."""
+    guard = drift_guard_of(settings)
     observers = (
         Checks(folder),
         Ledger(folder),

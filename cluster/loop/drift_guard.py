@@ -1,4 +1,4 @@
-"""Compare images and held-out rewards with where they started: a guard against reward hacking."""
+"""Compare images and held-out rewards with the start of the run, against reward hacking."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGE: Final = "image_"
 
 
 def image_metrics(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every statistic over the groups that have it."""
+    """Average every statistic over the groups that have it."""
     names = dict.fromkeys(name for group in groups for name in group)
     return {
         f"{IMAGE}{name}": statistics.fmean(group[name] for group in groups if name in group) for name in names
@@ -23,27 +23,28 @@ def image_metrics(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 class DriftGuard:
-    """An observer that compares metrics with their values at the start; a function of the lines it has seen.
+    """An observer that compares metrics with their values at the start.
 
-    A statistic of the images alarms when its mean over the last few steps differs from that of the first few
-    by more than a share of it and by more than some standard deviations; a held-out reward (weight 0) when
-    an evaluation is worse than the first by that share. Each alarms once.
+    A statistic of the images raises an alarm when its mean over the last few steps differs from that over the
+    first few by more than a share of it and by more than some standard deviations; a watching reward, when an
+    evaluation is worse than the first by that share. Each raises one alarm. The state is a function of the
+    metrics so far.
     """
 
     def __init__(self, settings: GuardSettings, held_out: Sequence[str]) -> None:
-        """``held_out`` names the metrics of rewards that only watch."""
+        """Watch the images and the metrics ``held_out`` of watching rewards."""
         self.settings, self.held_out = settings, held_out
         self.rebuild(())
 
     def rebuild(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """Rebuild the state from a run's metrics so far."""
+        """Rebuild the state by replaying a run's metrics so far."""
         self._seen: dict[str, list[float]] = {}
         self._alarmed: set[str] = set()
         for line in history:
             self.look(line)
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
-        """Add alarms to a step's metrics, also those of watching rewards; pause the run if asked to."""
+        """Add alarms and outages of watching rewards to a step's metrics, and pause the run if configured."""
         drifted = self.look(metrics)
         if drifted and self.settings.action == "pause":
             run.stop.set()
@@ -51,19 +52,19 @@ class DriftGuard:
             metrics["alarms"] = alarms
 
     def look(self, metrics: Mapping[str, Any]) -> dict[str, str]:
-        """Take in a step's metrics; what drifted, by metric, with the numbers that show it."""
+        """Add a step's metrics, and return an alarm with its numbers for each metric that has drifted."""
         if self.settings.action == "off":
             return {}
         watched = [name for name in metrics if name.startswith(IMAGE) or name in self.held_out]
-        found = {}
+        alarms = {}
         for name in watched:
             if metrics[name] is not None and math.isfinite(metrics[name]):
                 self._seen.setdefault(name, []).append(float(metrics[name]))
-            story = self._drift(name)
-            if story and name not in self._alarmed:
-                found[name] = story
+            message = self._drift(name)
+            if message and name not in self._alarmed:
+                alarms[name] = message
                 self._alarmed.add(name)
-        return found
+        return alarms
 
     def _drift(self, name: str) -> str:
         seen = self._seen.get(name, [])
@@ -80,10 +81,10 @@ class DriftGuard:
 
 
 def watching_rewards(settings: RunSettings) -> list[str]:
-    """The metrics of evaluation rewards without a weight: nobody optimises them, so they show who cheats."""
-    return [f"eval_{reward.name}" for reward in settings.judges if reward.weight == 0]
+    """List the metrics of evaluation rewards with weight 0: not optimised, they reveal reward hacking."""
+    return [f"eval_{reward.name}" for reward in settings.eval_rewards_used if reward.weight == 0]
 
 
-def guard_of(settings: RunSettings) -> DriftGuard:
-    """The guard of a run that has not begun."""
+def drift_guard_of(settings: RunSettings) -> DriftGuard:
+    """Make the drift guard of a run before its first step."""
     return DriftGuard(settings.guard, watching_rewards(settings))

@@ -1,4 +1,4 @@
-"""Evaluate: held-out prompts with fixed noise, drawn by the ODE with the averaged weights."""
+"""Evaluate on held-out prompts with fixed noise, drawn by the ODE with the averaged weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rewards.combine import Scores
 from rollout.records import Handle, Weights
 
 SHOWN: Final = 48
-"""Held-out images that are kept as files; all of them are scored."""
+"""Held-out images that are saved as files; all are scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Held-out images: which are finite, their scores, and a handle of the images of every batch."""
+    """Held-out images: whether each is finite, their scores, and a handle of the images of every batch."""
 
     finite: Sequence[bool]
     scores: Scores
@@ -40,32 +40,32 @@ async def evaluate(stages: Stages, version: int, drawn: Sequence[Drawn], batch: 
     parts = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
     done = await asyncio.gather(*(_evaluate_batch(stages, part, weights) for part in parts))
     return Evaluated(
-        finite=[good for one in done for good in one.finite],
-        scores=joined([one.scores for one in done]),
-        images=[image for one in done for image in one.images],
+        finite=[good for batch_done in done for good in batch_done.finite],
+        scores=joined([batch_done.scores for batch_done in done]),
+        images=[image for batch_done in done for image in batch_done.images],
     )
 
 
 async def _evaluate_batch(stages: Stages, part: Sequence[Drawn], weights: Weights) -> Evaluated:
-    prompts = [one.prompt for one in part]
-    finite, images = await stages.draw(weights, prompts, [one.noise for one in part])
-    return Evaluated(finite, await stages.judge(images, prompts, finite), [images])
+    prompts = [drawn.prompt for drawn in part]
+    finite, images = await stages.draw(weights, prompts, [drawn.noise for drawn in part])
+    return Evaluated(finite, await stages.score_held_out(images, prompts, finite), [images])
 
 
 def evaluates(run: Run, step: int) -> bool:
-    """Return whether a step ends with an evaluation: the start, the last step and every few between."""
+    """Return whether a step has an evaluation: the start, the last, and one in ``eval_every`` steps."""
     return step in (0, run.settings.steps) or step % run.settings.eval_every == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """An observer that evaluates, keeps scores and some of the images, and adds the eval_* metrics."""
+    """An observer that evaluates, saves the scores and some images, and adds the eval_* metrics."""
 
     folder: RunFolder
     drawn: Sequence[Drawn]
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
-        """Evaluate where it is due."""
+        """Evaluate after the steps that `evaluates` names."""
         if not evaluates(run, step):
             return
         started, batch = time.perf_counter(), run.settings.rollout.batch
@@ -87,7 +87,7 @@ class Evaluation:
 
 
 def _win_rate(folder: RunFolder, scores: Scores) -> float:
-    """The share of images that score more than at the start; NaN if the scores at the start are lost."""
+    """Return the share of images that score more than at the start; NaN if the start's scores are lost."""
     if not folder.start.exists():
         warn("win rate missing", reason=f"{folder.start} is lost")
         return float("nan")

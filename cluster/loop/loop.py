@@ -1,4 +1,4 @@
-"""The training loop: oversample the noise, score, keep the widest margins, update, hand the weights over."""
+"""The training loop: oversample the noise, score, keep the widest margins, update, broadcast the weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cluster.loop.run import Run
 
 
 async def train(run: Run, start: int) -> int:
-    """Train from a step to the last one; returns the number of steps done when it ends or is stopped."""
+    """Train from a step to the last one, or to a stop, and return the number of steps done."""
     await run.begin(start)
     async with Production(run.settings, run.prompts, run.stages, run.groups, first=start) as groups:
         for step in range(start, run.settings.steps):

@@ -1,4 +1,4 @@
-"""The observers that write a step down: metrics, ledger, alarms, trackers and checkpoints."""
+"""The observers that record a step: metrics, ledger, trackers and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from learner.objectives.registry import load_objective, metric_names
 
 
 class Metrics:
-    """Adds what a step says of itself to its metrics."""
+    """An observer that adds the metrics of the step itself."""
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
-        """Add the numbers of selection and update, counts, and the seconds of every stage."""
+        """Add the metrics of selection and update, counts, and the seconds of every stage."""
         if made is None:
             return
         metrics |= {
             "policy_version": step - 1,
             "staleness": step - 1 - min(group.version for group in made.groups),
             **made.selection.metrics,
-            BROKEN: sum(len(one.broken) for one in made.batch),
+            BROKEN: sum(len(produced.broken) for produced in made.batch),
             **(made.update.metrics if made.update else _unknown(run)),
             "updates": run.updates,
-            **image_metrics([one.observed for one in made.batch]),
+            **image_metrics([produced.observed for produced in made.batch]),
             **run.watch.seconds(made.batch),
             **run.stages.status,
         }
@@ -42,38 +42,38 @@ def _unknown(run: Run) -> dict[str, None]:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Writes every candidate of a step down."""
+    """An observer that records every candidate of a step."""
 
     folder: RunFolder
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
         """Write the step's rows."""
         if made is not None:
-            scores = [one.scores for one in made.batch]
+            scores = [produced.scores for produced in made.batch]
             await asyncio.to_thread(self.folder.record, step, made.groups, scores, made.selection)
 
 
 @dataclass(frozen=True, slots=True)
 class Trackers:
-    """Hands a step's metrics to whoever keeps or shows them."""
+    """An observer that passes a step's metrics to the trackers."""
 
     trackers: Sequence[Callable[[dict[str, Any]], None]]
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
-        """Hand them over, in order."""
+        """Call every tracker, in order."""
         for tracker in self.trackers:
             tracker(metrics)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointWriter:
-    """Commits a checkpoint where one is due; the last step and a stop get one."""
+    """An observer that commits checkpoints regularly, after the last step and at a stop."""
 
     checkpoints: Checkpoints
     saver: Saver
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
-        """Save, and settle what was saved before."""
+        """Save a checkpoint if it is due, and settle the one before."""
         if made is None:
             return
         if run.ends(step) or step % run.settings.checkpoint_every == 0:

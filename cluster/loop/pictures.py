@@ -1,4 +1,4 @@
-"""Keep the widest pairs of some steps as images."""
+"""Save the widest pairs of some steps as images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAIRS_SHOWN: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """An observer that saves the pairs of the first step, of the last and of every few between."""
+    """An observer that saves the pairs of the first step, the last step and every ``image_every`` steps."""
 
     folder: RunFolder
 

@@ -1,4 +1,4 @@
-"""Produce scored groups ahead of the learner, within the bound of staleness."""
+"""Produce scored groups ahead of the learner, within the bound on staleness."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from selection.selector import screen
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """A scored group, statistics of its images, and when it was sampled and scored (`time.perf_counter`).
+    """A scored group, statistics of its images, and the times when it was sampled and scored.
 
-    ``broken`` names its images that are not finite, and the previews for which a candidate was left out.
+    Times are those of `time.perf_counter`. ``broken`` lists its images that are not finite, and the previews
+    that are not, whose candidates were therefore excluded.
     """
 
     group: CandidateGroup
@@ -40,11 +41,11 @@ class Produced:
 
 
 GroupIds = Callable[[int], Sequence[int]]
-"""The groups of a step."""
+"""A function that returns the numbers of a step's groups."""
 
 
 def consecutive(settings: RunSettings) -> GroupIds:
-    """Number groups through all steps, as many in each."""
+    """Number groups consecutively, the same number in each step."""
     count = settings.groups_per_step
     return lambda step: range(step * count, (step + 1) * count)
 
@@ -52,24 +53,24 @@ def consecutive(settings: RunSettings) -> GroupIds:
 def request_for(
     settings: RunSettings, prompts: tuple[Prompt, ...], group_id: int, version: int
 ) -> SampleRequest:
-    """Ask for a group's candidates, oversampled; with previews, for all those that are begun."""
+    """Build the request for a group's candidates, oversampled; with previews, for all that are begun."""
     prompt = prompt_at(prompts, settings.seed, group_id)
     count = settings.selection.previews or settings.selection.candidates
     return oversampled(prompt, group_id, count, seed=settings.seed, version=version)
 
 
 def oversampled(prompt: Prompt, group_id: int, count: int, *, seed: int, version: int = 0) -> SampleRequest:
-    """Ask for ``count`` candidates of a prompt, each with its own noise."""
+    """Build the request for ``count`` candidates of a prompt, each with its own noise."""
     noises = candidate_noises(seed, prompt.index, group_id, count)
     return SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=version)
 
 
 class Production:
-    """The groups of the coming steps, each step's being produced under the version at which it was admitted.
+    """The groups of the next steps, in production with the policy version at which each step was admitted.
 
     At most ``max_staleness`` steps are ahead of the one that the learner waits for. A context manager: at its
-    end, what is still being produced is cancelled; a failure of a producer cancels the body and is raised as
-    part of an ``ExceptionGroup``.
+    end, groups still in production are cancelled; a failure of a producer cancels the body and is raised in
+    an ``ExceptionGroup``.
     """
 
     def __init__(
@@ -82,32 +83,32 @@ class Production:
         self._producers = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Production:
-        """Begin."""
+        """Enter the group of producers."""
         await self._producers.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Cancel what nobody waits for any more."""
+        """Cancel the producers and wait for their end."""
         for task in chain(*self._inflight):
             task.cancel()
         await self._producers.__aexit__(kind, error, trace)
 
     async def next(self, version: int) -> list[Produced]:
-        """Return the groups of the next step; admits those that may now begin, under this version."""
+        """Admit the steps that may now start with this policy version, and return the next step's groups."""
         for step in islice(self._ahead, self.settings.max_staleness + 1 - len(self._inflight)):
             self._inflight.append(self._admit(step, version))
         return [await group for group in self._inflight.popleft()]
 
     def _admit(self, step: int, version: int) -> list[asyncio.Task[Produced]]:
-        """Begin to produce the groups of a step; neighbours may share a batch."""
+        """Start to produce the groups of a step, several of which may share a batch."""
         requests = [request_for(self.settings, self.prompts, group, version) for group in self.groups(step)]
         shared = Batches(batches(requests, self.settings.rollout), self.stages.sample)
         return [self._producers.create_task(self._produce(request, shared)) for request in requests]
 
     async def _produce(self, request: SampleRequest, shared: Batches) -> Produced:
-        """Produce one group; again, from the same seeds, if its images are lost before they are scored."""
+        """Produce one group, again from the same seeds if its images are lost before they are scored."""
         GROUP.set(request.group_id)
         try:
             return await self._once(request, shared)
@@ -127,15 +128,15 @@ class Production:
             self.stages.measure(chunks),
         )
         finite = [good for chunk in chunks for good in chunk.result().finite]
-        found = [*finishing.broken, *broken_candidates(request, finite)]
-        return Produced(group, scores, observed, sampled, scored, found)
+        broken = [*finishing.broken, *broken_candidates(request, finite)]
+        return Produced(group, scores, observed, sampled, scored, broken)
 
 
 @dataclass(frozen=True, slots=True)
 class Finishing:
-    """The candidates of a group that are sampled to the end; ``spent`` seconds came before.
+    """The candidates of a group that are sampled to the end, after ``spent`` seconds for previews.
 
-    ``broken`` names the previews that are not finite, of candidates that were therefore left out.
+    ``broken`` lists the previews that are not finite, whose candidates were therefore excluded.
     """
 
     request: SampleRequest
@@ -145,7 +146,7 @@ class Finishing:
 
 
 async def screened(settings: RunSettings, stages: Stages, request: SampleRequest) -> Finishing:
-    """Begin every candidate of a group and finish those whose previews promise the widest margins."""
+    """Begin every candidate of a group, and finish those whose previews predict the widest margins."""
     parts = batches([request], settings.rollout)
     previews = [asyncio.ensure_future(_only(stages.begin(part))) for part in parts]
     scores = await stages.score(request.prompt, previews)
@@ -154,20 +155,20 @@ async def screened(settings: RunSettings, stages: Stages, request: SampleRequest
     chosen = screen(scores, settings.selection, settings.seed, request.group_id)
     finite = [good for preview in done for good in preview.finite]
     harmless = [good or place in chosen for place, good in enumerate(finite)]
-    left_out = broken_candidates(request, harmless, "preview")
+    excluded = broken_candidates(request, harmless, "preview")
     request = replace(request, noises=tuple(request.noises[i] for i in chosen))
     handles = iter([begun[i] for i in chosen])
     chunks = [_finish(stages, part, handles) for part in batches([request], settings.rollout)]
-    return Finishing(request, chunks, sum(preview.seconds for preview in done), left_out)
+    return Finishing(request, chunks, sum(preview.seconds for preview in done), excluded)
 
 
 def _finish(stages: Stages, part: Batch, begun: Iterator[Handle]) -> asyncio.Future[Chunk]:
-    count = sum(len(one.noises) for one in part)
+    count = sum(len(request.noises) for request in part)
     return asyncio.ensure_future(_only(stages.finish(part, tuple(islice(begun, count)))))
 
 
 async def _only(chunks: Awaitable[Sequence[Chunk]]) -> Chunk:
-    """The chunk of a batch of one group."""
+    """Wait for the chunk of a batch of one group."""
     (chunk,) = await chunks
     return chunk
 
@@ -177,6 +178,6 @@ async def _timed(scoring: Awaitable[Scores]) -> tuple[Scores, float]:
 
 
 async def _sampled(finishing: Finishing) -> tuple[CandidateGroup, float]:
-    """Join the chunks of a group, and say when the last of them was done."""
+    """Join the chunks of a group, and return the time when the last one was sampled."""
     done = await asyncio.gather(*finishing.chunks)
     return group_of(finishing.request, done, finishing.spent), time.perf_counter()

@@ -1,4 +1,4 @@
-"""Train through the loss of the learner: all ranks anew, from the last checkpoint, within the same run."""
+"""Recover from the loss of the learner within a run, from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from cluster.record.events import warn
 from cluster.record.marker import Commit
 
 ATTEMPTS: Final = 3
-"""How often a run goes back to one checkpoint: what goes wrong more often is no accident."""
+"""Recoveries from one checkpoint at most, since more losses are not a coincidence."""
 PAUSE: Final = 5.0
-"""Seconds before it goes back once more, and twice as many then: Ray may not know yet that a node is dead."""
+"""Seconds before the second recovery, twice that before the third: Ray may not yet know of a dead node."""
 LOSSES: Final = (LearnerLost, DataLost)
-"""Ranks that died or hang, and data of the step that were on a node that is gone."""
+"""Ranks that died or hang, and data of the step that were lost with their node."""
 
 
-async def train_through_losses(course: Course, start: int, tell: Callable[[str], None]) -> int:
-    """Train as `train` does; a loss takes the run back to its last checkpoint, and it goes on from there.
+async def train_through_losses(course: Course, start: int, print_line: Callable[[str], None]) -> int:
+    """Train as `train` does, and continue from the last checkpoint after each loss, which is printed.
 
     All but the learner's state is a pure function of the seed and the step, so weights, metrics and ledger
-    end as if nothing had happened. ``tell`` gets a line per loss.
+    end as without a loss.
 
     Raises:
-        GaveUp: if it happens again and again without a new checkpoint in between.
+        GaveUp: after repeated losses without a new checkpoint in between.
         UserError: if every checkpoint is damaged.
     """
     losses: Counter[int] = Counter()
@@ -40,23 +40,23 @@ async def train_through_losses(course: Course, start: int, tell: Callable[[str],
                 start = await course.go_to(commit)
             return await train(course.run, start)
         except (*LOSSES, ExceptionGroup) as error:
-            story = _story(error)
-            if story is None:
+            loss = _describe_loss(error)
+            if loss is None:
                 raise
         commit = await asyncio.to_thread(course.checkpoints.newest)
-        course.checkpoints.tell_damage(tell)
+        course.checkpoints.report_damage(print_line)
         step = commit.step if commit else 0
         losses[step] += 1
         if losses[step] > ATTEMPTS:
-            raise GaveUp(f"{story}; it is the loss number {losses[step]} after step {step}")
-        warn("learner lost", reason=story, back_to=step)
-        tell(f"{story}: all ranks start anew, from step {step}")
+            raise GaveUp(f"{loss}; this is loss number {losses[step]} after step {step}")
+        warn("learner lost", reason=loss, back_to=step)
+        print_line(f"{loss}: all ranks restart from step {step}")
         await asyncio.sleep(PAUSE * (losses[step] - 1))
 
 
-def _story(error: Exception) -> str | None:
-    """Describe what was lost; None if something else went wrong, too."""
+def _describe_loss(error: Exception) -> str | None:
+    """Describe a loss; None if there was another error as well."""
     if isinstance(error, ExceptionGroup):
         lost, rest = error.split(LOSSES)
-        return None if lost is None or rest is not None else _story(lost.exceptions[0])
+        return None if lost is None or rest is not None else _describe_loss(lost.exceptions[0])
     return str(error)

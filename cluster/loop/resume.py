@@ -1,4 +1,4 @@
-"""Continuing a run: which checkpoint, and whether the configuration is still the same."""
+"""Continue a run from its newest checkpoint, if the configuration is unchanged."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SAFE: Final = (
     "eval_rewards.*.attempts", "eval_rewards.*.runtime_env*", "guard.*",
     "rewards.*.max_wait", "eval_rewards.*.max_wait",  # in old checkpoints
 )  # fmt: skip
-"""What a run may change when it continues: how long, where and how it runs, not what it computes."""
+"""The keys that may change when a run continues: its length, placement and resources, not its computation."""
 
 
 def resumable(settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints) -> Commit:
-    """The newest checkpoint that is whole, once it is known to fit; the run folder is as it was then.
+    """Find the newest undamaged checkpoint that fits the configuration, and rewind the run folder to it.
 
     Raises:
-        UserError: if there is none, all are damaged, or the configuration says something else than it did.
+        UserError: without an undamaged checkpoint, or if the configuration has changed.
     """
 
     def fits(commit: Commit) -> None:
@@ -47,18 +47,18 @@ def resumable(settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints
 
     commit = checkpoints.newest(fits)
     if commit is None:
-        raise UserError(f"--resume: {checkpoints.root} holds no committed checkpoint")
+        raise UserError(f"--resume: {checkpoints.root} has no committed checkpoint")
     checkpoints.rewind(commit, folder)
     return commit
 
 
 def started_before(settings: RunSettings, folder: RunFolder, checkpoints: Checkpoints) -> Commit | None:
-    """What an attempt before this one left: its newest checkpoint, or none and a folder to start over in.
+    """Find an earlier attempt's newest checkpoint; without any, prepare the folder for a start from step 0.
 
     Raises:
         UserError: if every checkpoint is damaged, or the folder is another run's.
     """
-    if not folder.config.exists():  # a first attempt, or only the checkpoints have survived, elsewhere
+    if not folder.config.exists():  # a first attempt, or only the checkpoints at another place remain
         folder.create(settings)
     if checkpoints.steps():
         return resumable(settings, folder, checkpoints)
@@ -67,27 +67,27 @@ def started_before(settings: RunSettings, folder: RunFolder, checkpoints: Checkp
     return None
 
 
-def announce(
-    commit: Commit | None, folder: RunFolder, checkpoints: Checkpoints, tell: Callable[[str], None]
+def report_losses(
+    commit: Commit | None, folder: RunFolder, checkpoints: Checkpoints, print_line: Callable[[str], None]
 ) -> None:
-    """Say, by line and event, which checkpoints are damaged and what is missing with the start of the run."""
-    checkpoints.tell_damage(tell)
+    """Report, by line and event, damaged checkpoints and the consequences of a lost start of the run."""
+    checkpoints.report_damage(print_line)
     if commit is None:
         return
     missing = []
     if not folder.start.exists():
         missing.append("eval_win_rate is missing from here on")
     if not any(line["step"] == 0 for line in folder.history()):
-        missing.append(f"the drift guard takes the first values after step {commit.step} for the start")
+        missing.append(f"the drift guard compares with the first values after step {commit.step}")
     if missing:
         warn("start lost", checkpoint=commit.step)
-        tell(f"what the run folder says of step 0 is lost: {', and '.join(missing)}")
+        print_line(f"the run folder's record of step 0 is lost: {', and '.join(missing)}")
 
 
 def changed_packages(commit: Commit) -> str:
-    """List the packages, NoiseMargin among them, that differ from the checkpoint's; empty when none does.
+    """List packages, NoiseMargin among them, whose versions differ from the checkpoint's; empty if none do.
 
-    What is known on one side only, such as the commit of a copy without git, says nothing about the numbers.
+    A version known on one side only, such as the commit of a copy without git, is ignored.
     """
     now = installed()
     before = commit.packages.items()
@@ -104,14 +104,14 @@ def _check_unchanged(before: dict[str, Any], settings: RunSettings) -> None:
     ]
     if changes:
         raise UserError(
-            "--resume: the configuration differs from the run's, so this would be another one:\n"
+            "--resume: the configuration differs from the run's:\n"
             + "\n".join(changes)
-            + "\nleave these as they were, or start a new run"
+            + "\nrestore these values, or start a new run"
         )
 
 
 def _fixed(values: Any, settings: RunSettings, place: str = "") -> Any:
-    """Leave out what a run may change: an older version may have had values there that are none now."""
+    """Omit the keys that may change, where an older version may have had values that are invalid now."""
     if isinstance(values, Mapping):
         named = {key: f"{place}.{key}" if place else key for key in values}
         return {
@@ -125,17 +125,17 @@ def _fixed(values: Any, settings: RunSettings, place: str = "") -> Any:
 
 
 def _completed(before: dict[str, Any]) -> dict[str, Any]:
-    """An older version's settings, with the defaults of the keys that it did not have."""
+    """Complete an older version's settings with the defaults of newer keys."""
     try:
         return RunSettings.model_validate(before).model_dump(mode="json")
     except ValidationError as error:
-        if any(one["type"] == RETIRED for one in error.errors()):
+        if any(detail["type"] == RETIRED for detail in error.errors()):
             raise UserError(f"--resume: the checkpoint's configuration: {explain(error)}") from None
-        return before  # the comparison says what is different
+        return before  # the comparison reports the differences
 
 
 def _safe(key: str, settings: RunSettings) -> bool:
-    if key == "steps":  # other schedules end with the run, so its length is part of every step
+    if key == "steps":  # other schedules depend on the length of the run
         return settings.learner.schedule == "constant"
     return any(fnmatch(key, pattern) for pattern in SAFE)
 

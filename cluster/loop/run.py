@@ -19,7 +19,7 @@ from selection.records import Selection
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The outcome of a step: the groups, the candidates kept of them, and the update, if any was kept."""
+    """The outcome of a step: the groups, the selection, and the update, if any candidate was kept."""
 
     batch: Sequence[Produced]
     selection: Selection
@@ -28,40 +28,41 @@ class Step:
     @property
     def groups(self) -> list[CandidateGroup]:
         """The groups without their scores."""
-        return [one.group for one in self.batch]
+        return [produced.group for produced in self.batch]
 
 
 class Observer(Protocol):
-    """A concern that is not the algorithm: a check, a record, an evaluation, a checkpoint.
+    """A concern outside the algorithm: a check, a record, an evaluation, a checkpoint.
 
-    Observers are called in their order after every step, counted from one, once the samplers have the new
-    weights; ``metrics`` are the line that will be logged, to which each may add. Before the first step they
-    are called with step 0, which made nothing.
+    Observers are called in order after every step, counted from one, when the samplers have the new weights.
+    ``metrics`` are the line to be logged, to which each may add. Before the first step they are called with
+    step 0 and ``made`` None.
     """
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
-        """Look at a step."""
+        """Observe a step."""
         ...
 
 
 class Stopwatch:
-    """When the parts of a step ended, in `time.perf_counter`."""
+    """The times at which the parts of a step ended, in `time.perf_counter`."""
 
     def __init__(self) -> None:
-        """Start before any step."""
+        """Set all times to now."""
         self.began = self.ready = self.selected = self.updated = self.loaded = time.perf_counter()
 
     def begin(self, step: int) -> None:
-        """Start a step, and name it to whoever notes events."""
+        """Start a step, which events are logged with from now on."""
         STEP.set(step)
         self.began = time.perf_counter()
 
     def seconds(self, batch: Sequence[Produced]) -> dict[str, float]:
-        """The seconds of every stage, as metrics.
+        """Return the seconds of every stage, as metrics.
 
-        What of sampling and scoring the step had to wait for: the rest was hidden behind the last update.
+        Of sampling and scoring only the time that the step waited counts; the rest overlaps earlier updates.
         """
-        sampled, scored = max(one.sampled for one in batch), max(one.scored for one in batch)
+        sampled = max(produced.sampled for produced in batch)
+        scored = max(produced.scored for produced in batch)
         return {
             "seconds_sample": max(0.0, sampled - self.began),
             "seconds_score": max(0.0, scored - max(sampled, self.began)),
@@ -74,7 +75,7 @@ class Stopwatch:
 
 @dataclass(slots=True)
 class Run:
-    """What the loop works with; setting ``stop`` ends it after the current step."""
+    """The context of the loop; setting ``stop`` ends it after the current step."""
 
     settings: RunSettings
     prompts: tuple[Prompt, ...]
@@ -85,50 +86,50 @@ class Run:
     empty_batches: int = 0
     """Steps in a row that kept nothing."""
     updates: int = 0
-    """Optimizer steps that were ever applied, also before the run was resumed."""
+    """Optimizer steps ever applied, also before the run was resumed."""
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     async def begin(self, start: int) -> None:
-        """Give the samplers the learner's weights; a run that starts from nothing is looked at as it is."""
+        """Load the learner's weights into the samplers; before the first step, call the observers."""
         self.updates = await self.stages.updates()
         await self.stages.load(start)
         if start == 0:
-            await self._look(0, None)
+            await self._observe(0, None)
 
     async def select(self, step: int, batch: Sequence[Produced]) -> Selection:
         """Keep the candidates that are trained on."""
         self.watch.ready = time.perf_counter()
-        ids, scores = [one.group.group_id for one in batch], [one.scores for one in batch]
+        ids, scores = [produced.group.group_id for produced in batch], [produced.scores for produced in batch]
         selection = await self.stages.select(step, ids, scores)
         self.watch.selected = time.perf_counter()
         return selection
 
     async def update(self, step: int, selection: Selection, batch: Sequence[Produced]) -> Update | None:
-        """Train on what was kept, if anything was."""
+        """Train on the kept candidates, if there are any."""
         update = None
         if selection.kept:
-            update = await self.stages.update(step, selection, [one.group for one in batch])
+            update = await self.stages.update(step, selection, [produced.group for produced in batch])
             self.updates = int(update.metrics["updates"])
         self.empty_batches = 0 if selection.kept else self.empty_batches + 1
         self.watch.updated = time.perf_counter()
         return update
 
     async def load(self, version: int) -> None:
-        """Hand the weights over to the samplers."""
+        """Load the learner's weights into the samplers."""
         await self.stages.load(version)
         self.watch.loaded = time.perf_counter()
 
     async def conclude(
         self, step: int, batch: Sequence[Produced], selection: Selection, update: Update | None
     ) -> None:
-        """Let every observer look at a step, counted from one."""
-        await self._look(step, Step(batch, selection, update))
+        """Call the observers of a step, counted from one."""
+        await self._observe(step, Step(batch, selection, update))
 
     def ends(self, step: int) -> bool:
-        """Return whether this is the last step, of all or before a stop."""
+        """Return whether this is the last step of the run or before a stop."""
         return step == self.settings.steps or self.stop.is_set()
 
-    async def _look(self, step: int, made: Step | None) -> None:
+    async def _observe(self, step: int, made: Step | None) -> None:
         metrics: dict[str, Any] = {"step": step}
         for observer in self.observers:
             await observer.after(self, step, made, metrics)

@@ -1,4 +1,4 @@
-"""The forward passes of one step: groups ask for their candidates, and neighbours may share a pass."""
+"""The batches of one step, some of which several groups share."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from rollout.records import Chunk
 
 
 class Batches:
-    """The batches that the groups of a step are sampled in; each is sampled once, for whoever asks first."""
+    """The batches in which the groups of a step are sampled; each is sampled once, at the first request."""
 
     def __init__(
         self, batches: Sequence[Batch], sample: Callable[[Batch], Awaitable[Sequence[Chunk]]]
     ) -> None:
-        """``sample`` makes a batch: one chunk for each of its groups."""
+        """Sample batches with ``sample``, which returns one chunk for each group of a batch."""
         self._batches, self._sample = batches, sample
         self._sampled: dict[int, asyncio.Future[Sequence[Chunk]]] = {}
 
     def chunks(self, group_id: int) -> list[asyncio.Future[Chunk]]:
-        """The chunks of a group, in the order of its candidates."""
+        """Request the chunks of a group, in the order of its candidates."""
         return [asyncio.ensure_future(self._chunk(*place)) for place in self._places(group_id)]
 
     def lose(self, group_id: int) -> None:
-        """Sample a group's batches once more, whole and thus as they were, when it asks again."""
+        """Forget a group's batches, so that the next request samples them again, whole and thus identical."""
         for number, _ in self._places(group_id):
             self._sampled.pop(number, None)
 

@@ -1,4 +1,4 @@
-"""The stages of a step, as the loop calls them: on Ray, or in this process."""
+"""The interface of a step's stages, implemented on Ray and in one process."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from selection.records import Selection
 
 
 class Stages(Protocol):
-    """Sampling, scoring, selection, training, and the way of the weights back to sampling.
+    """Sampling, scoring, selection, training, and the broadcast of weights to the samplers.
 
-    Large values stay where they were made: chunks and groups hold handles of them, which `fetch` brings here.
+    Large values stay where they were computed: chunks and groups have handles of them, for `fetch`.
     """
 
     async def sample(self, batch: Batch) -> Sequence[Chunk]:
-        """Sample a batch under the version that it asks for: a chunk of each of its groups."""
+        """Sample a batch with the policy version that it names: a chunk of each of its groups."""
         ...
 
     async def begin(self, batch: Batch) -> Sequence[Chunk]:
-        """Sample the first steps of a batch: previews, and the begun candidates."""
+        """Sample the first steps of a batch: previews, and the partial trajectories."""
         ...
 
     async def finish(self, batch: Batch, begun: Sequence[Handle]) -> Sequence[Chunk]:
-        """Sample the other steps of candidates that were begun, in the order of the batch."""
+        """Sample the other steps of partial trajectories, in the order of the batch."""
         ...
 
     async def score(self, prompt: Prompt, chunks: Sequence[Awaitable[Chunk]]) -> Scores:
@@ -35,7 +35,7 @@ class Stages(Protocol):
         ...
 
     async def measure(self, chunks: Sequence[Awaitable[Chunk]]) -> Mapping[str, float]:
-        """Measure the images of a group; nothing where nobody watches them."""
+        """Measure the images of a group, if the drift guard is on."""
         ...
 
     async def select(self, step: int, group_ids: Sequence[int], scores: Sequence[Scores]) -> Selection:
@@ -47,41 +47,43 @@ class Stages(Protocol):
         ...
 
     async def updates(self) -> int:
-        """Count the optimizer steps that were ever applied, also before the run was resumed."""
+        """Count the optimizer steps ever applied, also before the run was resumed."""
         ...
 
     async def load(self, version: int) -> None:
-        """Hand the learner's weights over to the samplers, as this version."""
+        """Load the learner's weights into the samplers, as this version."""
         ...
 
     async def averaged(self, version: int) -> Weights:
-        """Publish the average of the weights for an evaluation, which then begins."""
+        """Publish the average of the weights for an evaluation."""
         ...
 
     async def draw(
         self, weights: Weights, prompts: Sequence[Prompt], noises: Sequence[Noise]
     ) -> tuple[tuple[bool, ...], Handle]:
-        """Draw an image for every prompt and noise by the ODE: which are finite, and a handle of all."""
+        """Draw an image per prompt and noise by the ODE; return whether each is finite, and their handle."""
         ...
 
-    async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
-        """Score images that are finite with every evaluation reward."""
+    async def score_held_out(
+        self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]
+    ) -> Scores:
+        """Score the finite images with every evaluation reward."""
         ...
 
     async def fetch(self, handle: Handle) -> Any:
-        """Bring a value here."""
+        """Fetch the value behind a handle."""
         ...
 
     @property
     def failures(self) -> Sequence[str]:
-        """The last failure of every reward that had one and counts."""
+        """The last failure of each reward that had one, except for watching rewards."""
         ...
 
     @property
     def status(self) -> Mapping[str, float]:
-        """Numbers about the stages themselves, which a step's metrics hold too."""
+        """Numbers about the stages themselves, which are added to a step's metrics."""
         ...
 
     def alarms(self) -> dict[str, str]:
-        """Return the watching rewards that have stopped working since this was last asked, by metric."""
+        """Return the new outages of watching rewards, by metric."""
         ...

@@ -1,1 +1,1 @@
-"""How long a run takes, what it needs and what it costs, before anything is held."""
+"""The plan of a run: its memory, time and cost."""

@@ -1,8 +1,8 @@
-"""Say whether a run fits, how long a step takes and what it costs, before anything is held.
+"""Estimate the memory, time and cost of a run before resources are reserved.
 
-For GPUs, operations and bytes are counted on the model's configuration, and time follows from the peak of a
-GPU and the share of it that one expects. For a run on CPUs a few steps are measured on this machine. Every
-key of the configuration can be overridden. Exit status 1: it does not fit.
+For GPUs, operations and bytes are counted from the model's configuration, and the time follows from the peak
+of a GPU and the expected share of it. For a run on CPUs a few steps are measured on this machine. Every key
+of the configuration can be overridden. Exit status 1: the run does not fit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNITS: Final = {"GB": 1e9, "GIB": 2**30}
 
 @guarded
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     settings, hardware = _configure(arguments)
     console, estimate = Console(), _estimate(settings, hardware)
     problems = shortages(estimate, hardware)
@@ -46,7 +46,7 @@ def _parser() -> Parser:
         description=__doc__,
     )
     add = parser.add_argument
-    add("--gpus", type=_number("--gpus"), metavar="N", help="GPUs at hand; default: those the run asks for")
+    add("--gpus", type=_number("--gpus"), metavar="N", help="available GPUs; default: those the run needs")
     add("--gpu-memory", type=_bytes, default=80e9, metavar="SIZE", help="memory of each; default: 80GB")
     add(
         "--gpu-tflops", type=_number("--gpu-tflops"), default=989.0, metavar="N",
@@ -54,7 +54,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     add(
         "--share", type=_number("--share", 1), default=0.4, metavar="N",
-        help="share of the peak that one expects, above 0 and at most 1; default: 0.4",
+        help="expected share of the peak, above 0 and at most 1; default: 0.4",
     )  # fmt: skip
     add("--price", type=_number("--price"), metavar="N", help="price of a GPU-hour, for the cost of the run")
     return parser
@@ -94,8 +94,8 @@ def _estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
 
 
 def shortages(estimate: Estimate, hardware: Hardware) -> list[str]:
-    """What does not fit, in words; empty if all does."""
-    found = [
+    """Describe everything that does not fit; empty if the run fits."""
+    problems = [
         f"{need.role} needs {need.total / 1e9:.1f} GB and has {need.available / 1e9:.1f} GB"
         for need in estimate.needs
         if not need.fits
@@ -103,8 +103,8 @@ def shortages(estimate: Estimate, hardware: Hardware) -> list[str]:
     wanted = sum(need.count * need.gpus for need in estimate.needs)
     if wanted > hardware.gpus:
         arithmetic = " + ".join(f"{n.count} x {n.gpus:g} {n.role}" for n in estimate.needs if n.gpus)
-        found.append(f"{arithmetic} = {wanted:g} GPUs, there are {hardware.gpus}")
-    return found
+        problems.append(f"{arithmetic} = {wanted:g} GPUs, but {hardware.gpus} are available")
+    return problems
 
 
 def _memory_table(needs: Sequence[Need]) -> Table:
@@ -140,7 +140,7 @@ def _bytes(text: str) -> float:
 
 
 def _number(flag: str, high: float = float("inf")) -> Callable[[str], float]:
-    """Above 0 and at most ``high``; argparse itself would not say what it got."""
+    """Make a parser of numbers above 0 and at most ``high``; argparse's own errors omit the value."""
 
     def parse(text: str) -> float:
         try:

@@ -1,4 +1,4 @@
-"""What a plan is made of."""
+"""The records of a plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The GPUs at hand: how many, bytes of each, FLOP/s in bfloat16, the share of that one expects, price."""
+    """The available GPUs: number, bytes, peak FLOP/s in bfloat16, expected share of it, price per hour."""
 
     gpus: int
     memory: float
@@ -19,9 +19,9 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of one process of a role, by what they hold, and what it has.
+    """The bytes that one process of a role needs, by part, and the bytes available to it.
 
-    That is its part of a GPU, or the machine's memory. Without parts a need is not known.
+    These are its share of a GPU, or the machine's memory. Without parts the need is unknown.
     """
 
     role: str
@@ -32,18 +32,18 @@ class Need:
 
     @property
     def total(self) -> float:
-        """Bytes of one process."""
+        """The bytes of one process."""
         return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
-        """Whether one process has room."""
+        """True if one process fits into the available memory."""
         return self.total <= self.available
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds of every stage of a step, needs of every role, whether stages overlap, and what it rests on."""
+    """The seconds of every stage of a step, the needs of every role, and the basis of the estimate."""
 
     stages: Mapping[str, float]
     needs: Sequence[Need]
@@ -52,5 +52,5 @@ class Estimate:
 
     @property
     def step(self) -> float:
-        """Seconds of a step: one stage after the other, or with staleness the longest alone."""
+        """The seconds of a step: the sum of the stages, or the longest one if they overlap."""
         return max(self.stages.values()) if self.overlaps else sum(self.stages.values())

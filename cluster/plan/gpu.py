@@ -1,4 +1,4 @@
-"""What a run on GPUs takes, from counted operations and bytes: nothing is loaded and no GPU is held."""
+"""Estimate a run on GPUs from counted operations and bytes, without loading a model or reserving a GPU."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from rollout.tools.model_costs import Sizes, sizes_of
 from rollout.tools.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs
 
 OVERHEAD_GB: Final = 1.5
-"""Of a process on a GPU: its context, the libraries' workspaces, and what the allocator rounds up."""
+"""Overhead of a process on a GPU: its context, the libraries' workspaces, and the allocator's rounding."""
 FLOAT32: Final = 1 / 15
 """Speed in float32, in which images are decoded, as a share of the bfloat16 peak: 67 of 989 on an H100."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What is known of a model before it is loaded."""
+    """The sizes of a model, known before it is loaded, and the bytes of its text encoders."""
 
     sizes: Sizes
     encoders: float
 
 
 def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
-    """Memory per role and seconds per step.
+    """Estimate the memory per role and the seconds per step.
 
     Raises:
-        UserError: if the model's configuration is not at hand or not one that can be counted.
+        UserError: if the model's configuration is not available or cannot be counted.
     """
     model = _count(settings)
     rollout, learner = settings.rollout, settings.learner
@@ -118,8 +118,8 @@ def _count(settings: RunSettings) -> _Model:
             encoders = 2.0 * ENCODERS
         else:
             raise UserError(
-                f"model.path: {model.path} is no folder, and of the hub's models only "
-                f"{', '.join(PUBLISHED)} are known by heart"
+                f"model.path: {model.path} is not a folder, and of the hub's models only those of "
+                f"{', '.join(PUBLISHED)} are known without a download"
             )
         try:
             sizes = _sizes(settings, model.path)
@@ -141,7 +141,7 @@ def _sizes(settings: RunSettings, path: str) -> Sizes:
 
 
 def share(settings: RunSettings, learner: LearnerSettings) -> int:
-    """Trajectories of a rank in an update."""
+    """Count the trajectories of a rank in an update."""
     kept = settings.groups_per_step * settings.selection.keep
     return -(-kept // (learner.updates * learner.ranks))
 

@@ -1,4 +1,4 @@
-"""A role of a run in a process of its own: how long its work takes and what the process holds at its peak."""
+"""Measure the time and the peak memory of a role's work, in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from rollout.records import Chunk, Prompt, group_of
 from selection.records import Kept
 
 REPEATS: Final = 4
-"""Measurements of each kind; the first one warms up."""
+"""Measurements of each kind, the first of which is a warm-up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Median seconds of a role's work, the bytes that its process held for itself, and what the work made."""
+    """The median seconds of a role's work, the private bytes of its process, and the output of the work."""
 
     seconds: float
-    held: float
-    made: Any
+    memory: float
+    output: Any
 
 
 def alone(work: Callable[..., Measured], *arguments: Any) -> Measured:
@@ -50,7 +50,7 @@ def step_batches(settings: RunSettings, prompt: Prompt) -> list[Batch]:
 
 
 def sampler(settings: RunSettings, prompt: Prompt) -> Measured:
-    """Sample a batch; makes its chunks."""
+    """Sample a batch, with its chunks as output."""
     from cluster.local.in_process import load_sampler
 
     worker, batch = load_sampler(settings), step_batches(settings, prompt)[0]
@@ -58,7 +58,7 @@ def sampler(settings: RunSettings, prompt: Prompt) -> Measured:
 
 
 def reward(settings: RewardSettings, images: NDArray[np.uint8], prompt: Prompt) -> Measured:
-    """A batch scored."""
+    """Score a batch."""
     from rewards.worker import RewardWorker
 
     worker = RewardWorker(settings.target, settings.options)
@@ -66,7 +66,7 @@ def reward(settings: RewardSettings, images: NDArray[np.uint8], prompt: Prompt) 
 
 
 def learner(settings: RunSettings, prompt: Prompt, chunks: Sequence[Chunk]) -> Measured:
-    """Apply a rank's part of a step's updates, to trajectories like the sampled, and publish its weights."""
+    """Apply a rank's share of a step's updates to copies of sampled trajectories, and publish weights."""
     from cluster.local.in_process import load_learner
 
     worker = load_learner(settings)
@@ -90,9 +90,9 @@ def learner(settings: RunSettings, prompt: Prompt, chunks: Sequence[Chunk]) -> M
 
 def _measure(work: Callable[[], Any]) -> Measured:
     seconds = []
-    made = None
+    output = None
     for _ in range(REPEATS):
         began = time.perf_counter()
-        made = work()
+        output = work()
         seconds.append(time.perf_counter() - began)
-    return Measured(statistics.median(seconds[1:]), private_peak(), made)
+    return Measured(statistics.median(seconds[1:]), private_peak(), output)

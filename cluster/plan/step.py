@@ -9,7 +9,7 @@ from cluster.config.settings import RunSettings
 
 
 def sampling_passes(settings: RunSettings) -> int:
-    """Count the transformer's passes of a step that sample, guidance aside; previews are part of them."""
+    """Count the transformer's passes for sampling in a step, previews included, without those of guidance."""
     rollout = settings.rollout
     sampled = settings.groups_per_step * settings.selection.candidates
     previews = settings.groups_per_step * settings.selection.previews
@@ -18,7 +18,7 @@ def sampling_passes(settings: RunSettings) -> int:
 
 
 def plan(settings: RunSettings, inputs: Inputs) -> Table:
-    """Tabulate what a step does and costs."""
+    """Tabulate the work and the cost of a step."""
     selection, rollout, learner = settings.selection, settings.rollout, settings.learner
     sampled = settings.groups_per_step * selection.candidates
     kept = settings.groups_per_step * selection.keep

@@ -1,1 +1,1 @@
-"""What does a run write down?"""
+"""The record of a run: its folder, its checkpoints, its events."""

@@ -1,4 +1,4 @@
-"""Write checkpoints: the commit marker comes last, and its presence is the checkpoint."""
+"""Write checkpoints, with the commit marker last: its presence is the checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import psutil
 from fsspec.implementations.local import LocalFileSystem
@@ -16,30 +16,28 @@ from cluster.config.errors import CheckpointError, LearnerError
 from cluster.config.settings import RunSettings
 from cluster.record.events import note
 from cluster.record.files import write_bytes
-from cluster.record.marker import MARKER, Commit, installed, to_marker
+from cluster.record.marker import Commit, installed, to_marker
+from cluster.record.names import MARKER
 from cluster.record.run_folder import RunFolder
 from cluster.record.stored_checkpoints import StoredCheckpoints
 from learner.digests import digest
 from learner.records import Digest, Written
 
-if TYPE_CHECKING:
-    pass
-
 RECORD: Final = "run/"
-"""Where a checkpoint keeps files of the run folder."""
-SHOWN_WITHIN: Final = 30.0
-"""Seconds that a shared file system is given to show what another node has written: NFS caches listings."""
+"""The folder of a checkpoint with copies of the run folder's files."""
+VISIBLE_WITHIN: Final = 30.0
+"""Seconds in which a shared file system must show what another node has written: NFS caches listings."""
 
 
 class Saver(Protocol):
     """Saves and restores the state of the learner."""
 
     async def save(self, url: str) -> None:
-        """Write the state below a URL, or begin to send it there."""
+        """Write the state below a URL, or begin to upload it there."""
         ...
 
     async def saved(self, *, wait: bool) -> list[Written] | None:
-        """Return what was written once all of it has arrived; None before that unless it is to ``wait``."""
+        """Return what was written, once all of it has arrived; until then None, unless ``wait``."""
         ...
 
     async def restore(self, url: str) -> None:
@@ -48,12 +46,12 @@ class Saver(Protocol):
 
 
 class Checkpoints(StoredCheckpoints):
-    """The checkpoints of a run in progress, newest kept.
+    """The checkpoints of a run in progress, of which the newest are kept.
 
     Everything outside the learner is a pure function of the seed and the step: prompts, noise, ties and
-    shuffles, and so the groups in flight, which a resumed run samples again. The learner's state, the step
-    and a few counters are all there is to save; and, since checkpoints may outlive the run folder, what later
-    steps are compared with: the metrics so far and the held-out scores at the start.
+    shuffles, and so the groups in flight, which a resumed run samples again. So a checkpoint is the learner's
+    state, the step and a few counters; and, since checkpoints may outlive the run folder, what later steps
+    are compared with: the metrics so far and the held-out scores at the start.
     """
 
     def __init__(
@@ -63,13 +61,13 @@ class Checkpoints(StoredCheckpoints):
         settings: dict[str, Any] | None = None,
         record: RunFolder | None = None,
     ) -> None:
-        """Manage the checkpoints below a URL; ``keep`` survive; settings and record are kept in each."""
+        """Manage the checkpoints below a URL; ``keep`` remain, each with settings and parts of the record."""
         super().__init__(url)
         self.keep, self.settings, self.record = keep, settings or {}, record
         self.pending: tuple[int, int] | None = None
 
     async def commit(self, step: int, saver: Saver, *, empty_batches: int = 0) -> None:
-        """Let the saver save; the marker follows when everything has arrived, see `settle`."""
+        """Save the learner's state; the marker follows when all of it has arrived, see `settle`."""
         await self.settle(saver, wait=True)
         with self._writing(step):
             await asyncio.to_thread(self._clear, step)
@@ -77,7 +75,7 @@ class Checkpoints(StoredCheckpoints):
         self.pending = step, empty_batches
 
     async def settle(self, saver: Saver, *, wait: bool) -> None:
-        """Commit what was saved if all of it has arrived, and drop the oldest checkpoints."""
+        """Commit what was saved if all of it has arrived, and remove the oldest checkpoints."""
         if self.pending is None:
             return
         with self._writing(self.pending[0]):
@@ -89,7 +87,7 @@ class Checkpoints(StoredCheckpoints):
 
     @contextmanager
     def _writing(self, step: int) -> Iterator[None]:
-        """Say of what could not be written which checkpoint is left."""
+        """Add to a failure the checkpoint that is left."""
         try:
             yield
         except (OSError, LearnerError) as error:
@@ -102,7 +100,7 @@ class Checkpoints(StoredCheckpoints):
         return f"--resume continues from step {last}" if last else "there is no older one"
 
     def _room(self) -> str:
-        """What is free on a disk of this machine; what a writer says of a full one is often obscure."""
+        """Describe the space left on a local disk: a writer's own error about a full one is often obscure."""
         if not isinstance(self.filesystem, LocalFileSystem) or not self.filesystem.exists(self.root):
             return ""
         return f" ({psutil.disk_usage(self.root).free / 1e9:.2f} GB are free there)"
@@ -116,12 +114,12 @@ class Checkpoints(StoredCheckpoints):
     def _remove(self, step: int) -> None:
         marker = f"{self._path(step)}/{MARKER}"
         if self.filesystem.exists(marker):
-            self.filesystem.rm_file(marker)  # first, so that half a checkpoint never looks like one
+            self.filesystem.rm_file(marker)  # first, so that half a checkpoint never counts as one
         self.filesystem.rm(self._path(step), recursive=True)
 
     def _mark(self, step: int, empty_batches: int, written: Sequence[Written]) -> None:
-        self._check_seen(step, written)
-        files = {name: entry for one in written for name, entry in one.files.items()} | self._keep(step)
+        self._check_visible(step, written)
+        files = {name: entry for rank in written for name, entry in rank.files.items()} | self._keep(step)
         commit = Commit(
             step=step, empty_batches=empty_batches, files=files, settings=self.settings, packages=installed()
         )
@@ -133,39 +131,39 @@ class Checkpoints(StoredCheckpoints):
         for old in self.steps()[: -self.keep]:
             self._remove(old)
 
-    def _check_seen(self, step: int, written: Sequence[Written]) -> None:
-        """Wait until all that the ranks have written is seen from here.
+    def _check_visible(self, step: int, written: Sequence[Written]) -> None:
+        """Wait until this machine sees all files that the ranks have written.
 
         Raises:
-            CheckpointError: if it is not: their folder is another one than this machine's.
+            CheckpointError: if it does not: the ranks wrote to another folder of that name.
         """
-        if not any(one.files for one in written):
+        if not any(rank.files for rank in written):
             raise CheckpointError(f"checkpoint {self.url(step)}: no rank has written a file; {self._left()}")
-        deadline = time.monotonic() + SHOWN_WITHIN
-        while unseen := self._unseen(step, written):
+        deadline = time.monotonic() + VISIBLE_WITHIN
+        while invisible := self._invisible(step, written):
             if time.monotonic() >= deadline:
                 raise CheckpointError(
-                    f"checkpoint {self.url(step)}: {unseen}; all nodes must share this folder: put it on a "
-                    f"shared file system, or name a URL with --checkpoints; {self._left()}"
+                    f"checkpoint {self.url(step)}: {invisible}; all nodes must share this folder: put it on "
+                    f"a shared file system, or name a URL with --checkpoints; {self._left()}"
                 )
             time.sleep(0.5)
 
-    def _unseen(self, step: int, written: Sequence[Written]) -> str:
-        """What a rank has written and this machine does not see; empty if nothing."""
+    def _invisible(self, step: int, written: Sequence[Written]) -> str:
+        """Describe the files that a rank has written and this machine does not see; empty without any."""
         found = self._files(step)
-        for one in written:
-            unseen = [name for name, entry in one.files.items() if found.get(name) != entry.size]
-            if unseen:
-                name = unseen[0]
+        for rank in written:
+            invisible = [name for name, entry in rank.files.items() if found.get(name) != entry.size]
+            if invisible:
+                name = invisible[0]
                 return (
-                    f"{one.host} has written {len(one.files)} files of which {socket.gethostname()} does not "
-                    f"see {len(unseen)}, such as {name} ({found.get(name, 'no')} bytes, expected "
-                    f"{one.files[name].size})"
+                    f"{rank.host} has written {len(rank.files)} files of which {socket.gethostname()} does "
+                    f"not see {len(invisible)}, such as {name} ({found.get(name, 'no')} bytes, expected "
+                    f"{rank.files[name].size})"
                 )
         return ""
 
     def _keep(self, step: int) -> dict[str, Digest]:
-        """Copy what a checkpoint keeps of the run folder; the digests of the copies."""
+        """Copy what a checkpoint keeps of the run folder, and return the digests of the copies."""
         copied: dict[str, Digest] = {}
         if self.record is None:
             return copied
@@ -178,9 +176,9 @@ class Checkpoints(StoredCheckpoints):
         return copied
 
     def rewind(self, commit: Commit, folder: RunFolder) -> None:
-        """Take a run folder back to what it was after a checkpoint's step, even if it was lost and made anew.
+        """Restore a run folder to its state after a checkpoint's step, even if it was lost and created anew.
 
-        Checkpoints of older versions keep nothing of the folder; then it only forgets what came after.
+        Checkpoints of older versions keep nothing of the folder; then only later records are removed from it.
         """
         for name in commit.files:
             if name.startswith(RECORD):
@@ -195,6 +193,6 @@ class Checkpoints(StoredCheckpoints):
 
 
 def checkpoints_of(settings: RunSettings, folder: RunFolder) -> Checkpoints:
-    """The checkpoints of a run: where it says, or in its folder."""
+    """Open the checkpoints of a run: at its ``checkpoints`` URL, else in its folder."""
     place = settings.checkpoints or str(folder.checkpoints)
     return Checkpoints(place, settings.keep_checkpoints, settings.model_dump(mode="json"), folder)

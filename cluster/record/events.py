@@ -1,7 +1,7 @@
-"""What happens in a run, as JSON lines in its folder: restarts, retries, checkpoints, alarms.
+"""Events of a run, as JSON lines in its folder: restarts, retries, checkpoints, alarms.
 
-Metrics say how a run learns; these say what befell it, for whoever looks in the morning. Everyone notes
-events through here; step and group are added from the context, which every task of the loop inherits.
+Metrics record learning; events record incidents. Every part of the service logs them through `note` and
+`warn`, which add step and group from the context that every task of the loop inherits.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from typing import Any, Final
 
 from cluster.config.version import commit, version
 from cluster.record.files import to_json
+from cluster.record.names import LOG
 from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
 
-NAME: Final = "log.jsonl"
-"""The file in the run folder."""
 COUNTED: Final = {
     BROKEN: "images not finite",
     EVAL_BROKEN: "held-out images not finite",
     "dropped_groups": "groups dropped",
     "skipped_updates": "updates skipped",
 }
-"""Metrics that count what went wrong, and the event that each is noted as."""
+"""Metrics that count failures, and the event that each is logged as."""
 STEP: ContextVar[int | None] = ContextVar("step", default=None)
-"""The step that is being made, counted from one."""
+"""The step in progress, counted from one."""
 GROUP: ContextVar[int | None] = ContextVar("group", default=None)
-"""The group that is being produced."""
+"""The group in production."""
 
 _logger: Final = logging.getLogger("noisemargin")
 _logger.addHandler(logging.NullHandler())
@@ -39,19 +38,19 @@ _logger.propagate = False
 
 
 def note(event: str, **fields: Any) -> None:
-    """Note something that is part of a run's life."""
+    """Log an event of normal operation."""
     _logger.info(event, extra={"fields": fields})
 
 
 def warn(event: str, **fields: Any) -> None:
-    """Note something that somebody should know of, though the run goes on."""
+    """Log an event that the user should know of, although the run continues."""
     _logger.warning(event, extra={"fields": fields})
 
 
 def watch(metrics: Mapping[str, Any]) -> None:
-    """Note what a step's metrics say that went wrong in it."""
-    for name, story in metrics.get("alarms", {}).items():
-        warn("guard alarm", metric=name, story=story)
+    """Log the failures that a step's metrics count."""
+    for name, message in metrics.get("alarms", {}).items():
+        warn("guard alarm", metric=name, story=message)
     for key, event in COUNTED.items():
         if count := metrics.get(key):
             warn(event, count=int(count))
@@ -63,8 +62,8 @@ def watch(metrics: Mapping[str, Any]) -> None:
 
 @contextmanager
 def recording(folder: Path, run: str, **start: Any) -> Iterator[None]:
-    """Keep the events of a run in its folder, from its start (or its next one) to how it ended."""
-    handler = logging.FileHandler(folder / NAME, encoding="utf-8", delay=True)
+    """Write the events of a block to the run folder, its start and its outcome among them."""
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8", delay=True)
     handler.setFormatter(_JsonLines(run))
     level = _logger.level
     _logger.addHandler(handler)
@@ -74,7 +73,7 @@ def recording(folder: Path, run: str, **start: Any) -> Iterator[None]:
         note("run started", version=version(), commit=commit() or None, **start)
         yield
     except BaseException as error:
-        _logger.error("run failed", extra={"fields": {"reason": _told(error)}})
+        _logger.error("run failed", extra={"fields": {"reason": _describe(error)}})
         raise
     else:
         note("run ended", seconds=round(time.monotonic() - began, 1))
@@ -84,14 +83,14 @@ def recording(folder: Path, run: str, **start: Any) -> Iterator[None]:
         handler.close()
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
-        return "; ".join(_told(one) for one in error.exceptions)
+        return "; ".join(map(_describe, error.exceptions))
     return f"{type(error).__name__}: {error}".strip(": ")
 
 
 class _JsonLines(logging.Formatter):
-    """One object per event: time, level, event, run, step, group, then what the event brings with it."""
+    """One object per event: time, level, event, run, step, group, then the event's own fields."""
 
     def __init__(self, run: str) -> None:
         super().__init__()

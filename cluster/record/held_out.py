@@ -1,4 +1,4 @@
-"""The held-out images of a run: which prompts on which noise, and their scores as metrics."""
+"""The held-out images of a run: their prompts, their noise, and their scores as metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Drawn(NamedTuple):
 
 
 def held_out(prompts: Sequence[Prompt], settings: RunSettings) -> list[Drawn]:
-    """Pair every held-out prompt with its fixed noises: the same at every step of every run of this seed."""
+    """Pair every held-out prompt with its noises, the same at every step of every run of this seed."""
     return [
         Drawn(prompt, sample, Noise(initial=derive_seed("eval", settings.seed, prompt.index, sample), path=0))
         for sample in range(settings.eval_samples)
@@ -32,7 +32,7 @@ def held_out(prompts: Sequence[Prompt], settings: RunSettings) -> list[Drawn]:
 
 
 def eval_means(scores: Scores) -> dict[str, float]:
-    """Compute the eval_* metrics of held-out scores: means over what is valid."""
+    """Compute the eval_* metrics of held-out scores: means over the valid ones."""
     found = {"eval_reward": mean(scores.total)}
     if scores.strict is not None:
         found["eval_strict"] = mean(scores.strict)
@@ -55,6 +55,6 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 
 def mean(values: NDArray[np.float64]) -> float:
-    """Average the finite values; NaN if there is not one."""
+    """Average the finite values; NaN without any."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")

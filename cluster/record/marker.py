@@ -1,4 +1,4 @@
-"""What the marker of a checkpoint says, and how it is written."""
+"""The content of a checkpoint's commit marker, and its JSON format."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from cluster.config.version import commit
 from cluster.config.version import version as own_version
 from learner.records import Digest
 
-MARKER: Final = "COMMITTED"
 PACKAGES: Final = ("torch", "deepspeed", "diffusers", "transformers", "peft", "ray", "numpy")
 OWN: Final = "noisemargin"
-"""Our own entry among the packages; beside it is one with the commit, where that is known."""
+"""NoiseMargin's own entry among the packages; another one has its commit, where that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,28 +30,29 @@ class Commit:
 
 def to_marker(commit: Commit) -> bytes:
     """Write a commit as JSON, with a digest of itself."""
-    said = asdict(commit)
-    return json.dumps({**said, "crc32": _crc32(said)}).encode()
+    fields = asdict(commit)
+    return json.dumps({**fields, "crc32": _crc32(fields)}).encode()
 
 
 def from_marker(content: bytes) -> Commit:
-    """Read a marker; in those of older versions files have sizes alone, and the marker itself no digest.
+    """Read a marker; older versions wrote sizes without digests, and no digest of the marker itself.
 
     Raises:
-        ValueError: if it is none, or not what was written.
+        ValueError: if it is not a marker, or differs from what was written.
     """
     try:
-        said = dict(json.loads(content))
-        expected = said.pop("crc32", None)
-        if expected not in (None, _crc32(said)):
-            raise ValueError(f"it has the CRC-32 {_crc32(said)}, expected {expected}")
-        return Commit(**{**said, "files": {name: _digest(entry) for name, entry in said["files"].items()}})
+        fields = dict(json.loads(content))
+        expected = fields.pop("crc32", None)
+        if expected not in (None, _crc32(fields)):
+            raise ValueError(f"it has the CRC-32 {_crc32(fields)}, expected {expected}")
+        files = {name: _digest(entry) for name, entry in fields["files"].items()}
+        return Commit(**{**fields, "files": files})
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def installed() -> dict[str, str]:
-    """List the versions that the numbers depend on: NoiseMargin's and its packages'."""
+    """List the versions that a run's numbers depend on: NoiseMargin's and its packages'."""
     found = {OWN: own_version()}
     if commit():
         found[f"{OWN} commit"] = commit()
@@ -64,8 +64,8 @@ def installed() -> dict[str, str]:
     return found
 
 
-def _crc32(said: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(said).encode()):08x}"
+def _crc32(fields: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(fields).encode()):08x}"
 
 
 def _digest(entry: Any) -> Digest:

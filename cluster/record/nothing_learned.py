@@ -1,18 +1,19 @@
-"""Why some steps taught nothing, and what to raise: a run that learns nothing must say so in words."""
+"""Explain a run without an update: its causes, from the metrics, and their remedies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from cluster.record.json_lines import Row
 from cluster.record.nonfinite import BROKEN
-from cluster.record.run_data import Row, series, total
+from cluster.record.run_data import series, total
 
 SHOWN: Final = 3
 
 
 def nothing_learned(rows: Sequence[Row], groups: int) -> str:
-    """What kept steps of so many ``groups`` from an update, by their metrics; step 0 only evaluates."""
+    """Explain from their metrics why steps of ``groups`` groups each had no update; step 0 only evaluates."""
     steps = [row for row in rows if row["step"] > 0]
     return "; ".join(_reasons(steps, len(steps) * groups)) or "no step was finished"
 
@@ -40,7 +41,7 @@ def _reasons(rows: Sequence[Row], groups: int) -> Iterator[str]:
 
 
 def _at(rows: Sequence[Row]) -> str:
-    """The rewards at which groups tied: one, or from the lowest to the highest."""
+    """Describe the rewards at which groups tied: one value, or the lowest and the highest."""
     low, high = series(rows, "tied_low")[1], series(rows, "tied_high")[1]
     if not low:
         return ""
@@ -48,7 +49,7 @@ def _at(rows: Sequence[Row]) -> str:
     return f" at a reward of {' to '.join(ends)}"
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
+def first_few(names: Sequence[str]) -> str:
+    """List the first few names and the number of the others."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,39 +1,37 @@
-"""A run folder as the report reads it: whatever is there, and notes on what is not.
+"""Read a run folder for its report: all that is readable, and notes on the rest.
 
-Nothing here needs the process that made the run. An interrupted run leaves a folder with parts missing
-or cut off in the middle, so every reader returns what it can and says in a note what it could not.
+An interrupted run leaves a folder with parts missing or cut off in the middle, so every reader returns what
+it can read, and notes what it cannot.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.config.errors import UserError
+from cluster.record.json_lines import Row, metric_lines
+from cluster.record.names import CHECKPOINTS, CONFIG, MARKER, METRICS, NONFINITE
 from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
 from rollout.text_files import read_text
 
-Row = Mapping[str, Any]
-STAGES: Final = ("sample", "score", "select", "learn", "broadcast")
-
 
 class NotARunError(UserError):
-    """The folder holds no run."""
+    """The folder is not that of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What a run folder says; `metrics` has one row per step, in the order of the steps."""
+class RecordedRun:
+    """The content of a run folder; `metrics` has one row per step, in the order of the steps."""
 
     folder: Path
     config: Row
@@ -48,48 +46,51 @@ class Run:
 
     @property
     def evaluations(self) -> list[Row]:
-        """The rows that hold an evaluation."""
+        """The rows with an evaluation."""
         return [row for row in self.metrics if number(row, "eval_reward") is not None]
 
     @property
     def learned_nothing(self) -> bool:
-        """Whether there were steps, and none of them, nor one before a resume, applied an update."""
+        """True if there were steps, and none of them, nor one before a resume, applied an update."""
         return bool(self.training) and number(self.training[-1], "updates") == 0
 
     @property
     def last_step(self) -> int:
-        """The last training step that was finished, 0 if none was."""
+        """The last finished training step, 0 without any."""
         return max((int(row["step"]) for row in self.training), default=0)
 
     @property
     def planned(self) -> int | None:
-        """The number of steps that the configuration asked for."""
+        """The number of steps in the configuration."""
         steps = self.config.get("steps")
         return steps if isinstance(steps, int) else None
 
     def section(self, name: str) -> Row:
-        """A section of the configuration, empty if the configuration has none."""
+        """Return a section of the configuration, empty if it is missing."""
         section = self.config.get(name)
         return section if isinstance(section, dict) else {}
 
 
-def load_run(folder: Path) -> Run:
-    """Read a run folder; raises NotARunError if it is none."""
+def load_run(folder: Path) -> RecordedRun:
+    """Read a run folder.
+
+    Raises:
+        NotARunError: if it is not the folder of a run.
+    """
     if not folder.is_dir():
         raise NotARunError(f"{folder} is not a folder; expected the folder of a run")
-    if not any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl")):
-        raise NotARunError(f"{folder} is not a run: it has neither config.toml nor metrics.jsonl")
-    config, config_notes = _read_config(folder / "config.toml")
-    metrics, metrics_notes = _read_metrics(folder / "metrics.jsonl")
-    committed = [path.parent for path in folder.glob("checkpoints/step-*/COMMITTED")]
+    if not any((folder / name).is_file() for name in (CONFIG, METRICS)):
+        raise NotARunError(f"{folder} is not a run: it has neither {CONFIG} nor {METRICS}")
+    config, config_notes = _read_config(folder / CONFIG)
+    metrics, metrics_notes = _read_metrics(folder / METRICS)
+    committed = [path.parent for path in folder.glob(f"{CHECKPOINTS}/step-*/{MARKER}")]
     checkpoint = max(_steps(committed), default=None)
-    run = Run(folder=folder, config=config, metrics=metrics, checkpoint=checkpoint, notes=())
-    notes = (*config_notes, *metrics_notes, *_progress_notes(run))
-    return Run(folder=folder, config=config, metrics=metrics, checkpoint=checkpoint, notes=notes)
+    run = RecordedRun(folder=folder, config=config, metrics=metrics, checkpoint=checkpoint, notes=())
+    return replace(run, notes=(*config_notes, *metrics_notes, *_progress_notes(run)))
 
 
 def number(row: Row, key: str) -> float | None:
-    """A finite number of a row, None if it is absent, empty, infinite or not a number at all."""
+    """Return a finite number of a row; None if it is absent, empty, not finite or not a number."""
     value = row.get(key)
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return float(value)
@@ -97,7 +98,7 @@ def number(row: Row, key: str) -> float | None:
 
 
 def evaluated(rows: Iterable[Row]) -> list[str]:
-    """What evaluations measured, in the order of the rows; without the count of what they could not."""
+    """List the metrics of evaluations, in the order of the rows; without the count of broken images."""
     return [key for key in dict.fromkeys(k for row in rows for k in row) if _measures(key)]
 
 
@@ -106,24 +107,24 @@ def _measures(key: str) -> bool:
 
 
 def series(rows: Iterable[Row], key: str) -> tuple[list[int], list[float]]:
-    """The steps at which a metric was recorded, and its values there."""
+    """Return the steps at which a metric was recorded, and its values there."""
     points = [(int(row["step"]), value) for row in rows if (value := number(row, key)) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def total(rows: Iterable[Row], key: str) -> float:
-    """The sum of a metric over rows."""
+    """Sum a metric over rows."""
     return sum(series(rows, key)[1])
 
 
 def stepped(folder: Path, pattern: str) -> dict[int, Path]:
-    """The entries of a folder whose names hold a step, in the order of the steps."""
+    """List the entries of a folder whose names contain a step, in the order of the steps."""
     found = {step: path for path in folder.glob(pattern) for step in _steps([path])}
     return dict(sorted(found.items()))
 
 
 def read_table(path: Path) -> list[Row] | None:
-    """The rows of a Parquet file, None if it is missing or damaged."""
+    """Read the rows of a Parquet file; None if it is missing or damaged."""
     try:
         rows: list[Row] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException):
@@ -140,46 +141,35 @@ def _read_config(path: Path) -> tuple[Row, list[str]]:
     try:
         return tomllib.loads(read_text(path)), []
     except FileNotFoundError:
-        return {}, ["There is no config.toml, so the page cannot say what the run was asked to do."]
+        return {}, [f"There is no {CONFIG}, so the page cannot show the configuration of the run."]
     except (OSError, ValueError) as error:
-        return {}, [f"config.toml could not be read: {error}"]
+        return {}, [f"{CONFIG} could not be read: {error}"]
 
 
 def _read_metrics(path: Path) -> tuple[tuple[Row, ...], list[str]]:
-    """Merge the lines of each step: after a resume a step may stand twice, and the later line wins."""
+    """Merge the lines of each step: after a resume a step may have two lines, and the later one counts."""
     if not path.is_file():
-        return (), ["There is no metrics.jsonl: no step was finished."]
+        return (), [f"There is no {METRICS}: no step was finished."]
     steps: dict[int, dict[str, Any]] = {}
-    broken = []
-    for number_, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        row = _parse(line)
-        if row is not None:
-            steps.setdefault(int(row["step"]), {}).update(row)
-        elif line.strip():
-            broken.append(str(number_))
-    notes = [f"metrics.jsonl: no metrics could be read from line {', '.join(broken)}."] if broken else []
+    rows, damaged = metric_lines(path.read_bytes())
+    for row in rows:
+        steps.setdefault(int(row["step"]), {}).update(row)
+    lines = ", ".join(map(str, damaged))
+    notes = [f"{METRICS}: no metrics could be read from line {lines}."] if damaged else []
     return tuple(steps[step] for step in sorted(steps)), notes
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _progress_notes(run: Run) -> list[str]:
+def _progress_notes(run: RecordedRun) -> list[str]:
     notes = []
     if run.planned and run.last_step < run.planned:
         kept = "no checkpoint was committed" if run.checkpoint is None else (
             f"the last committed checkpoint is that of step {run.checkpoint}")  # fmt: skip
-        notes.append(f"The run stands at step {run.last_step} of {run.planned}; {kept}.")
+        notes.append(f"The run is at step {run.last_step} of {run.planned}; {kept}.")
     gaps = [(a, b) for a, b in pairwise(int(row["step"]) for row in run.training) if b > a + 1]
     notes += [f"No metrics for steps {a + 1} to {b - 1}." for a, b in gaps[:3]]
     for key, what in ((BROKEN, "images of training"), (EVAL_BROKEN, "held-out images")):
         if count := total(run.metrics, key):
-            notes.append(f"{count:.0f} {what} were not finite and have no reward; see nonfinite.jsonl.")
+            notes.append(f"{count:.0f} {what} were not finite and have no reward; see {NONFINITE}.")
     if not run.evaluations:
         notes.append("No evaluation was recorded, so there is no held-out reward.")
     elif len(run.evaluations) == 1:

@@ -1,8 +1,7 @@
-"""The run folder: everything a run leaves behind, written so that a kill leaves no half file."""
+"""The folder of a run: the paths in it, and their writers, which a kill cannot leave with half a file."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -17,9 +16,10 @@ from PIL import Image
 from cluster.config.errors import FolderError, UserError
 from cluster.config.settings import RunSettings
 from cluster.config.sources import to_toml
-from cluster.record.events import NAME as LOG
+from cluster.record import names
 from cluster.record.files import to_json, write_text
 from cluster.record.held_out import Drawn
+from cluster.record.json_lines import complete_lines
 from rewards.combine import Scores
 from rollout.records import CandidateGroup
 from selection.ledger import ledger_table, write_ledger, write_table
@@ -32,34 +32,35 @@ def _writing() -> Iterator[None]:
         yield
     except OSError as error:
         raise FolderError(
-            f"the run folder cannot be written: {error}; --resume goes on from the last checkpoint"
+            f"the run folder cannot be written: {error}; --resume continues from the last checkpoint"
         ) from error
 
 
 class RunFolder:
-    """Paths and writers of one run."""
+    """The paths and writers of one run."""
 
     def __init__(self, path: Path) -> None:
-        """Name a run folder; nothing is touched yet."""
+        """Name a run folder, without touching the file system."""
         self.path = path
-        self.config = path / "config.toml"
-        self.metrics = path / "metrics.jsonl"
-        self.nonfinite = path / "nonfinite.jsonl"
-        self.ledger = path / "ledger"
-        self.images = path / "images"
-        self.eval = path / "eval"
+        self.config = path / names.CONFIG
+        self.metrics = path / names.METRICS
+        self.events = path / names.LOG
+        self.nonfinite = path / names.NONFINITE
+        self.ledger = path / names.LEDGER
+        self.images = path / names.IMAGES
+        self.eval = path / names.EVAL
         self.start = self.eval / "step-000000.parquet"
-        self.checkpoints = path / "checkpoints"
-        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / names.CHECKPOINTS
+        self.tensorboard = path / names.TENSORBOARD
 
     def create(self, settings: RunSettings) -> None:
-        """Make the folder and write the resolved configuration.
+        """Create the folder and write the resolved configuration.
 
         Raises:
             UserError: if the folder is in use already or cannot be written.
         """
         found = self.path.iterdir() if self.path.is_dir() else [self.path]
-        if self.path.exists() and any(not entry.name.startswith(".config.toml.") for entry in found):
+        if self.path.exists() and any(not entry.name.startswith(f".{names.CONFIG}.") for entry in found):
             raise UserError(
                 f"folder: {self.path} is already used; choose another, or continue with --resume {self.path}"
             )
@@ -70,30 +71,30 @@ class RunFolder:
             raise UserError(f"folder: cannot write {self.path}: {error.strerror}") from None
 
     def abandon(self) -> None:
-        """Give the name back if nothing was done: a run that was refused may be started again as it was."""
+        """Remove the folder if no step was done, so that a refused run can start again under its name."""
         if self.metrics.exists() or self.checkpoints.exists():
             return
-        for path in (self.config, self.path / LOG):
+        for path in (self.config, self.events):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # something else lies there
+        with suppress(OSError):  # the folder has other files
             self.path.rmdir()
 
     @_writing()
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line of metrics; a number that is none becomes null, for every JSON reader's sake."""
+        """Append one line of metrics; NaN and infinity are written as null."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(to_json(metrics) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """All metrics so far; a last line that a kill cut short is left out."""
+        """Read all metrics so far, without a last line that a kill cut short."""
         return _lines(self.metrics) if self.metrics.exists() else []
 
     def kept(self) -> list[Path]:
-        """What a checkpoint keeps of the folder: all that later evaluations and the guard compare with."""
+        """List the files that a checkpoint copies, with which evaluations and the drift guard compare."""
         return [path for path in (self.metrics, self.start) if path.exists()]
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after a step, before a resumed run does it again."""
+        """Remove the records of later steps, before a resumed run makes these steps again."""
         for path in (self.metrics, self.nonfinite):
             if path.exists():
                 kept = [line for line in _lines(path) if line["step"] <= step]
@@ -112,7 +113,7 @@ class RunFolder:
 
     @_writing()
     def record_nonfinite(self, step: int, groups: Sequence[CandidateGroup], suspects: Sequence[Kept]) -> None:
-        """Append what led to a skipped update: the trajectories whose loss was not finite, by their seeds."""
+        """Append the cause of a skipped update: the seeds of trajectories whose loss was not finite."""
         by_id = {group.group_id: group for group in groups}
         found = [
             {
@@ -129,14 +130,14 @@ class RunFolder:
 
     @_writing()
     def record_broken(self, step: int, broken: Sequence[Mapping[str, Any]], kind: str = "images") -> None:
-        """Append which images of a step (or ``eval_images`` of its evaluation) are not finite, if any."""
+        """Append the images of a step (or ``eval_images`` of its evaluation) that are not finite, if any."""
         if broken:
             with self.nonfinite.open("a", encoding="utf-8") as file:
                 file.write(to_json({"step": step, kind: broken}) + "\n")
 
     @_writing()
     def save_pair(self, step: int, group_id: int, images: NDArray[np.uint8], pair: Sequence[int]) -> None:
-        """Save candidates of a group, named so that they join to the ledger."""
+        """Save candidates of a group under names that match the ledger's rows."""
         folder = self.images / f"step-{step:06d}"
         for candidate in pair:
             _save_png(folder / f"g{group_id:06d}-c{candidate:02d}.png", images[candidate])
@@ -149,7 +150,7 @@ class RunFolder:
         scores: Scores,
         images: Iterable[NDArray[np.uint8] | None],
     ) -> None:
-        """Write held-out scores as Parquet and the images beside; of one that is broken (None) no file."""
+        """Write held-out scores as Parquet, and the images that are not broken (None) as files."""
         table = pa.table(
             {
                 "prompt_index": [prompt.index for prompt, _, _ in drawn],
@@ -169,8 +170,7 @@ class RunFolder:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file; a last one that a kill cut short is left out."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    return complete_lines(path.read_bytes())[0]
 
 
 def _strict(scores: Scores, count: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Read the checkpoints of a run: which there are, whether they are whole, and their files."""
+"""Find, verify and read the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cluster.config.errors import UserError
 from cluster.record.events import warn
-from cluster.record.marker import MARKER, Commit, from_marker
+from cluster.record.marker import Commit, from_marker
+from cluster.record.names import MARKER
 from learner.digests import crc32, digest
 from learner.records import Digest
 
 READERS: Final = 4
-"""Files that are read at once when a checkpoint is verified."""
+"""Files read in parallel when a checkpoint is verified."""
 
 
 class DamagedError(UserError):
-    """A file of a checkpoint is missing or not what was written."""
+    """A file of a checkpoint is missing or differs from what was written."""
 
 
 class StoredCheckpoints:
-    """The checkpoints in a folder or at any fsspec URL; the presence of its commit marker is a checkpoint."""
+    """The checkpoints in a folder or at any fsspec URL: those folders that have a commit marker."""
 
     def __init__(self, url: str) -> None:
-        """Look below a URL."""
+        """Open the folder at a URL."""
         self.filesystem, self.root = url_to_fs(url)
         self.damaged: dict[int, str] = {}
-        self.untold: list[int] = []
+        self.unreported: list[int] = []
 
     def url(self, step: int) -> str:
-        """Where the checkpoint after a step lies."""
+        """Return the URL of the checkpoint after a step."""
         return str(self.filesystem.unstrip_protocol(self._path(step)))
 
     def _path(self, step: int) -> str:
         return f"{self.root}/step-{step}"
 
     def steps(self) -> list[int]:
-        """The steps with a committed checkpoint that is not known to be damaged, oldest first."""
+        """List the steps with a committed checkpoint that is not known to be damaged, oldest first."""
         self.filesystem.invalidate_cache()
         found = self.filesystem.glob(f"{self.root}/step-*/{MARKER}")
         names = {str(path).split("/")[-2].removeprefix("step-") for path in found}
@@ -56,10 +57,10 @@ class StoredCheckpoints:
         return {path.removeprefix(prefix): int(entry["size"]) for path, entry in found.items()}
 
     def newest(self, fits: Callable[[Commit], None] = lambda commit: None) -> Commit | None:
-        """Find the newest checkpoint that is whole; None if there is none at all. It reads every file.
+        """Find the newest undamaged checkpoint, reading every file of it; None without any checkpoint.
 
         Args:
-            fits: raises what speaks against a checkpoint, before its files are read.
+            fits: refuses a checkpoint by an error, before its files are read.
 
         Raises:
             UserError: if every checkpoint is damaged.
@@ -72,20 +73,20 @@ class StoredCheckpoints:
                 return commit
             except DamagedError as error:
                 self.damaged[step] = str(error)
-                self.untold.append(step)
+                self.unreported.append(step)
         if self.damaged:
             raise UserError(f"{self.root}: every checkpoint is damaged: {'; '.join(self.damaged.values())}")
         return None
 
-    def tell_damage(self, tell: Callable[[str], None]) -> None:
-        """Say of every damaged checkpoint, once, that an older one is taken: a line and an event."""
-        while self.untold:
-            step = self.untold.pop(0)
+    def report_damage(self, print_line: Callable[[str], None]) -> None:
+        """Report every damaged checkpoint once, by a printed line and an event."""
+        while self.unreported:
+            step = self.unreported.pop(0)
             warn("checkpoint damaged", checkpoint=step, reason=self.damaged[step])
-            tell(f"damaged, so an older checkpoint is taken: {self.damaged[step]}")
+            print_line(f"damaged, so an older checkpoint is used: {self.damaged[step]}")
 
     def read(self, step: int) -> Commit:
-        """What the marker of a checkpoint says.
+        """Read the marker of a checkpoint.
 
         Raises:
             DamagedError: if the marker cannot be read, or files are missing or cut short.
@@ -100,13 +101,13 @@ class StoredCheckpoints:
         try:
             return from_marker(self.filesystem.cat_file(f"{self._path(step)}/{MARKER}"))
         except (OSError, ValueError) as error:
-            self._damaged(step, MARKER, f"is no marker of a checkpoint: {error}")
+            self._damaged(step, MARKER, f"is not a checkpoint marker: {error}")
 
     def verify(self, commit: Commit) -> None:
-        """Read every file of a checkpoint and compare its digest; files without one are passed over.
+        """Read every file of a checkpoint and compare its digest; files without one are skipped.
 
         Raises:
-            DamagedError: if one cannot be read or is not what was written.
+            DamagedError: if one cannot be read or differs from what was written.
         """
         expected = {name: entry for name, entry in commit.files.items() if entry.crc32 is not None}
         with ThreadPoolExecutor(READERS) as pool:
@@ -131,11 +132,11 @@ class StoredCheckpoints:
         raise DamagedError(f"{self._path(step)}/{name} {what}")
 
     def file(self, step: int, name: str) -> Path:
-        """A file of a checkpoint as a local one, fetched if it lies elsewhere.
+        """Return the local path of a checkpoint's file, downloaded if it is elsewhere.
 
         Raises:
             FileNotFoundError: if the checkpoint has no such file.
-            DamagedError: if it is not what was written.
+            DamagedError: if it differs from what was written.
         """
         url = f"{self.url(step)}/{name}"
         expected = self._commit(step).files.get(name)

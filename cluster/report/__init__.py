@@ -1,1 +1,1 @@
-"""The report of a run, made from its folder alone."""
+"""The report of a run, rendered from its folder alone."""

@@ -1,4 +1,4 @@
-"""Make the report of a run again: report.html in its folder."""
+"""Write the report of a run again, to report.html in its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.config.errors import UserError
 
 @guarded
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = Parser(prog=program("report"), description=__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="the folder of a run")
     folder = parser.parse_args(arguments).folder

@@ -14,7 +14,9 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from cluster.record.run_data import STAGES, Row, Run, evaluated, number, series
+from cluster.record.json_lines import Row
+from cluster.record.names import STAGES
+from cluster.record.run_data import RecordedRun, evaluated, number, series
 from learner.objectives.registry import drawn_metrics
 
 LIGHT: Final = {
@@ -63,7 +65,7 @@ class Chart:
     size: str
 
 
-def learning_charts(run: Run) -> list[Chart]:
+def learning_charts(run: RecordedRun) -> list[Chart]:
     """Rewards, margins and zero-margin groups over the steps."""
     silent = _most_silent(run.training)
     charts = [
@@ -95,7 +97,7 @@ def learning_charts(run: Run) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
-def time_chart(run: Run) -> Chart | None:
+def time_chart(run: RecordedRun) -> Chart | None:
     """Seconds per stage, stacked over the steps."""
     traces = [trace for stage in STAGES for trace in _stage_trace(run.training, stage)]
     overlap = "Stages overlap at this staleness, so that a step takes less than their sum."
@@ -103,7 +105,7 @@ def time_chart(run: Run) -> Chart | None:
     return chart_of("time", "Time per stage", note, traces, "wide", barmode="stack", yaxis_ticksuffix=" s")
 
 
-def diagnostic_charts(run: Run) -> list[Chart]:
+def diagnostic_charts(run: RecordedRun) -> list[Chart]:
     """Small multiples of what to look at when a run goes wrong."""
     charts = (
         chart_of(m.name, m.title, m.note, _line(run.training, m.name, m.title, "accent"), "small")
@@ -169,7 +171,7 @@ def moving_average(values: Sequence[float], width: int) -> list[float]:
     return [float(mean) for mean in (sums[ends] - sums[starts]) / (ends - starts)]
 
 
-def _reward_traces(run: Run) -> list[go.Scatter]:
+def _reward_traces(run: RecordedRun) -> list[go.Scatter]:
     """Training below, evaluation above; single rewards, whose scales differ, wait in the legend."""
     traces = _trend(run.training, "reward_mean", "training", "soft")
     for key in _single_rewards(run):
@@ -180,14 +182,14 @@ def _reward_traces(run: Run) -> list[go.Scatter]:
     return traces
 
 
-def _single_rewards(run: Run) -> list[str]:
+def _single_rewards(run: RecordedRun) -> list[str]:
     """The evaluated rewards that are not the whole under another name."""
     whole = series(run.metrics, "eval_reward")
     others = {*evaluated(run.evaluations)} - {"eval_reward", "eval_strict", "eval_win_rate"}
     return sorted(key for key in others if series(run.metrics, key) != whole)
 
 
-def _unit_range(run: Run) -> dict[str, Any]:
+def _unit_range(run: RecordedRun) -> dict[str, Any]:
     """Rewards that stay in [0, 1] are shown on all of it, so that a small gain looks small."""
     keys = ("reward_mean", "eval_reward", "eval_strict")
     values = [value for key in keys for value in series(run.metrics, key)[1]]

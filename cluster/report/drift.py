@@ -7,13 +7,13 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from cluster.record.run_data import Run, series
+from cluster.record.run_data import RecordedRun, series
 from cluster.report.charts import LIGHT, Chart, chart_of, moving_average
 
 _WATCHED_COLORS: Final = ("accent", "high", "low", "score", "learn", "sample", "select", "soft")
 
 
-def guard_chart(run: Run) -> Chart | None:
+def guard_chart(run: RecordedRun) -> Chart | None:
     """Draw what the drift guard watches, relative to its start; a cross marks an alarm."""
     traces = [
         trace
@@ -24,13 +24,13 @@ def guard_chart(run: Run) -> Chart | None:
     return chart_of("guard", "Drift from the start", note, traces, "wide", yaxis_ticksuffix=" x")
 
 
-def _watched(run: Run) -> list[str]:
+def _watched(run: RecordedRun) -> list[str]:
     listed = run.config.get("eval_rewards") or []
     watching = [f"eval_{reward.get('name')}" for reward in listed if reward.get("weight") == 0]
     return [*dict.fromkeys(key for row in run.metrics for key in row if key.startswith("image_")), *watching]
 
 
-def _relative_line(run: Run, key: str, color: str) -> list[go.Scatter]:
+def _relative_line(run: RecordedRun, key: str, color: str) -> list[go.Scatter]:
     """The mean of the latest steps over that of the first, which is what the guard compares."""
     steps, values = series(run.metrics, key)
     width = int(run.section("guard").get("steps", 5)) if key.startswith("image_") else 1

@@ -1,4 +1,4 @@
-"""Held-out images before and after training, on the same noise."""
+"""The report's section of held-out images before and after training, on the same noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cluster.record.run_data import Row, Run, number, read_table, stepped
+from cluster.record.json_lines import Row
+from cluster.record.names import EVAL, IMAGES
+from cluster.record.run_data import RecordedRun, number, read_table, stepped
 from cluster.report.thumbnails import Picture, picture
 
 CARDS: Final = 16
@@ -18,7 +20,7 @@ _Key = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One held-out prompt and noise; `after` is missing where there was only one evaluation."""
+    """One held-out prompt and noise; `after` is None if there was only one evaluation."""
 
     prompt: str
     index: int
@@ -30,9 +32,9 @@ class Card:
     strict: tuple[float | None, ...]
 
     @property
-    def verdict(self) -> str | None:
-        """`improved`, `worse` or `same`; None where there is nothing to compare."""
-        return verdict(*self.rewards) if len(self.rewards) == 2 else None
+    def change(self) -> str | None:
+        """The change of the reward: `improved`, `worse`, `same`, or None without two rewards."""
+        return direction(*self.rewards) if len(self.rewards) == 2 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,11 @@ class HeldOut:
         return sum(self.tally.values())
 
 
-def held_out_story(run: Run) -> tuple[HeldOut | None, list[str]]:
-    """The held-out comparison, and notes on what is missing."""
+def held_out_section(run: RecordedRun) -> tuple[HeldOut | None, list[str]]:
+    """Compare the first and the last evaluation, with notes on missing data."""
     tables = {}
     damaged = []
-    for step, path in stepped(run.folder / "eval", "step-*.parquet").items():
+    for step, path in stepped(run.folder / EVAL, "step-*.parquet").items():
         rows = read_table(path)
         if rows:
             tables[step] = {(int(row["prompt_index"]), int(row["sample"])): row for row in rows}
@@ -72,8 +74,8 @@ def held_out_story(run: Run) -> tuple[HeldOut | None, list[str]]:
     return HeldOut(first, steps[1] if len(steps) == 2 else None, cards, tally), [*damaged, *notes]
 
 
-def verdict(before: float | None, after: float | None) -> str | None:
-    """How a reward changed, None if one of the two is missing."""
+def direction(before: float | None, after: float | None) -> str | None:
+    """Return `improved`, `worse` or `same` for a change of a reward; None if one of the two is missing."""
     if before is None or after is None:
         return None
     if abs(after - before) <= _EQUAL:
@@ -82,7 +84,7 @@ def verdict(before: float | None, after: float | None) -> str | None:
 
 
 def evenly(keys: Sequence[_Key], count: int) -> list[_Key]:
-    """Keys spread evenly over the prompts, one noise per prompt if that is enough."""
+    """Choose keys spread evenly over the prompts, one noise per prompt if these are enough."""
     ordered = sorted(keys, key=lambda key: (key[1], key[0]))
     first = [key for key in ordered if key[1] == ordered[0][1]]
     pool = first if len(first) >= count else ordered
@@ -92,7 +94,7 @@ def evenly(keys: Sequence[_Key], count: int) -> list[_Key]:
 
 
 def _cards(folder: Path, steps: Sequence[int], tables: Sequence[dict[_Key, Row]]) -> tuple[Card, ...]:
-    files = [_files(folder / "images" / f"eval-{step:06d}") for step in steps]
+    files = [_files(folder / IMAGES / f"eval-{step:06d}") for step in steps]
     shared = set[_Key].intersection(*(set(paths) for paths in files), *(set(table) for table in tables))
     cards = (
         _card(key, [paths[key] for paths in files], [table[key] for table in tables])
@@ -131,7 +133,7 @@ def _reseeded(first: dict[_Key, Row], last: dict[_Key, Row]) -> bool:
 def _tally(first: dict[_Key, Row], last: dict[_Key, Row]) -> dict[str, int]:
     counts = {"improved": 0, "same": 0, "worse": 0}
     for key in first.keys() & last.keys():
-        result = verdict(number(first[key], "reward"), number(last[key], "reward"))
+        result = direction(number(first[key], "reward"), number(last[key], "reward"))
         if result:
             counts[result] += 1
     return counts

@@ -1,4 +1,4 @@
-"""Build pages that open offline as one file, with styles, script and Plotly inside."""
+"""Parts of pages that open offline as a single file, with styles, scripts and Plotly inside."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
 def environment(folder: Path = _TEMPLATES) -> Environment:
-    """Templates of a folder with our filters; an undefined name in them is an error."""
-    found = Environment(
+    """Load the templates of a folder with the report's filters; an undefined name in them is an error."""
+    templates = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(show=show, duration=duration)
-    return found
+    templates.filters.update(show=show, duration=duration)
+    return templates
 
 
 def assets() -> dict[str, Markup]:
-    """The parts of a page that are code, not text, and so stand in it unescaped."""
+    """Load the styles and scripts of a page, which are inserted unescaped."""
     own = {name: (_TEMPLATES / f"report.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     return {name: Markup(text) for name, text in (own | {"plotly": get_plotlyjs()}).items()}
 
 
 def script_json(value: Any) -> Markup:
-    """JSON for a script element, which a `</script>` in the data must not end."""
+    """Write a value as JSON for a script element, which a `</script>` in the data must not end."""
     return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))

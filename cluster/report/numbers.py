@@ -1,15 +1,15 @@
-"""How the report and the closing table write numbers."""
+"""The format of numbers in the report and the final table."""
 
 from __future__ import annotations
 
 import math
 
-MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows for "no value"
+MISSING = "–"  # noqa: RUF001 - an en dash marks a missing value in tables
 _MINUS = "\u2212"
 
 
 def show(value: object) -> str:
-    """A number in three significant digits, an integer with thin spaces, anything else as its text."""
+    """Format a number with three digits, an integer with thin spaces, anything else as its text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return MISSING if value is None else str(value)
     if not math.isfinite(value):
@@ -27,13 +27,13 @@ def _decimal(value: float) -> str:
 
 
 def change(start: float, end: float) -> str:
-    """The difference of two values with its sign."""
+    """Format the difference of two values with its sign."""
     text = show(end - start)
     return text if text.startswith(_MINUS) else f"+{text}"
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that a person would say: `1 h 04 min`, `3 min 07 s`, `8.4 s`, `35 ms`."""
+    """Format a time in one or two units: `1 h 04 min`, `3 min 07 s`, `8.4 s`, `35 ms`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else f"{seconds * 1000:.2f} ms"
     if seconds < 60:

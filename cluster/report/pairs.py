@@ -1,6 +1,6 @@
-"""What the noise decided: the widest-margin pairs of the first, middle and last recorded steps.
+"""The report's section of pairs: the widest margins of the first, middle and last recorded steps.
 
-The two images of a pair share prompt, weights and step; only their noise differs.
+The two images of a pair share prompt, weights and step, and differ only in their noise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 from statistics import fmean, pvariance
 from typing import Final
 
-from cluster.record.run_data import Row, Run, number, read_table, stepped
+from cluster.record.json_lines import Row
+from cluster.record.names import IMAGES, LEDGER
+from cluster.record.run_data import RecordedRun, number, read_table, stepped
 from cluster.report.thumbnails import Picture, picture
 
 PAIRS_PER_STEP: Final = 4
@@ -22,7 +24,7 @@ _STRIP: Final = (280, 46)  # the drawing's width and height in its own units
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One candidate as the page shows it."""
+    """One candidate on the page."""
 
     picture: Picture
     row: Row
@@ -30,7 +32,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """One candidate's mark on the strip of its group; role is `low`, `high`, `kept` or `left`."""
+    """The mark of one candidate on its group's strip; the role is `low`, `high`, `kept` or `left`."""
 
     x: float
     y: float
@@ -39,7 +41,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The lowest and the highest pictured candidate of one group, and the whole group as dots."""
+    """The candidates of lowest and highest reward among a group's saved images, and all its dots."""
 
     prompt: str
     group: int
@@ -50,7 +52,7 @@ class Pair:
 
     @property
     def view(self) -> str:
-        """The part of the strip that holds dots, as an SVG view box."""
+        """The part of the strip with dots, as an SVG view box."""
         top = min(dot.y for dot in self.dots) - 5
         return f"0 {top:g} {_STRIP[0]} {_STRIP[1] - top:g}"
 
@@ -62,7 +64,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One recorded step: its widest pairs and what its ledger says about all its candidates."""
+    """One recorded step: its widest pairs, and statistics of its ledger."""
 
     step: int
     pairs: tuple[Pair, ...]
@@ -72,10 +74,10 @@ class Moment:
     within: float | None  # share of the variance of rewards that lies within prompts
 
 
-def noise_story(run: Run) -> tuple[list[Moment], list[str]]:
-    """The recorded moments to show, and notes on what is missing."""
-    folders = stepped(run.folder / "images", "step-*")
-    ledgers = stepped(run.folder / "ledger", "step-*.parquet")
+def noise_section(run: RecordedRun) -> tuple[list[Moment], list[str]]:
+    """Choose the moments to show, with notes on missing data."""
+    folders = stepped(run.folder / IMAGES, "step-*")
+    ledgers = stepped(run.folder / LEDGER, "step-*.parquet")
     pictured = [step for step, folder in folders.items() if any(folder.glob("g*.png"))]
     if not pictured:
         return [], ["No images of training steps were saved, so no pair of candidates can be shown."]
@@ -92,7 +94,7 @@ def noise_story(run: Run) -> tuple[list[Moment], list[str]]:
 
 
 def spread(steps: Sequence[int]) -> list[int]:
-    """The first, the middle and the last of the steps, fewer if there are fewer."""
+    """Choose the first, the middle and the last of the steps, or all if there are fewer."""
     first, last = min(steps), max(steps)
     middle = min(steps, key=lambda step: (abs(step - (first + last) / 2), step))
     return sorted({first, middle, last})
@@ -118,7 +120,7 @@ def _moment(step: int, rows: Sequence[Row], folder: Path) -> Moment | None:
 
 
 def _by_group(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    """The candidates with a reward, by group; a candidate without one has nothing to compare."""
+    """Group the candidates that have a reward."""
     groups: dict[int, list[Row]] = {}
     for row in rows:
         if row.get("valid", True) and number(row, "reward") is not None:
@@ -147,7 +149,7 @@ def _pair(
 
 
 def _bounds(rows: Sequence[Row]) -> tuple[float, float]:
-    """The reward axis: [0, 1] where the rewards stay in it, else their own range."""
+    """Return the range of the reward axis: [0, 1] if it contains the rewards, else their own range."""
     rewards = [value for row in rows if (value := number(row, "reward")) is not None]
     low, high = min(rewards, default=0.0), max(rewards, default=1.0)
     if low >= 0 and high <= 1:
@@ -174,7 +176,7 @@ def _dots(members: list[Row], low: Row, high: Row, bounds: tuple[float, float]) 
 
 
 def within_share(groups: Mapping[int, Sequence[Row]]) -> float | None:
-    """The share of the variance of all rewards that lies within prompts, where only noise differs."""
+    """Return the share of the variance of all rewards within prompts, where only the noise differs."""
     rewards = [[float(row["reward"]) for row in members] for members in groups.values()]
     everything = pvariance([reward for members in rewards for reward in members]) if rewards else 0.0
     if not everything:

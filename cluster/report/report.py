@@ -1,6 +1,6 @@
 """Render the report of a run, ``report.html``, from the files of its folder alone.
 
-The page is one file that opens offline: Plotly, styles and images are all inside. Its weight is bounded:
+The page is a single file that opens offline, with Plotly, styles and images inside. Its size is bounded:
 Plotly's 5 MB, at most 56 images of at most 48 KB each, and the numbers.
 """
 
@@ -11,26 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from cluster.record.files import write_text
-from cluster.record.run_data import Row, Run, load_run, number
+from cluster.record.json_lines import Row
+from cluster.record.names import REPORT
+from cluster.record.run_data import RecordedRun, load_run, number
 from cluster.report.charts import DARK, LIGHT, diagnostic_charts, learning_charts, time_chart
 from cluster.report.drift import guard_chart
-from cluster.report.held_out import held_out_story
+from cluster.report.held_out import held_out_section
 from cluster.report.html import assets, environment, script_json
 from cluster.report.numbers import MISSING, duration, show
-from cluster.report.pairs import noise_story
+from cluster.report.pairs import noise_section
 from cluster.report.summary import changes, headline, stage_costs
 from cluster.report.thumbnails import THUMBNAIL
 
 
 def write_report(folder: Path) -> Path:
-    """Write the report of a run folder and return its path; raises NotARunError if the folder is none."""
-    page = _render(load_run(folder))
-    return write_text(folder / "report.html", page)
+    """Write the report of a run folder and return its path.
+
+    Raises:
+        NotARunError: if it is not the folder of a run.
+    """
+    return write_text(folder / REPORT, _render(load_run(folder)))
 
 
-def _render(run: Run) -> str:
-    moments, noise_notes = noise_story(run)
-    held_out, held_out_notes = held_out_story(run)
+def _render(run: RecordedRun) -> str:
+    moments, noise_notes = noise_section(run)
+    held_out, held_out_notes = held_out_section(run)
     charts = [*learning_charts(run), time_chart(run), guard_chart(run), *diagnostic_charts(run)]
     drawn = [chart for chart in charts if chart]
     template = environment().get_template("report.html.j2")
@@ -59,13 +64,13 @@ def _render(run: Run) -> str:
 
 
 def _alarms(row: Row) -> list[tuple[str, str]]:
-    """What the guard said at a step: the metric and its story."""
+    """List the drift guard's alarms of a step, as metrics and messages."""
     alarms = row.get("alarms")
-    return [(str(name), str(story)) for name, story in alarms.items()] if isinstance(alarms, dict) else []
+    return [(str(name), str(text)) for name, text in alarms.items()] if isinstance(alarms, dict) else []
 
 
-def _saved(run: Run) -> str | None:
-    """What training on every sampled candidate would have cost, from the measured time per candidate."""
+def _saved(run: RecordedRun) -> str | None:
+    """Estimate from the measured time per candidate the extra cost of training on every sampled candidate."""
     sampled, _, _, trained, _ = stage_costs(run)
     if not run.training or not sampled.candidates or not trained.candidates:
         return None
@@ -74,7 +79,7 @@ def _saved(run: Run) -> str | None:
 
 
 def _config_sections(config: Row) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The configuration as titled lists: the top level, then each table and each table of an array."""
+    """List the configuration in titled sections: the top level, each table, each table of an array."""
     top = [(key, _value(value)) for key, value in config.items() if not _tables(value)]
     sections = [
         (f"{key} {place}" if len(tables) > 1 else key, [(name, _value(item)) for name, item in table.items()])
@@ -95,8 +100,8 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _last_metrics(run: Run) -> list[tuple[str, str, str]]:
-    """Every metric of the first and the last training step; evaluations from wherever they were last made."""
+def _last_metrics(run: RecordedRun) -> list[tuple[str, str, str]]:
+    """List every metric of the first and the last training step."""
     if not run.metrics:
         return []
     first, last = (run.training or run.metrics)[0], (run.training or run.metrics)[-1]

@@ -1,4 +1,4 @@
-"""The run in a few numbers: headline, tiles, what changed, and what each stage cost."""
+"""The summary of a run: headline, tiles, changes of metrics, and the cost of each stage."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from rich.table import Table
 
+from cluster.record.json_lines import Row
+from cluster.record.names import STAGES
 from cluster.record.nothing_learned import nothing_learned
-from cluster.record.run_data import STAGES, Row, Run, evaluated, load_run, number, series, total
+from cluster.record.run_data import RecordedRun, evaluated, load_run, number, series, total
 from cluster.report.numbers import MISSING, change, duration, show
 
 _FEW: Final = 3  # steps over which a noisy training metric is averaged at both ends
@@ -34,7 +36,7 @@ class Change:
 
     @property
     def name(self) -> str:
-        """The metric in words."""
+        """The name of the metric for readers."""
         return _NAMES.get(self.key) or f"held-out {self.key.removeprefix('eval_')}"
 
     @property
@@ -47,7 +49,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
-    """What a stage did in the whole run; broadcast has no candidates."""
+    """The work and time of a stage in the whole run; broadcast has no candidates."""
 
     name: str
     did: str
@@ -58,13 +60,13 @@ class StageCost:
 
     @property
     def per_candidate(self) -> str:
-        """The time that the stage took for one candidate."""
+        """The time of the stage per candidate."""
         return duration(self.seconds / self.candidates) if self.candidates else MISSING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """One large number of the page's head."""
+    """One large number in the page's header."""
 
     label: str
     value: str
@@ -74,16 +76,16 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """What the run is, and how it ended."""
+    """The page's header: the run's configuration and its outcome."""
 
     task: str
     facts: tuple[tuple[str, str], ...]
-    verdict: str
+    outcome: str
     tiles: tuple[Tile, ...]
 
 
-def changes(run: Run) -> list[Change]:
-    """Start and end of every evaluated reward, then of the training reward and the margin."""
+def changes(run: RecordedRun) -> list[Change]:
+    """Compute start and end of every evaluated reward, then of the training reward and the margin."""
     keys = evaluated(run.evaluations)
     keys.sort(key=lambda key: (key not in _NAMES, list(_NAMES).index(key) if key in _NAMES else 0))
     held_out = [_ends(run.metrics, key, few=1) for key in keys]
@@ -91,8 +93,8 @@ def changes(run: Run) -> list[Change]:
     return [item for item in (*held_out, *trained) if item]
 
 
-def stage_costs(run: Run) -> list[StageCost]:
-    """Candidates and seconds of every stage, over the whole run."""
+def stage_costs(run: RecordedRun) -> list[StageCost]:
+    """Sum candidates and seconds of every stage over the whole run."""
     rows = run.training
     trained = [row for row in rows if number(row, "loss") is not None]
     counts = (
@@ -117,8 +119,8 @@ def stage_costs(run: Run) -> list[StageCost]:
     ]
 
 
-def headline(run: Run) -> Headline:
-    """The page's head."""
+def headline(run: RecordedRun) -> Headline:
+    """Compile the page's header."""
     selection = run.section("selection")
     facts = {
         "model": _model(run.section("model")),
@@ -131,13 +133,13 @@ def headline(run: Run) -> Headline:
     return Headline(
         task=str(run.config.get("preset") or run.folder.resolve().name),
         facts=tuple((name, value) for name, value in facts.items() if value),
-        verdict=_verdict(run),
+        outcome=_outcome(run),
         tiles=tuple(_tiles(run)),
     )
 
 
 def summary_table(folder: Path) -> Table:
-    """The closing table of a run, for the console."""
+    """Tabulate the changes and times of a run, for the console."""
     run = load_run(folder)
     table = Table(title=f"{headline(run).task}: {_steps(run) or 'no'} steps", title_justify="left")
     table.add_column("")
@@ -150,7 +152,7 @@ def summary_table(folder: Path) -> Table:
     return table
 
 
-def _add_times(table: Table, run: Run) -> None:
+def _add_times(table: Table, run: RecordedRun) -> None:
     table.add_section()
     table.add_row("time", "per step", "total", "share", style="bold")
     for stage in stage_costs(run):
@@ -163,7 +165,7 @@ def _add_times(table: Table, run: Run) -> None:
 
 
 def _ends(rows: Sequence[Row], key: str, few: int) -> Change | None:
-    """The two ends never share a step, so that a short run is not compared with itself."""
+    """Average the first and the last few values, which do not overlap even in a short run."""
     values = series(rows, key)[1]
     if not values:
         return None
@@ -185,21 +187,21 @@ def _budget(selection: Row) -> str:
     return f"{candidates} per prompt" if keep is None else f"{candidates} \u2192 {keep} kept"
 
 
-def _steps(run: Run) -> str:
+def _steps(run: RecordedRun) -> str:
     if run.planned and run.last_step < run.planned:
         return f"{run.last_step} of {run.planned}"
     return str(run.last_step or "")
 
 
-def _reward_names(run: Run) -> list[str]:
+def _reward_names(run: RecordedRun) -> list[str]:
     rewards: Any = run.config.get("rewards", [])
     return [str(item["name"]) for item in rewards if isinstance(item, dict) and "name" in item]
 
 
-def _verdict(run: Run) -> str:
+def _outcome(run: RecordedRun) -> str:
     if run.learned_nothing:
-        why = nothing_learned(run.training, int(run.config.get("groups_per_step", 0)))
-        return f"Nothing was learned, for no update was applied in {len(run.training)} steps: {why}."
+        reason = nothing_learned(run.training, int(run.config.get("groups_per_step", 0)))
+        return f"Nothing was learned, since no update was applied in {len(run.training)} steps: {reason}."
     reward = _ends(run.metrics, "eval_reward", few=1)
     if reward is None or reward.end is None:
         return "There is no pair of evaluations to compare." if run.training else "No step was finished."
@@ -209,14 +211,14 @@ def _verdict(run: Run) -> str:
     return f"The held-out reward {verb} from {show(reward.start)} to {show(reward.end)}."
 
 
-def _tiles(run: Run) -> list[Tile]:
+def _tiles(run: RecordedRun) -> list[Tile]:
     tiles = [
         Tile(label=label, value=show(item.start if item.end is None else item.end), **_from(item))
         for key, label in (("eval_reward", "Held-out reward"), ("eval_strict", "Held-out strict"))
         if (item := _ends(run.metrics, key, few=1))
     ]
     won = _ends(run.metrics, "eval_win_rate", few=1)
-    # A reward without a strict score has no natural scale, so there the share of wins says more.
+    # A reward without a strict score has no natural scale, so the share of wins is clearer.
     if won and won.end is not None and len(tiles) == 1:
         tiles.append(
             Tile(label="Preferred to the start", value=f"{won.end:.0%}", note="same prompts and noise")
@@ -230,10 +232,9 @@ def _from(item: Change) -> dict[str, str]:
     return {"start": show(item.start), "note": f"{change(item.start, item.end)} in this run"}
 
 
-def _cost_tiles(run: Run) -> list[Tile]:
+def _cost_tiles(run: RecordedRun) -> list[Tile]:
     seconds, evaluation = total(run.training, "seconds_step"), total(run.metrics, "seconds_eval")
-    costs = stage_costs(run)
-    sampled, scored, _, trained, _ = (cost.candidates or 0 for cost in costs)
+    sampled, scored, _, trained, _ = (cost.candidates or 0 for cost in stage_costs(run))
     steps = len(run.training)
     valid = "all with valid rewards" if scored == sampled else f"{show(scored)} with valid rewards"
     ratio = f"1 in {sampled / trained:.1f} sampled".replace(".0 ", " ") if trained else ""

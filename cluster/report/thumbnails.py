@@ -1,4 +1,4 @@
-"""Images for a page that must open offline and stay light."""
+"""Images inside a page that opens offline, bounded in size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Picture:
 
 
 def picture(path: Path) -> Picture | None:
-    """Read an image: a small one exactly, another as a JPEG thumbnail; None if it cannot be read."""
+    """Read an image, exactly if it is small, else as a JPEG thumbnail; None if it cannot be read."""
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
@@ -40,7 +40,7 @@ def picture(path: Path) -> Picture | None:
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """The best JPEG within the bound; at the lowest quality even pure noise of this size fits."""
+    """Encode the best JPEG within the bound; at the lowest quality even pure noise of this size fits."""
     data = b""
     for quality in _QUALITIES:
         data = _encode(image, "JPEG", quality=quality, optimize=True)

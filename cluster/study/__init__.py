@@ -1,1 +1,1 @@
-"""Which arm learns fastest at what cost, and what drives reward and gradient."""
+"""The study of selection: speed and cost of its arms, and the variance of reward and gradient."""

@@ -1,11 +1,12 @@
-"""Study what drives learning, on one's own model and reward, in one process and without Ray.
+"""Compare selection rules on your own model and reward, in one process and without Ray.
 
 - ``variance PRESET`` samples a crossed design (the same initial noises under every prompt, several SDE paths
-  each) and splits the variance of rewards and of policy gradients.
-- ``compare PRESET --arms a,b --seeds 5`` trains arms under the same seeds, prompts and evaluation noise; runs
-  that are finished are skipped.
-- ``preview PRESET`` measures how well the predicted clean image tells, step by step, how a candidate ends.
-- ``report`` remakes the tables and the page from the Parquet files.
+  each) and decomposes the variance of rewards and of policy gradients.
+- ``compare PRESET --arms a,b --seeds 5`` trains arms under the same seeds, prompts and evaluation noise;
+  finished runs are skipped.
+- ``preview PRESET`` measures at each step how well the predicted clean image predicts a candidate's final
+  reward.
+- ``report`` writes the tables and the page again from the Parquet files.
 
 Every key of the configuration can be overridden, for instance ``--steps 40 --learner.threads 1``.
 """
@@ -31,12 +32,12 @@ from cluster.study.arms import ARMS
 PROG: Final = "python -m cluster.study"
 FOLDER: Final = Path("runs") / "study"
 EVALUATIONS: Final = 20
-"""Evaluations of a compared run, unless ``eval_every`` is given: curves need more than training does."""
+"""Evaluations of a compared run, unless ``eval_every`` is given: curves need more of them than training."""
 
 
 @guarded
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     options, rest = _parser().parse_known_args(arguments)
     if options.command == "report":
         _report(options, rest)
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(prog=program("study"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    variance = commands.add_parser("variance", keys=True, help="what drives reward and gradient")
+    variance = commands.add_parser("variance", keys=True, help="decompose variance of reward and gradient")
     variance.add_argument("--prompts", type=_two, default=64, help="prompts of the design; default: 64")
     variance.add_argument(
         "--initial", type=_two, default=8, help="initial noises, shared by all prompts; default: 8"
@@ -59,21 +60,21 @@ def _parser() -> Parser:
     variance.add_argument(
         "--gradients", type=int, default=64, help="prompts with policy gradients; default: 64"
     )
-    compare = commands.add_parser("compare", keys=True, help="which arm learns fastest, at what cost")
+    compare = commands.add_parser("compare", keys=True, help="compare the learning speed and cost of arms")
     compare.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas; default: all")
     compare.add_argument("--seeds", type=int, default=5, help="seeds of every arm; default: 5")
     compare.add_argument(
         "--rates", type=_rates, help="learning rates to try on the first seed, separated by commas; each "
-        "arm keeps the one with which it ends highest"
+        "arm keeps the one with the highest final score"
     )  # fmt: skip
-    preview = commands.add_parser("preview", keys=True, help="how well previews tell the final rank")
+    preview = commands.add_parser("preview", keys=True, help="measure how well previews predict final ranks")
     preview.add_argument("--prompts", type=_two, default=64, help="prompts to preview; default: 64")
     for command in (variance, compare, preview):
         command.add_argument("preset", metavar="PRESET_OR_TOML", help="a preset or a TOML file")
         command.add_argument("--folder", type=Path, help=f"folder of the results; default: {FOLDER}/PRESET")
-    report = commands.add_parser("report", help="remake RESULTS.md and the page")
+    report = commands.add_parser("report", help="write RESULTS.md and the page again")
     report.add_argument(
-        "folder", nargs="?", type=Path, default=FOLDER, help="holds one folder per task; default: runs/study"
+        "folder", nargs="?", type=Path, default=FOLDER, help="has one folder per task; default: runs/study"
     )
     report.add_argument(
         "--results", type=Path, default=Path("RESULTS.md"), help="page to write; default: RESULTS.md"
@@ -112,12 +113,12 @@ def _variance(
 
     names = ("prompts", "initial", "paths", "gradients")
     variance(settings, {name: getattr(options, name) for name in names}, folder, command, console.print)
-    found = load_variance(folder)
-    if found is not None:
-        console.print(variance_sheet(found).table())
-    if found is not None and found.gradients is not None:
-        console.print(gradient_sheet(found.gradients).table())
-        console.print(rank_sheet(found.gradients).table())
+    result = load_variance(folder)
+    if result is not None:
+        console.print(variance_sheet(result).table())
+    if result is not None and result.gradients is not None:
+        console.print(gradient_sheet(result.gradients).table())
+        console.print(rank_sheet(result.gradients).table())
 
 
 def _preview(
@@ -141,7 +142,7 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _quieten() -> None:
-    """One line per run says more than the progress bars and warnings of the libraries, once per run each."""
+    """Silence the progress bars and warnings of libraries, which would be printed once per run."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
@@ -156,7 +157,7 @@ def _rates(text: str) -> list[float]:
 def _two(text: str) -> int:
     value = int(text)
     if value < 2:
-        raise argparse.ArgumentTypeError(f"must be at least 2 to tell variance, got {value}")
+        raise argparse.ArgumentTypeError(f"must be at least 2 for a variance, got {value}")
     return value
 
 

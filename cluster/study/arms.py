@@ -1,4 +1,4 @@
-"""The arms of the study: what each changes of a preset, under budgets that can be compared."""
+"""The arms of the study: the changes of each to a preset, under comparable budgets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BASELINE: Final = "flowgrpo"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A strategy, how many times it oversamples, what stays as in the baseline, and how advantages scale.
+    """A strategy, its factor of oversampling, the budget equal to the baseline's, and its advantages' scale.
 
-    ``previews`` counts begun candidates in multiples of the baseline's, judged half-way; ``early`` adds noise
-    and trains in the first half of the steps only, so that a preview is judged when no more noise comes.
+    ``previews`` counts begun candidates in multiples of the baseline's candidates, scored half-way; ``early``
+    adds noise and trains in the first half of the steps only, so that no noise is added after a preview.
     """
 
     strategy: StrategyName
@@ -84,22 +84,22 @@ RETIRED: Final[Mapping[str, str]] = {
     "branched_2x": "2x as 4 paths from each initial noise",
     "antithetic_2x": "2x, initial noises in opposite pairs",
 }
-"""What was different in arms that were measured and can no longer be run, since they did not pay."""
+"""Descriptions of arms that were measured and then removed, since they did not improve learning."""
 
 _EXTRA: Final = 1_000_000_000
-"""Where the prompts beyond the baseline's come from in the endless walk: no run gets there."""
+"""The first number of groups beyond the baseline's, which no run reaches otherwise."""
 
 
 def arm_settings(name: str, base: RunSettings) -> RunSettings:
-    """The preset as an arm runs it; the baseline samples and keeps the preset's ``selection.keep``.
+    """Apply an arm to a preset; the baseline samples and keeps the preset's ``selection.keep``.
 
     Raises:
-        UserError: if there is no such arm, or its budget does not fit the preset.
+        UserError: if the arm is unknown, or its budget does not fit the preset.
     """
     if name in RETIRED:
-        raise UserError(f"arms: {name} was removed after version 0.1.0; finished runs of it still report")
+        raise UserError(f"arms: {name} was removed after version 0.1.0; its finished runs are still reported")
     if name not in ARMS:
-        raise UserError(f"arms: no arm {name!r}; there are {', '.join(ARMS)}")
+        raise UserError(f"arms: no arm {name!r}; arms are {', '.join(ARMS)}")
     arm = ARMS[name]
     try:
         budget = _budget(arm, base.groups_per_step, base.selection.keep)
@@ -120,16 +120,16 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
         raise UserError(f"arm {name}: {error}") from None
 
 
-def what_differs(name: str) -> str:
-    """Describe an arm, also a retired one, in a few words; empty if nobody knows it."""
+def describe_arm(name: str) -> str:
+    """Describe an arm, also a retired one, in a few words; empty if it is unknown."""
     return ARMS[name].what if name in ARMS else RETIRED.get(name, "")
 
 
 def group_ids(step: int, base: int, count: int) -> list[int]:
-    """The ``count`` groups of a step in an arm whose baseline has ``base``: as many as can be are the same.
+    """Number the ``count`` groups of an arm's step, as many as possible equal to the baseline's ``base``.
 
-    Groups fix prompts and noise, so arms share both: with fewer groups an arm has a part of the baseline's,
-    with more it has others besides, and nobody sees a group twice.
+    Groups determine prompts and noise, so arms share both: an arm with fewer groups has a part of the
+    baseline's, an arm with more has additional ones, and no group occurs twice.
     """
     shared = range(step * base, step * base + min(base, count))
     extra = max(0, count - base)

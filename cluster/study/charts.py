@@ -1,4 +1,4 @@
-"""The study's charts, in the palette and style of a run's report."""
+"""The charts of the study, in the palette and style of a run's report."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _AXES: Final = {
     "trained": "trajectories trained on",
     "sampled": "trajectories sampled",
     "compute": "transformer passes, in forward passes",
-    "seconds": "seconds, evaluation left out",
+    "seconds": "seconds without evaluation",
 }
 
 
-def variance_chart(key: str, found: Variance) -> Chart:
-    """Shares of the reward's variance by component, raw and after group normalisation."""
-    both = (found.raw, found.normalised)
+def variance_chart(key: str, result: Variance) -> Chart:
+    """Draw the shares of the reward's variance by component, raw and after group normalisation."""
+    both = (result.raw, result.normalised)
     bars = [
         go.Bar(
-            name=name, x=["raw", "group-normalised"], y=[100 * one[name].share for one in both],
+            name=name, x=["raw", "group-normalised"], y=[100 * parts[name].share for parts in both],
             marker={"color": LIGHT[_COLORS[name]]}, hovertemplate="%{y:.0f}%",
-            error_y=_whiskers([one[name] for one in both]),
+            error_y=_whiskers([parts[name] for parts in both]),
         )
         for name in COMPONENTS
     ]  # fmt: skip
     return _chart(
-        f"{key}-variance", "What the reward's variance is made of", "Shares with 95% intervals.", bars,
+        f"{key}-variance", "Components of the reward's variance", "Shares with 95% intervals.", bars,
         "half",
         barmode="group", yaxis={"ticksuffix": "%", "range": [0, 105]},
     )  # fmt: skip
 
 
-def rank_chart(key: str, found: Gradients) -> Chart:
-    """The cosine of each margin rank's pair with the other prompts' gradient."""
-    ranks = found.ranks
+def rank_chart(key: str, gradients: Gradients) -> Chart:
+    """Draw the cosine of each margin rank's pair with the other prompts' gradient."""
+    ranks = gradients.ranks
     bars = go.Bar(
         x=list(range(1, len(ranks.cosine) + 1)), y=ranks.cosine.tolist(), marker={"color": LIGHT["accent"]},
         error_y={"array": (2 * ranks.cosine_error).tolist(), "color": LIGHT["muted"], "thickness": 1},
@@ -57,7 +57,7 @@ def rank_chart(key: str, found: Gradients) -> Chart:
 
 
 def learning_charts(key: str, runs: Runs) -> list[Chart]:
-    """Held-out reward against everything that an arm can cost; the mean over seeds, each seed faint.
+    """Draw the held-out reward over every cost of an arm, as the mean over seeds and each seed faintly.
 
     The first chart has the legend of all.
     """
@@ -77,14 +77,14 @@ def learning_charts(key: str, runs: Runs) -> list[Chart]:
 
 
 def ratio_chart(key: str, compared: Sequence[Compared]) -> Chart | None:
-    """Steps and compute to the baseline's final score, as ratios with intervals; fewest steps on top."""
-    shown = [one for one in compared if one.arm != BASELINE and one.speedups]
-    shown.sort(key=lambda one: one.speedups["steps"].ratio.value)
+    """Draw the ratios of steps and compute to the baseline's final score, with the fewest steps on top."""
+    shown = [arm for arm in compared if arm.arm != BASELINE and arm.speedups]
+    shown.sort(key=lambda arm: arm.speedups["steps"].ratio.value)
     if not shown:
         return None
     traces = [_ratio_trace(shown, axis, color, shift) for axis, color, shift in _RATIOS]
-    note = "How many times sooner, or cheaper, than the baseline; 1 is the baseline, bars are 95% intervals."
-    names = {"tickvals": list(range(len(shown))), "ticktext": [one.arm for one in shown]}
+    note = "Factors by which the baseline needs more; 1 is the baseline, bars are 95% intervals."
+    names = {"tickvals": list(range(len(shown))), "ticktext": [arm.arm for arm in shown]}
     line = {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1}
     return _chart(
         f"{key}-ratios", "To the baseline's final score", note, traces, "wide", hovermode="closest",
@@ -96,7 +96,7 @@ _RATIOS: Final = (("steps", "high", 0.12), ("compute", "low", -0.12))
 
 
 def _ratio_trace(shown: Sequence[Compared], axis: str, color: str, shift: float) -> go.Scatter:
-    ratios = [one.speedups[axis].ratio for one in shown]
+    ratios = [arm.speedups[axis].ratio for arm in shown]
     return go.Scatter(
         x=[ratio.value for ratio in ratios], y=[place + shift for place in range(len(shown))], mode="markers",
         name=axis, marker={"color": LIGHT[color], "size": 9}, hovertemplate="%{x:.2f}",
@@ -132,8 +132,8 @@ def _arm_traces(place: int, arm: str, seeds: Mapping[int, ArmRun], axis: str) ->
 def _whiskers(shown: Sequence[Any]) -> dict[str, Any]:
     return {
         "symmetric": False, "color": LIGHT["muted"], "thickness": 1,
-        "array": [100 * (one.share_high - one.share) for one in shown],
-        "arrayminus": [100 * (one.share - one.share_low) for one in shown],
+        "array": [100 * (part.share_high - part.share) for part in shown],
+        "arrayminus": [100 * (part.share - part.share_low) for part in shown],
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The arms of a comparison, run one after the other in this process."""
+"""Run the arms of a comparison one after the other in this process."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from cluster.loop.run import Run
 from cluster.record.held_out import held_out
 from cluster.study.arms import arm_settings, group_ids
 from cluster.study.results import load_runs
-from cluster.study.rows import Rows
+from cluster.study.rows import RowRecorder
 from cluster.study.store import finished, write_rows
 
 BACKWARD_COST: Final = {"parameters": 2.0, "adapter": 1.1}
-"""A backward pass in forward passes: gradients of weights and activations, or of activations alone."""
+"""Forward passes that a backward pass costs: gradients of weights and activations, or only of activations."""
 
-Report = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def arm_path(folder: Path, arm: str, seed: int) -> Path:
-    """Where an arm's rows of one seed lie."""
+    """Return the path of an arm's rows of one seed."""
     return folder / "compare" / arm / f"seed-{seed}.parquet"
 
 
@@ -41,33 +41,33 @@ def tune(
     rates: Sequence[float],
     folder: Path,
     command: str,
-    say: Report,
+    print_line: PrintLine,
 ) -> dict[str, float]:
-    """Try every arm with every learning rate on the first seed; the rate with which each ends highest.
+    """Run every arm with every learning rate on the first seed; return each arm's rate of the highest score.
 
     Raises:
         UserError: as `compare` and `highest`.
     """
-    found: dict[str, dict[float, float]] = {arm: {} for arm in arms}
+    finals: dict[str, dict[float, float]] = {arm: {} for arm in arms}
     for rate in rates:
-        compare(base, arms, 1, tuning_folder(folder, rate), command, say, dict.fromkeys(arms, rate))
+        compare(base, arms, 1, tuning_folder(folder, rate), command, print_line, dict.fromkeys(arms, rate))
         tried = load_runs(tuning_folder(folder, rate))
         for arm in arms:
-            found[arm][rate] = tried[arm][base.seed].final
-    chosen = {arm: highest(scores) for arm, scores in found.items()}
+            finals[arm][rate] = tried[arm][base.seed].final
+    chosen = {arm: highest(scores) for arm, scores in finals.items()}
     for arm, rate in chosen.items():
         path = arm_path(folder, arm, base.seed)
-        if not path.exists():  # the first seed has been run with it
+        if not path.exists():  # reuse the run of the first seed
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(arm_path(tuning_folder(folder, rate), arm, base.seed), path)
     return chosen
 
 
 def highest(scores: Mapping[float, float]) -> float:
-    """The learning rate that ends highest; one that ends without a reward (NaN) does not count.
+    """Return the learning rate with the highest final score, ignoring those without one (NaN).
 
     Raises:
-        UserError: if none ends with one.
+        UserError: if none has a score.
     """
     ended = {rate: score for rate, score in scores.items() if math.isfinite(score)}
     if not ended:
@@ -76,7 +76,7 @@ def highest(scores: Mapping[float, float]) -> float:
 
 
 def tuning_folder(folder: Path, rate: float) -> Path:
-    """Where runs with a learning rate that was tried lie, laid out as a comparison."""
+    """Return the folder of the runs with one of the tried learning rates, laid out as a comparison."""
     return folder / "tune" / f"{rate:g}"
 
 
@@ -86,15 +86,15 @@ def compare(
     seeds: int,
     folder: Path,
     command: str,
-    say: Report,
+    print_line: PrintLine,
     rates: Mapping[str, float] | None = None,
 ) -> None:
     """Run every arm on every seed that is not finished yet; all arms of a seed before the next seed.
 
-    ``rates`` gives arms a learning rate other than the configuration's.
+    ``rates`` gives arms learning rates other than the configuration's.
 
     Raises:
-        UserError: if an arm is unknown or does not fit, or the folder holds results of other settings.
+        UserError: if an arm is unknown or does not fit, or the folder has results of other settings.
     """
     rates = rates or {}
     planned = [
@@ -103,28 +103,28 @@ def compare(
         for arm in arms
     ]
     todo = [(arm, settings) for arm, settings in planned if not _done(folder, arm, settings)]
-    say(f"{len(planned)} runs, {len(planned) - len(todo)} of them finished")
+    print_line(f"{len(planned)} runs, {len(planned) - len(todo)} of them finished")
     inputs, scorers = check(base), load_scorers(base)
     for place, (arm, settings) in enumerate(todo, start=1):
         rows = run_arm(settings, base.groups_per_step, inputs, scorers)
         about = {**_about(arm, settings), "command": command}
         write_rows(arm_path(folder, arm, settings.seed), rows, about)
-        say(f"{place}/{len(todo)}  {arm}, seed {settings.seed}: {_summary(rows)}")
+        print_line(f"{place}/{len(todo)}  {arm}, seed {settings.seed}: {_summary(rows)}")
 
 
 def run_arm(
     settings: RunSettings, base_groups: int, inputs: Inputs, scorers: Scorers
 ) -> list[dict[str, Any]]:
-    """Train an arm: a row per step, with its counts and its evaluation if it has one; row 0 is the start."""
-    # Stages that take turns produce nothing ahead.
+    """Train an arm; return a row per step with counts and its evaluation if any, row 0 being the start."""
+    # The stages alternate in one process, so nothing can be produced ahead.
     lockstep = settings.model_copy(update={"max_staleness": 0})
     stages = LocalStages(lockstep, scorers)
-    rows = Rows(stages, held_out(inputs.held_out, settings))
+    recorder = RowRecorder(stages, held_out(inputs.held_out, settings))
     numbers = partial(group_ids, base=base_groups, count=settings.groups_per_step)
-    asyncio.run(train(Run(lockstep, inputs.train, stages, numbers, [rows]), 0))
+    asyncio.run(train(Run(lockstep, inputs.train, stages, numbers, [recorder]), 0))
     del stages
-    gc.collect()  # an engine and its hooks point at each other
-    return rows.found
+    gc.collect()  # an engine and its hooks refer to each other
+    return recorder.rows
 
 
 def _varied(base: RunSettings, seed: int, rate: float | None) -> RunSettings:

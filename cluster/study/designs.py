@@ -19,7 +19,7 @@ from selection.strategies import Floats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradients:
-    """The split of policy gradients; ``shares`` has that of their total variance by component."""
+    """The decomposition of policy gradients, with ``shares`` of their total variance by component."""
 
     split: Split
     shares: Mapping[str, float]
@@ -28,9 +28,9 @@ class Gradients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variance:
-    """One task's design: components raw and after group-wise normalisation, and the gradients if taken.
+    """One task's design: components raw and after group-wise normalisation, and the gradients if measured.
 
-    ``dropped`` prompts had a candidate without a valid reward, and a crossed design has no place for holes.
+    ``dropped`` prompts had a candidate without a valid reward, which a crossed design cannot contain.
     """
 
     task: str
@@ -44,14 +44,14 @@ class Variance:
 
 
 PreviewKey = tuple[str, int, float]
-"""The kind of a preview (on the SDE's path, or an ODE of its own), its passes, and the noise level seen."""
+"""The kind of a preview (on the SDE's path, or an ODE of its own), its passes, and its noise level."""
 
 
 def load_variance(folder: Path) -> Variance | None:
-    """The variance design of a task's folder, if it was sampled.
+    """Load the variance design of a task's folder; None if it was not sampled.
 
     Raises:
-        UserError: if what lies there is not the study's, or no two prompts are whole.
+        UserError: if a file is not the study's, or fewer than two prompts are complete.
     """
     if not (folder / "variance.parquet").exists():
         return None
@@ -74,19 +74,19 @@ def load_variance(folder: Path) -> Variance | None:
 
 
 def load_previews(folder: Path) -> dict[PreviewKey, Agreement]:
-    """How well previews predict the end; empty if none were scored.
+    """Measure how well previews predict final rewards; empty if none were scored.
 
     Raises:
-        UserError: if what lies there is not the study's, or no prompt's final rewards differ.
+        UserError: if a file is not the study's, or no prompt's final rewards differ.
     """
     if not (folder / "preview.parquet").exists():
         return {}
     rows, _ = read_rows(folder / "preview.parquet")
     found = {}
     kinds = [(row["kind"], row["passes"], row["sigma"]) for row in rows]
-    for key in sorted(set(kinds), reverse=True, key=lambda one: (one[0], -one[1])):
-        mine = [row for row, kind in zip(rows, kinds, strict=True) if kind == key]
-        early, late = (_grid(mine, name) for name in ("preview", "reward"))
+    for key in sorted(set(kinds), reverse=True, key=lambda kind: (kind[0], -kind[1])):
+        chosen = [row for row, kind in zip(rows, kinds, strict=True) if kind == key]
+        early, late = (_grid(chosen, name) for name in ("preview", "reward"))
         whole = np.isfinite(early + late).all(1)
         try:
             found[key] = agreement(early[whole], late[whole])
@@ -96,14 +96,14 @@ def load_previews(folder: Path) -> dict[PreviewKey, Agreement]:
 
 
 def _grid(rows: Sequence[Row], name: str) -> Floats:
-    """A column as an array by prompt and candidate."""
+    """Arrange a column by prompt and candidate."""
     prompts = sorted({row["prompt"] for row in rows})
     ordered = sorted(rows, key=lambda row: (row["prompt"], row["candidate"]))
     return np.array([row[name] for row in ordered], dtype=np.float64).reshape(len(prompts), -1)
 
 
 def _cube(rows: Sequence[Row], name: str) -> Floats:
-    """A column as an array by prompt, initial noise and path; further axes where its values are lists."""
+    """Arrange a column by prompt, initial noise and path, with further axes if its values are lists."""
     places = np.array([(row["prompt"], row["initial"], row["path"]) for row in rows])
     values = np.array([row[name] for row in rows], dtype=np.float64)
     cube = np.full((*(places.max(0) + 1), *values.shape[1:]), np.nan)
@@ -112,7 +112,7 @@ def _cube(rows: Sequence[Row], name: str) -> Floats:
 
 
 def _gradients(path: Path, rewards: Floats, whole: Any) -> Gradients | None:
-    """Advantages times score functions, of the prompts whose rewards are whole and differ."""
+    """Multiply advantages and score functions, for the prompts whose rewards are complete and differ."""
     rows, _ = read_rows(path)
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""What the comparison says, in sentences computed from it: what reproduces, and what does not."""
+"""The findings of a comparison, as sentences computed from it."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from selection.analysis.speedup import Speedup
 MARGIN: Final = "noise_margin_2x"
 SCREENED: Final = "screened_4x_margin_2x"
 EARLY: Final = "_early"
-"""What the arms are called that add noise and train in the first half of the steps only."""
+"""The suffix of arms that add noise and train in the first half of the steps only."""
 PUBLISHED: Final = 2.2
-"""How many times fewer steps 2x noise margin was published to need."""
+"""The published ratio of steps of 2x noise margin."""
 
 Arms = Mapping[str, Compared]
 
 
-def verdicts(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs]) -> list[str]:
-    """A sentence or two per question, from the runs of every task; none for what was not run."""
-    tasks = {task: {one.arm: one for one in arms} for task, arms in compared.items()}
-    asked = [
+def findings(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs]) -> list[str]:
+    """Compute a sentence or two per question from the runs of every task, skipping questions without runs."""
+    tasks = {task: {arm.arm: arm for arm in arms} for task, arms in compared.items()}
+    sentences = [
         _margin(tasks),
         _against(tasks, runs, "random_2x", "a random half of the same candidates, the control"),
         _against(tasks, runs, "prompt_filter_2x", "the prompt filter at equal samples"),
         _fixed_rollout(tasks),
         _screened(tasks, runs),
         _early(tasks, runs),
-        _best(tasks, "steps", "fewer steps"),
-        _best(tasks, "compute", "less compute"),
+        _best(tasks, "steps"),
+        _best(tasks, "compute"),
         _hacking(tasks),
     ]
-    return [sentence for sentence in asked if sentence]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _margin(tasks: Mapping[str, Arms]) -> str:
     found = _ratios(tasks, MARGIN, "steps")
     if not found:
         return ""
-    sure = _count(found, lambda one: one.ratio.low > 1)
-    inside = _count(found, lambda one: one.ratio.low <= PUBLISHED <= one.ratio.high)
+    sure = _count(found, lambda speedup: speedup.ratio.low > 1)
+    inside = _count(found, lambda speedup: speedup.ratio.low <= PUBLISHED <= speedup.ratio.high)
     return (
         "2x noise margin with as much training reaches FlowGRPO's final held-out score in fewer steps, by a "
-        f"factor of {_each(found)}: an interval above 1 on {sure}; "
-        f"one that holds the published {PUBLISHED} on {inside}."
+        f"factor of {_each(found)}: the interval is above 1 on {sure}, "
+        f"and contains the published {PUBLISHED} on {inside}."
     )
 
 
@@ -85,7 +85,7 @@ def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
     if not count:
         return ""
     return (
-        "When 4x candidates are begun and previews choose half of them to be finished, the widest margins of "
+        "When 4x candidates are begun and previews choose the half that is finished, the widest margins of "
         f"these need fewer steps by a factor of {_each(steps)}, and less compute by "
         f"{_each(_ratios(tasks, SCREENED, 'compute'))}; paired by seed this ends {ends} from 2x noise "
         f"margin, higher beyond the interval on {higher} of {count} comparisons."
@@ -107,38 +107,37 @@ def _early(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
     )
 
 
-def _best(tasks: Mapping[str, Arms], axis: str, what: str) -> str:
+def _best(tasks: Mapping[str, Arms], axis: str) -> str:
     best = {task: _fastest(arms, axis) for task, arms in tasks.items()}
-    said = [f"{one.arm} on {task} ({ratio(one.speedups[axis])})" for task, one in best.items() if one]
-    opening = f"The arm with the best ratio at no more training per step, with all seeds there, {what}"
-    return f"{opening}: {', '.join(said)}." if said else ""
+    named = [f"{arm.arm} on {task} ({ratio(arm.speedups[axis])})" for task, arm in best.items() if arm]
+    opening = f"The best ratio of {axis}, without more training per step and reached on all seeds"
+    return f"{opening}: {', '.join(named)}." if named else ""
 
 
 def _hacking(tasks: Mapping[str, Arms]) -> str:
-    said = []
+    checks = []
     for task, arms in tasks.items():
-        one = _fastest(arms, "steps")
-        checks = [name for name in one.differences if name != "eval_reward"] if one else []
-        said += [
-            f"{name.removeprefix('eval_')} {difference(one.differences[name])} on {task}"
-            for name in checks
-            if one
-        ]
+        if fastest := _fastest(arms, "steps"):
+            checks += [
+                f"{name.removeprefix('eval_')} {difference(gain)} on {task}"
+                for name, gain in fastest.differences.items()
+                if name != "eval_reward"
+            ]
     return (
-        f"Independent checks of the arm with the fewest steps, against FlowGRPO: {', '.join(said)}."
-        if said
+        f"Independent checks of the arm with the fewest steps, against FlowGRPO: {', '.join(checks)}."
+        if checks
         else ""
     )
 
 
 def _fastest(arms: Arms, axis: str) -> Compared | None:
-    """Among the arms that got there on every seed, training on no more per step than the baseline does."""
-    able = [one for one in arms.values() if axis in one.speedups and _comparable(one)]
-    return max(able, key=lambda one: one.speedups[axis].ratio.value, default=None)
+    """Find the fastest arm that reached the score on every seed without more training per step."""
+    able = [arm for arm in arms.values() if axis in arm.speedups and _comparable(arm)]
+    return max(able, key=lambda arm: arm.speedups[axis].ratio.value, default=None)
 
 
-def _comparable(one: Compared) -> bool:
-    steps, trained = one.speedups["steps"], one.speedups["trained"]
+def _comparable(arm: Compared) -> bool:
+    steps, trained = arm.speedups["steps"], arm.speedups["trained"]
     return steps.reached == steps.seeds and trained.ratio.value >= 0.99 * steps.ratio.value
 
 
@@ -151,7 +150,7 @@ def _ratios(tasks: Mapping[str, Arms], arm: str, axis: str) -> dict[str, Speedup
 
 
 def _paired(runs: Mapping[str, Runs], arm: str, other: str) -> tuple[str, int, int]:
-    """How much higher one arm ends than another, in words; on how many tasks surely, and of how many."""
+    """Describe how much higher one arm ends than another; count the tasks with certainty, and all tasks."""
     gains = {task: gain for task, known in runs.items() if (gain := final_gains(known, arm, other))}
     ends = ", ".join(f"{difference(gain)} on {task}" for task, gain in gains.items())
     return ends, sum(gain.low > 0 for gain in gains.values()), len(gains)
@@ -162,4 +161,4 @@ def _count(found: Mapping[str, Speedup], holds: Callable[[Speedup], bool]) -> st
 
 
 def _each(found: Mapping[str, Speedup]) -> str:
-    return ", ".join(f"{ratio(one)} on {task}" for task, one in found.items())
+    return ", ".join(f"{ratio(speedup)} on {task}" for task, speedup in found.items())

@@ -1,4 +1,4 @@
-"""Previews of candidates: of the clean image predicted at each denoising step, and of a few ODE steps."""
+"""Previews of candidates: the clean image predicted at each denoising step, and a few ODE steps."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ ODE_STEPS: Final = (2, 3)
 
 
 def preview(
-    settings: RunSettings, prompts: int, folder: Path, command: str, say: Callable[[str], None]
+    settings: RunSettings, prompts: int, folder: Path, command: str, print_line: Callable[[str], None]
 ) -> None:
-    """Score previews of every candidate of some prompts, and the candidate; write one row of each.
+    """Score previews of every candidate of some prompts, and the candidate; write a row per preview.
 
     Raises:
-        UserError: if the folder holds results of other settings.
+        UserError: if the folder has results of other settings.
     """
     config = f"{to_toml(settings)}\n# prompts: {prompts}"
     about = {"task": settings.preset, "seed": settings.seed, "config": config, "command": command}
     if finished(folder / PREVIEWS, about):
-        say("the previews are scored already")
+        print_line("the previews are scored already")
         return
     known = check(settings).train
-    worker, judges = load_sampler(settings), LocalRewards(settings, load_scorers(settings))
+    worker, rewards = load_sampler(settings), LocalRewards(settings, load_scorers(settings))
     rows: list[dict[str, Any]] = []
     for group in range(prompts):
-        rows += _rows(worker, judges, request_for(settings, known, group, version=0))
-        say(f"prompt {group + 1}/{prompts}")
+        rows += _rows(worker, rewards, request_for(settings, known, group, version=0))
+        print_line(f"prompt {group + 1}/{prompts}")
     write_rows(folder / PREVIEWS, rows, about)
 
 
-def _rows(worker: RolloutWorker, judges: LocalRewards, request: SampleRequest) -> list[dict[str, Any]]:
+def _rows(worker: RolloutWorker, rewards: LocalRewards, request: SampleRequest) -> list[dict[str, Any]]:
     (chunk,) = worker.sample([request])
     prompts = [request.prompt] * len(request.noises)
-    finals = judges.raw(chunk.images, prompts, chunk.finite).total
+    finals = rewards.raw(chunk.images, prompts, chunk.finite).total
     previews = [*predictions(worker, chunk), *_ode_previews(worker, request)]
     return [
         {"prompt": request.group_id, "candidate": i, "kind": kind, "passes": passes, "sigma": sigma,
          "preview": float(early[i]), "reward": float(finals[i])}
-        for kind, passes, sigma, finite, seen in previews
-        for early in [judges.raw(seen, prompts, finite).total]
+        for kind, passes, sigma, finite, images in previews
+        for early in [rewards.raw(images, prompts, finite).total]
         for i in range(len(prompts))
     ]  # fmt: skip
 
 
 Preview = tuple[str, int, float, Sequence[bool], NDArray[np.uint8]]
-"""Its kind, how many passes it costs, the noise level that it looks from, which are finite, the images."""
+"""The kind of a preview, its passes, its noise level, whether each image is finite, and the images."""
 
 
 def _ode_previews(worker: RolloutWorker, request: SampleRequest) -> list[Preview]:
-    """What the initial noise alone promises: evaluations of a few steps, without the SDE's path."""
+    """Preview from the initial noise alone, by evaluations of a few steps without the SDE's path."""
     settings = worker.settings
     prompts = [request.prompt] * len(request.noises)
     found: list[Preview] = []
@@ -81,7 +81,7 @@ def _ode_previews(worker: RolloutWorker, request: SampleRequest) -> list[Preview
 def predictions(worker: RolloutWorker, chunk: Chunk) -> list[Preview]:
     """Decode x0 = x - sigma v at every stored step of a group's trajectories.
 
-    The velocity is the one that the step needs anyway, so that a preview costs a decode and a score.
+    The step needs this velocity in any case, so a preview costs only a decode and a score.
     """
     policy, device = worker.policy, worker.device
     schedule = policy.schedule(worker.settings.steps)

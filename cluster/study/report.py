@@ -11,11 +11,12 @@ from typing import Final
 
 from cluster.config.errors import UserError
 from cluster.record.files import write_text
+from cluster.record.names import REPORT
 from cluster.report.charts import DARK, LIGHT, Chart
 from cluster.report.html import assets, environment, script_json
 from cluster.study.charts import learning_charts, rank_chart, ratio_chart, variance_chart
 from cluster.study.designs import Variance, load_previews, load_variance
-from cluster.study.findings import verdicts
+from cluster.study.findings import findings
 from cluster.study.results import Compared, Runs, compare_arms, load_runs, load_tuning
 from cluster.study.sheet import Sheet
 from cluster.study.store import Row
@@ -32,21 +33,21 @@ from cluster.study.tables import (
 )
 
 _INTRO: Final = (
-    "What drives learning on the bundled tasks, and which selection learns fastest at what cost. Made by "
-    "`python -m cluster.study report` from the Parquet files of the runs; `make study` makes those. "
-    "Arms share seeds, prompts and evaluation noise. Initial noise is state and only the SDE path is the "
-    "policy's own action: of what the noise decides, the gradient can credit only the path's part. A ratio "
-    "marked ≤ is at most that: seeds that never got there count as the whole run."
+    "The variance of reward and gradient on the bundled tasks, and the learning speed and cost of selection "
+    "rules. Written by `python -m cluster.study report` from the Parquet files of the runs; `make study` "
+    "makes those. Arms share seeds, prompts and evaluation noise. Initial noise is state, and only the SDE "
+    "path is the policy's own action: of the noise's effect, the gradient can credit only the path's part. A "
+    "ratio marked ≤ is an upper bound: seeds that never reached the score count as the whole run."
 )
 
 
 _FOLDER: Final = re.compile(r" --folder[ =]\S+")
-"""Where a machine kept its files is nobody else's concern, and changes no number."""
+"""The folder in a command, which is specific to a machine and changes no number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is known of one task: its tables, its charts, and where the results come from."""
+    """One task: its tables, its charts, its runs, and the origins of its results."""
 
     name: str
     sheets: Sequence[Sheet]
@@ -57,21 +58,21 @@ class Task:
 
 
 def write_study(folder: Path, results: Path) -> list[Path]:
-    """Write ``results`` and ``folder``/report.html; returns both paths.
+    """Write ``results`` and ``folder``/report.html, and return both paths.
 
     Raises:
-        UserError: if the folder holds no results.
+        UserError: if the folder has no results.
     """
-    found = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
-    tasks = [task for path in found if (task := _task(path)) is not None]
+    folders = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
+    tasks = [task for path in folders if (task := _task(path)) is not None]
     if not tasks:
-        raise UserError(f"{folder} holds no results: run `python -m cluster.study variance PRESET` first")
+        raise UserError(f"{folder} has no results: run `python -m cluster.study variance PRESET` first")
     compared = {task.name: task.compared for task in tasks if task.compared}
     published = published_sheet(compared) if compared else None
-    said = verdicts(compared, {task.name: task.runs for task in tasks})
+    sentences = findings(compared, {task.name: task.runs for task in tasks})
     return [
-        write_text(results, _markdown(tasks, said, published)),
-        write_text(folder / "report.html", _page(tasks, said, published)),
+        write_text(results, _markdown(tasks, sentences, published)),
+        write_text(folder / REPORT, _page(tasks, sentences, published)),
     ]
 
 
@@ -101,10 +102,10 @@ def _variance_parts(key: str, variance: Variance) -> tuple[list[Sheet], list[Cha
 
 
 def _origins(variance: Variance | None, runs: Runs) -> list[str]:
-    """Command, seeds and machine of what was run, each said once."""
+    """List the commands, seeds and machines of the runs, each once."""
     abouts: list[Row] = [variance.about] if variance else []
     abouts += [run.about for seeds in runs.values() for run in seeds.values()]
-    said = [
+    commands = [
         f"`{_FOLDER.sub('', about['command'])}` on {about['cores']} cores of {about['processor']}, "
         f"Python {about['python']}"
         for about in abouts
@@ -114,12 +115,12 @@ def _origins(variance: Variance | None, runs: Runs) -> list[str]:
     if not loads:
         return []
     counted = f"seeds {', '.join(map(str, seeds))}; " if seeds else ""
-    return [*dict.fromkeys(said), f"{counted}load of the machine from {min(loads)} to {max(loads)}"]
+    return [*dict.fromkeys(commands), f"{counted}load of the machine from {min(loads)} to {max(loads)}"]
 
 
-def _markdown(tasks: Sequence[Task], said: Sequence[str], published: Sheet | None) -> str:
+def _markdown(tasks: Sequence[Task], sentences: Sequence[str], published: Sheet | None) -> str:
     parts = ["# Results", _INTRO]
-    parts += ["\n".join(f"- {sentence}" for sentence in said)] if said else []
+    parts += ["\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
     parts += [published.markdown()] if published else []
     for task in tasks:
         parts.append(f"## {task.name}")
@@ -128,7 +129,7 @@ def _markdown(tasks: Sequence[Task], said: Sequence[str], published: Sheet | Non
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _page(tasks: Sequence[Task], said: Sequence[str], published: Sheet | None) -> str:
+def _page(tasks: Sequence[Task], sentences: Sequence[str], published: Sheet | None) -> str:
     drawn = [chart for task in tasks for chart in task.charts]
     return (
         environment(Path(__file__).parent)
@@ -136,7 +137,7 @@ def _page(tasks: Sequence[Task], said: Sequence[str], published: Sheet | None) -
         .render(
             intro=_INTRO.replace("`", ""),
             tasks=tasks,
-            said=said,
+            sentences=sentences,
             published=published,
             palettes={"light": LIGHT, "dark": DARK},
             figures=script_json({chart.key: json.loads(chart.figure) for chart in drawn}),

@@ -1,4 +1,4 @@
-"""What the study's Parquet files say, in numbers: remade from the files alone, whenever asked."""
+"""The results of a comparison, computed from the study's Parquet files alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from selection.analysis.speedup import Interval, Speedup, final_score, paired_di
 from selection.strategies import Floats
 
 AXES: Final = ("steps", "trained", "sampled", "compute", "seconds", "cpu_seconds")
-"""What a comparison is shown against. ``compute`` is in forward passes of the transformer, a backward pass
-counted as `cluster.study.compare.BACKWARD_COST` says; seconds leave evaluations out."""
+"""The costs of a comparison. ``compute`` is in forward passes of the transformer, a backward pass counted as
+`cluster.study.compare.BACKWARD_COST`; seconds exclude evaluations."""
 
 _STAGES: Final = ("sample", "score", "learn")
 
@@ -32,7 +32,7 @@ class ArmRun:
 
     @property
     def learning_rate(self) -> float:
-        """What it was trained with."""
+        """Its learning rate."""
         return float(tomllib.loads(self.about["config"])["learner"]["learning_rate"])
 
     @property
@@ -42,16 +42,16 @@ class ArmRun:
 
     @property
     def evaluations(self) -> list[int]:
-        """Places of the rows with an evaluation."""
+        """The indices of the rows with an evaluation."""
         return [place for place, row in enumerate(self.rows) if row.get("eval_reward") is not None]
 
     def costs(self, axis: str) -> Floats:
-        """What had been spent by each evaluation, of one of `AXES`."""
+        """Return the cumulative cost at each evaluation, by one of `AXES`."""
         spent = np.cumsum([self._spent(row, axis) for row in self.rows])
         return np.asarray(spent[self.evaluations], dtype=np.float64)
 
     def values(self, name: str) -> Floats:
-        """An eval_* figure at each evaluation."""
+        """Return an eval_* metric at each evaluation."""
         return np.array([self.rows[place].get(name, np.nan) for place in self.evaluations], dtype=np.float64)
 
     def _spent(self, row: Row, axis: str) -> float:
@@ -72,7 +72,7 @@ Runs = Mapping[str, Mapping[int, ArmRun]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """An arm beside the baseline: speed-ups by axis, and final held-out figures with paired differences."""
+    """An arm against the baseline: speed-ups by axis, and final held-out metrics with paired differences."""
 
     arm: str
     seeds: int
@@ -82,10 +82,10 @@ class Compared:
 
 
 def load_runs(folder: Path) -> Runs:
-    """Every finished run of a task's comparison.
+    """Load every finished run of a task's comparison.
 
     Raises:
-        UserError: if what lies there is not the study's.
+        UserError: if a file is not the study's.
     """
     found: dict[str, dict[int, ArmRun]] = {}
     for path in sorted((folder / "compare").glob("*/seed-*.parquet")):
@@ -95,17 +95,17 @@ def load_runs(folder: Path) -> Runs:
 
 
 def load_tuning(folder: Path) -> dict[float, Runs]:
-    """Runs with the learning rates that arms were tried with, by rate.
+    """Load the runs with each of the tried learning rates, by rate.
 
     Raises:
-        UserError: if what lies there is not the study's.
+        UserError: if a file is not the study's.
     """
     found = {float(path.name): load_runs(path) for path in (folder / "tune").glob("*")}
     return {rate: found[rate] for rate in sorted(found)}
 
 
 def compare_arms(runs: Runs) -> list[Compared]:
-    """Every arm that shares a seed with the baseline, the baseline first."""
+    """Compare every arm that shares a seed with the baseline, the baseline first."""
     base = runs.get(BASELINE, {})
     pairs = {arm: sorted(set(base) & set(seeds)) for arm, seeds in runs.items()}
     order = sorted((arm for arm, seeds in pairs.items() if seeds), key=lambda arm: (arm != BASELINE, arm))
@@ -115,7 +115,7 @@ def compare_arms(runs: Runs) -> list[Compared]:
 
 
 def final_gains(runs: Runs, arm: str, other: str) -> Interval | None:
-    """How much higher one arm ends than another, paired by the seeds they share; none without such."""
+    """Return how much higher one arm ends than another, paired by shared seeds; None without any."""
     seeds = sorted(set(runs.get(arm, {})) & set(runs.get(other, {})))
     if not seeds:
         return None
@@ -123,30 +123,30 @@ def final_gains(runs: Runs, arm: str, other: str) -> Interval | None:
 
 
 def eval_names(run: ArmRun) -> list[str]:
-    """The eval_* figures of a run, ``eval_reward`` first; without what repeats it or is not there."""
+    """List the eval_* metrics of a run, ``eval_reward`` first, without those equal to it or incomplete."""
     reward = run.values("eval_reward")
     others = {key: run.values(key) for key in sorted(evaluated(run.rows))}
     telling = [k for k, v in others.items() if np.isfinite(v).all() and not np.array_equal(v, reward)]
     return ["eval_reward", *telling]
 
 
-def _compared(arm: str, base: Sequence[ArmRun], ours: Sequence[ArmRun]) -> Compared:
+def _compared(arm: str, base: Sequence[ArmRun], runs: Sequence[ArmRun]) -> Compared:
     names = eval_names(base[0])
-    finals = {name: [final_score(run.values(name)) for run in ours] for name in names}
-    theirs = {name: [final_score(run.values(name)) for run in base] for name in names}
+    finals = {name: [final_score(run.values(name)) for run in runs] for name in names}
+    base_finals = {name: [final_score(run.values(name)) for run in base] for name in names}
     return Compared(
         arm=arm,
-        seeds=len(ours),
-        speedups=_speedups(base, ours),
+        seeds=len(runs),
+        speedups=_speedups(base, runs),
         finals={name: float(np.mean(values)) for name, values in finals.items()},
-        differences={name: paired_difference(theirs[name], finals[name]) for name in names},
+        differences={name: paired_difference(base_finals[name], finals[name]) for name in names},
     )
 
 
-def _speedups(base: Sequence[ArmRun], ours: Sequence[ArmRun]) -> dict[str, Speedup]:
-    """By axis; none where a baseline learnt nothing, so that there is nothing to reach."""
+def _speedups(base: Sequence[ArmRun], runs: Sequence[ArmRun]) -> dict[str, Speedup]:
+    """Compute the speed-ups by axis; empty if a baseline learnt nothing, so that no score is reachable."""
     try:
-        return {axis: speedup(_curves(base, axis), _curves(ours, axis)) for axis in AXES}
+        return {axis: speedup(_curves(base, axis), _curves(runs, axis)) for axis in AXES}
     except ValueError:
         return {}
 

@@ -1,4 +1,4 @@
-"""Observe a run of the study: a row per step, with what it measured and what it cost."""
+"""Record a run of the study: a row per step, with its metrics and its costs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cluster.record.nonfinite import BROKEN, EVAL_BROKEN
 from rollout.records import Prompt
 
 
-class Rows:
-    """An observer that keeps the metrics, the counts and the seconds of every step, and evaluates.
+class RowRecorder:
+    """An observer that records the metrics, the counts and the seconds of every step, and evaluates.
 
     Counts are rows of the transformer (``forwards``, ``backwards``), images (``sampled``, ``decodes``,
     ``trained``) and images times rewards (``scores``). Seconds are those of ``sample``, ``score`` and
@@ -25,9 +25,9 @@ class Rows:
     """
 
     def __init__(self, stages: LocalStages, drawn: Sequence[Drawn]) -> None:
-        """Evaluate on some held-out images; ``found`` is filled as the run goes on."""
+        """Evaluate on some held-out images; ``rows`` grows during the run."""
         self.stages, self.drawn = stages, drawn
-        self.found: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
         """Add the row of a step."""
@@ -37,7 +37,7 @@ class Rows:
             row |= _learnt(made) | dict(made.selection.metrics) | costs | _counts(run, made)
         if evaluates(run, step):
             row |= await self._evaluated(run, step)
-        self.found.append(row)
+        self.rows.append(row)
 
     async def _evaluated(self, run: Run, step: int) -> dict[str, float]:
         found = await evaluate(self.stages, step, self.drawn, run.settings.rollout.batch)
@@ -60,27 +60,27 @@ def _total(seconds: dict[str, float], clock: str) -> float:
 
 
 def _learnt(made: Step) -> dict[str, float]:
-    """The metrics of the update, without those of single denoising steps."""
+    """Return the metrics of the update without those of single denoising steps."""
     metrics = made.update.metrics if made.update else {}
     return {name: value for name, value in metrics.items() if "." not in name}
 
 
 def _counts(run: Run, made: Step) -> dict[str, int]:
     sampled = sum(len(group.noises) for group in made.groups)
-    looked_at = sampled + len(made.groups) * run.settings.selection.previews
+    decoded = sampled + len(made.groups) * run.settings.selection.previews
     return {
-        BROKEN: sum("candidate" in named for one in made.batch for named in one.broken),
+        BROKEN: sum("candidate" in image for produced in made.batch for image in produced.broken),
         "sampled": sampled,
         "trained": len(made.selection.kept),
-        "decodes": looked_at,
-        "scores": looked_at * len(run.settings.rewards),
+        "decodes": decoded,
+        "scores": decoded * len(run.settings.rewards),
     }
 
 
 def diversity(images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> float:
-    """Measure how much images of one prompt differ: the root mean squared deviation of a pixel, in [0, 1].
+    """Measure how much images of one prompt differ, by the root mean squared deviation of a pixel in [0, 1].
 
-    NaN where every prompt has one image. A policy that collapses to one picture per prompt shows here.
+    NaN if every prompt has one image. A policy that collapses to one image per prompt has a value near 0.
     """
     numbers = np.array([prompt.index for prompt in prompts])
     scaled = images.astype(np.float64) / 255

@@ -1,4 +1,4 @@
-"""A titled table of the study, and the numbers in its cells."""
+"""A titled table of the study, and the format of its cells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
 
     def table(self) -> Table:
-        """For the terminal."""
+        """Render the table for a terminal."""
         table = Table(title=self.title, caption=self.note, title_justify="left", caption_justify="left")
         for place, name in enumerate(self.header):
             table.add_column(name, justify="right" if self.numeric(place) else "left")
@@ -32,55 +32,56 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """For RESULTS.md."""
+        """Render the table for RESULTS.md."""
         rule = ["---:" if self.numeric(place) else "---" for place in range(len(self.header))]
         lines = [self.header, rule, *self.rows]
         cells = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"**{self.title}.** {self.note}\n\n{cells}\n"
 
     def numeric(self, place: int) -> bool:
-        """Whether a column holds numbers."""
+        """Return whether a column contains numbers."""
         return place > 0 and not self.header[place].startswith("what")
 
 
-def ratio(found: Speedup | None) -> str:
-    """A speed-up with its interval, marked where seeds that never got there count as the whole run."""
-    if found is None:
+def ratio(speedup: Speedup | None) -> str:
+    """Format a speed-up with its interval, marked if some seeds never reached the score."""
+    if speedup is None:
         return MISSING
-    mark = "" if found.reached == found.seeds else "≤ "
-    return mark + bounded(found.ratio.value, found.ratio.low, found.ratio.high)
+    mark = "" if speedup.reached == speedup.seeds else "≤ "
+    return mark + bounded(speedup.ratio.value, speedup.ratio.low, speedup.ratio.high)
 
 
-def difference(found: Interval) -> str:
-    """A paired difference with its sign and, from two seeds on, its interval."""
-    middle = change(0.0, found.value)
+def difference(gain: Interval) -> str:
+    """Format a paired difference with its sign and, from two seeds on, its interval."""
+    middle = change(0.0, gain.value)
     return (
-        f"{middle} [{change(0.0, found.low)}, {change(0.0, found.high)}]"
-        if found.low == found.low
+        f"{middle} [{change(0.0, gain.low)}, {change(0.0, gain.high)}]"
+        if not math.isnan(gain.low)
         else middle
     )
 
 
 def bounded(value: float, low: float, high: float) -> str:
-    """Write a value and, if it is finite, its interval."""
+    """Format a value and, if it is finite, its interval."""
     return f"{show(value)} [{show(low)}, {show(high)}]" if math.isfinite(low) else show(value)
 
 
-def interval(found: Interval) -> str:
-    """A value and, from two seeds on, its interval."""
-    return bounded(found.value, found.low, found.high)
+def interval(bounds: Interval) -> str:
+    """Format a value and, from two seeds on, its interval."""
+    return bounded(bounds.value, bounds.low, bounds.high)
 
 
-def share_of(one: Component) -> str:
-    """Write a component's share of the variance with its interval."""
-    return f"{percent(one.share)} [{percent(one.share_low)}, {percent(one.share_high)}]"
+def share_of(component: Component) -> str:
+    """Format a component's share of the variance with its interval."""
+    low, high = percent(component.share_low), percent(component.share_high)
+    return f"{percent(component.share)} [{low}, {high}]"
 
 
-def erring(found: Estimate) -> str:
-    """Write an estimate with twice its standard error."""
-    return f"{show(found.value)} ± {show(2 * found.error)}"
+def with_error(estimate: Estimate) -> str:
+    """Format an estimate with twice its standard error."""
+    return f"{show(estimate.value)} ± {show(2 * estimate.error)}"
 
 
 def percent(share: float) -> str:
-    """Write a share in whole percent."""
+    """Format a share in whole percent."""
     return f"{100 * share:.0f}%".replace("-0%", "0%").replace("-", "\u2212")

@@ -1,4 +1,4 @@
-"""The study's Parquet files: one per arm and seed, two per variance design; whole or not there at all."""
+"""The study's Parquet files, written atomically: one per arm and seed, two per variance design."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 def write_rows(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """Write rows and, in the schema, what they are about; a kill leaves the old file or none."""
+    """Write rows atomically, with their description and the machine's in the schema."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps({**about, **machine()})})
@@ -32,10 +32,10 @@ def write_rows(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> Non
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of a file and what they are about.
+    """Read the rows of a file and their description.
 
     Raises:
-        UserError: if the file is none of the study's.
+        UserError: if the file is not one of the study's.
     """
     try:
         return pq.read_table(path).to_pylist(), read_about(path)
@@ -44,10 +44,10 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What a file's rows are about.
+    """Read the description of a file's rows.
 
     Raises:
-        UserError: if the file does not say.
+        UserError: if the file has none.
     """
     metadata = pq.read_schema(path).metadata or {}
     if _KEY not in metadata:
@@ -56,29 +56,29 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def finished(path: Path, about: Mapping[str, Any]) -> bool:
-    """Whether a file is there already, and of these very settings.
+    """Return whether a file of these settings exists already.
 
     Raises:
-        UserError: if it holds results of others, which must not be mixed.
+        UserError: if the file has results of other settings.
     """
     if not path.exists():
         return False
     if _completed(read_about(path)["config"]) != _completed(about["config"]):
-        raise UserError(f"{path} holds results of other settings; choose another --folder")
+        raise UserError(f"{path} has results of other settings; choose another --folder")
     return True
 
 
 def _completed(config: str) -> str:
-    """A configuration of an older version as this one writes it; the design stands after it in a comment."""
+    """Rewrite an older version's configuration as this version does; the design follows in a comment."""
     text, mark, design = config.partition("\n# ")
     try:
         return to_toml(RunSettings.model_validate(tomllib.loads(text))) + mark + design
-    except ValueError:  # it is no configuration, or none of this version: only the very same will do
+    except ValueError:  # not a configuration of this version, so it is compared as it is
         return config
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, and how busy they were when the rows were written."""
+    """Describe the machine: processor, cores, current load, and Python's version."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

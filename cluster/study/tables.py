@@ -1,4 +1,4 @@
-"""The study's tables: the same cells on the terminal, in RESULTS.md and on the page."""
+"""The tables of the study, with the same cells in a terminal, in RESULTS.md and on the page."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Final
 import numpy as np
 
 from cluster.report.numbers import MISSING, show
-from cluster.study.arms import what_differs
+from cluster.study.arms import describe_arm
 from cluster.study.designs import Gradients, PreviewKey, Variance
 from cluster.study.results import ArmRun, Compared, Runs
-from cluster.study.sheet import Sheet, bounded, difference, erring, interval, percent, ratio, share_of
+from cluster.study.sheet import Sheet, bounded, difference, interval, percent, ratio, share_of, with_error
 from selection.analysis.screening import Agreement
 from selection.analysis.variance import COMPONENTS
 
 MEANING: Final[Mapping[str, str]] = {
-    "prompt": "which prompt it is; gone once advantages are centred by prompt",
+    "prompt": "difficulty of the prompt; removed when advantages are centred by prompt",
     "initial": "noise that is good or bad under every prompt; state, so no credit to the policy",
-    "interaction": "noise that suits this prompt; state too, a source of contrast but not of credit",
-    "path": "what the SDE drew: the policy's own action, the part that the gradient can credit",
+    "interaction": "noise that suits this prompt; also state, a source of contrast but not of credit",
+    "path": "noise of the SDE: the policy's own action, the part that the gradient can credit",
 }
-"""What each component of the variance means for learning."""
+"""The meaning of each component of the variance for learning."""
 
 _PREVIEWS: Final = {"path": "clean image predicted on the SDE's path", "ode": "short ODE of the same noise"}
 
@@ -32,10 +32,10 @@ _PUBLISHED: Final = (
 )
 
 
-def variance_sheet(found: Variance) -> Sheet:
-    """The components of the reward's variance with 95% intervals."""
-    prompts, initial, paths = found.design
-    dropped = f" {found.dropped} prompts with missing rewards were left out." if found.dropped else ""
+def variance_sheet(result: Variance) -> Sheet:
+    """Tabulate the components of the reward's variance with 95% intervals."""
+    prompts, initial, paths = result.design
+    dropped = f" {result.dropped} prompts with missing rewards were excluded." if result.dropped else ""
     return Sheet(
         title="Variance of the reward",
         note=f"{prompts} prompts x {initial} initial noises x {paths} SDE paths, 95% intervals.{dropped}",
@@ -43,9 +43,9 @@ def variance_sheet(found: Variance) -> Sheet:
         rows=tuple(
             (
                 name,
-                bounded(found.raw[name].variance, found.raw[name].low, found.raw[name].high),
-                share_of(found.raw[name]),
-                share_of(found.normalised[name]),
+                bounded(result.raw[name].variance, result.raw[name].low, result.raw[name].high),
+                share_of(result.raw[name]),
+                share_of(result.normalised[name]),
                 MEANING[name],
             )
             for name in COMPONENTS
@@ -53,35 +53,35 @@ def variance_sheet(found: Variance) -> Sheet:
     )
 
 
-def gradient_sheet(found: Gradients) -> Sheet:
-    """How the covariance of policy gradients splits, and how much signal stands against each part."""
-    split = found.split
+def gradient_sheet(gradients: Gradients) -> Sheet:
+    """Tabulate the parts of the policy gradients' covariance, with the signal-to-noise ratio of each."""
+    split = gradients.split
     between, within = max(split.between.value, 0.0), split.within.value
     rows = [
-        ("between prompts", erring(split.between), percent(between / (between + within)),
+        ("between prompts", with_error(split.between), percent(between / (between + within)),
          show(split.snr_between), show(max(split.noise_between, 0.0))),
-        ("within prompts", erring(split.within), percent(within / (between + within)),
+        ("within prompts", with_error(split.within), percent(within / (between + within)),
          show(split.snr_within), show(split.noise_within)),
     ]  # fmt: skip
     rows += [
-        (f"of it by {name}", MISSING, percent(found.shares[name]), MISSING, MISSING)
+        (f"of it by {name}", MISSING, percent(gradients.shares[name]), MISSING, MISSING)
         for name in COMPONENTS[1:]
     ]
     return Sheet(
         title="Covariance of the policy gradient",
         note=(
             f"{split.prompts} prompts x {split.candidates} trajectories, advantages normalised by group; "
-            "signal to noise is the squared mean gradient over the trace; the last column is what is left of "
+            "signal to noise is the squared mean gradient over the trace; the last column is the rest of "
             "the trace in the mean of all these; ± 2 standard errors over prompts."
         ),
         header=("part", "trace", "share", "signal to noise", "in the mean"),
-        rows=(*rows, ("mean gradient, squared", erring(split.signal), MISSING, MISSING, MISSING)),
+        rows=(*rows, ("mean gradient, squared", with_error(split.signal), MISSING, MISSING, MISSING)),
     )
 
 
-def rank_sheet(found: Gradients) -> Sheet:
-    """What pairs of candidates say, by the rank of their margin."""
-    ranks = found.ranks
+def rank_sheet(gradients: Gradients) -> Sheet:
+    """Tabulate the gradients of pairs of candidates, by the rank of their margin."""
+    ranks = gradients.ranks
     return Sheet(
         title="Which candidates carry the gradient",
         note="Nested pairs, widest first; cosine with the mean gradient of the other prompts, ± 2 errors.",
@@ -99,9 +99,9 @@ def rank_sheet(found: Gradients) -> Sheet:
     )
 
 
-def preview_sheet(found: Mapping[PreviewKey, Agreement]) -> Sheet:
-    """How well the reward of a preview tells the final one, by kind and cost."""
-    prompts = max(one.prompts for one in found.values())
+def preview_sheet(agreements: Mapping[PreviewKey, Agreement]) -> Sheet:
+    """Tabulate how well the reward of a preview predicts the final one, by kind and cost."""
+    prompts = max(agreement.prompts for agreement in agreements.values())
     return Sheet(
         title="Screening by preview",
         note=(
@@ -110,53 +110,59 @@ def preview_sheet(found: Mapping[PreviewKey, Agreement]) -> Sheet:
         ),
         header=("preview", "passes", "sigma", "rank correlation", "contrast captured"),
         rows=tuple(
-            (_PREVIEWS[kind], str(passes), show(sigma), interval(one.correlation), interval(one.captured))
-            for (kind, passes, sigma), one in found.items()
+            (
+                _PREVIEWS[kind],
+                str(passes),
+                show(sigma),
+                interval(agreement.correlation),
+                interval(agreement.captured),
+            )
+            for (kind, passes, sigma), agreement in agreements.items()
         ),
     )
 
 
 def speed_sheet(compared: Sequence[Compared]) -> Sheet:
-    """How many times sooner or cheaper each arm reaches the baseline's final score."""
+    """Tabulate by what factor each arm reaches the baseline's final score sooner or more cheaply."""
     return Sheet(
         title="To the baseline's final held-out score",
         note=(
             "Ratios, baseline over arm, above 1 is better: geometric mean over seeds, paired, with bootstrap "
-            "95% intervals. A ratio marked ≤ counts seeds that never got there (reached) as the whole run."
+            "95% intervals. A ratio marked ≤ counts seeds that never reached it as the whole run."
         ),
         header=("arm", "reached", *(axis.replace("_", " ") for axis in SPEED_AXES)),
         rows=tuple(
             (
-                one.arm,
-                f"{one.speedups['steps'].reached} of {one.seeds}" if one.speedups else f"0 of {one.seeds}",
-                *(ratio(one.speedups.get(axis)) for axis in SPEED_AXES),
+                arm.arm,
+                f"{arm.speedups['steps'].reached} of {arm.seeds}" if arm.speedups else f"0 of {arm.seeds}",
+                *(ratio(arm.speedups.get(axis)) for axis in SPEED_AXES),
             )
-            for one in compared
+            for arm in compared
         ),
     )
 
 
 def final_sheet(compared: Sequence[Compared]) -> Sheet:
-    """Final held-out figures and their differences from the baseline's."""
+    """Tabulate the final held-out metrics and their differences from the baseline's."""
     names = list(compared[0].finals)
     return Sheet(
-        title="Final held-out figures",
+        title="Final held-out metrics",
         note=(
             "Mean of the last three evaluations and, in brackets, the paired difference from the baseline "
             "with its 95% interval. Strict and single rewards beside the trained one, and how much images "
             "of one prompt differ (diversity), are the checks for reward hacking."
         ),
         header=("arm", *(name.removeprefix("eval_") for name in names)),
-        rows=tuple((one.arm, *(_final(one, name) for name in names)) for one in compared),
+        rows=tuple((arm.arm, *(_final(arm, name) for name in names)) for arm in compared),
     )
 
 
 def ledger_sheet(runs: Runs) -> Sheet:
-    """What a step of each arm costs, counted."""
+    """Tabulate the counted cost of a step of each arm."""
     names = ("sampled", "trained", "forwards", "backwards", "decodes", "scores")
     return Sheet(
         title="Compute per step",
-        note="Counted, means over steps and seeds; passes are rows of the transformer. Evaluation is extra.",
+        note="Means over steps and seeds; passes are rows of the transformer. Evaluation is not included.",
         header=("arm", *names, "seconds", "CPU seconds", "what"),
         rows=tuple(
             (
@@ -164,7 +170,7 @@ def ledger_sheet(runs: Runs) -> Sheet:
                 *(show(round(_per_step(seeds, name))) for name in names),
                 show(_seconds(seeds, "seconds")),
                 show(_seconds(seeds, "cpu_seconds")),
-                what_differs(arm) or MISSING,
+                describe_arm(arm) or MISSING,
             )
             for arm, seeds in runs.items()
         ),
@@ -172,13 +178,13 @@ def ledger_sheet(runs: Runs) -> Sheet:
 
 
 def tuning_sheet(tuned: Mapping[float, Runs], runs: Runs) -> Sheet:
-    """The final reward of every arm with the learning rates it was tried with, and the one it kept."""
+    """Tabulate the final reward of every arm with every tried learning rate, and the chosen rate."""
     arms = [arm for arm in runs if any(arm in tried for tried in tuned.values())]
     return Sheet(
         title="Learning rates",
         note=(
-            "Final held-out reward on the first seed; every arm keeps the rate with which it ends highest, "
-            "the baseline as well."
+            "Final held-out reward on the first seed; every arm, the baseline included, keeps the rate with "
+            "the highest one."
         ),
         header=("arm", *(f"{rate:g}" for rate in tuned), "kept"),
         rows=tuple(
@@ -196,28 +202,28 @@ def tuning_sheet(tuned: Mapping[float, Runs], runs: Runs) -> Sheet:
 
 
 def published_sheet(compared: Mapping[str, Sequence[Compared]]) -> Sheet:
-    """The published figures beside ours."""
-    found = {task: {one.arm: one for one in arms} for task, arms in compared.items()}
+    """Tabulate the published figures beside ours."""
+    tasks = {task: {arm.arm: arm for arm in arms} for task, arms in compared.items()}
     rows = [
-        (what, measure, theirs, *(_ours(arms.get(arm)) for arms in found.values()))
+        (what, measure, theirs, *(_ours(arms.get(arm)) for arms in tasks.values()))
         for what, measure, theirs, arm in _PUBLISHED
     ]
     last = ("noise margin, 2x", "final PickScore, against FlowGRPO's", "23.14 against 22.92")
-    ours = tuple(_gain(arms.get("noise_margin_2x")) for arms in found.values())
+    ours = tuple(_gain(arms.get("noise_margin_2x")) for arms in tasks.values())
     return Sheet(
         title="Published, and ours",
         note="Theirs: SD3.5-M, PickScore, one run. Ours: bundled tasks; ratios and differences as above.",
-        header=("what", "measure", "published", *found),
+        header=("what", "measure", "published", *tasks),
         rows=(*rows, (*last, *ours)),
     )
 
 
-def _ours(one: Compared | None) -> str:
-    return ratio(one.speedups.get("steps")) if one else MISSING
+def _ours(arm: Compared | None) -> str:
+    return ratio(arm.speedups.get("steps")) if arm else MISSING
 
 
-def _gain(one: Compared | None) -> str:
-    return difference(one.differences["eval_reward"]) if one else MISSING
+def _gain(arm: Compared | None) -> str:
+    return difference(arm.differences["eval_reward"]) if arm else MISSING
 
 
 def _per_step(seeds: Mapping[int, ArmRun], name: str) -> float:
@@ -228,5 +234,5 @@ def _seconds(seeds: Mapping[int, ArmRun], clock: str) -> float:
     return sum(_per_step(seeds, f"{clock}_{stage}") for stage in ("sample", "score", "learn"))
 
 
-def _final(one: Compared, name: str) -> str:
-    return f"{show(one.finals[name])} ({difference(one.differences[name])})"
+def _final(arm: Compared, name: str) -> str:
+    return f"{show(arm.finals[name])} ({difference(arm.differences[name])})"

@@ -22,44 +22,44 @@ from rollout.worker import RolloutWorker
 REWARDS: Final = "variance.parquet"
 GRADIENTS: Final = "gradients.parquet"
 WIDTH: Final = 1024
-"""Numbers that a trajectory's gradient is projected to."""
+"""Dimensions of a trajectory's projected gradient."""
 
 Design = Mapping[str, int]
-"""How many ``prompts``, ``initial`` noises and ``paths``, and on how many prompts ``gradients`` are taken."""
+"""The numbers of ``prompts``, ``initial`` noises, ``paths``, and prompts with ``gradients``."""
 
 
 def variance(
-    settings: RunSettings, design: Design, folder: Path, command: str, say: Callable[[str], None]
+    settings: RunSettings, design: Design, folder: Path, command: str, print_line: Callable[[str], None]
 ) -> None:
-    """Sample and score the design, take the gradients, and write both; nothing to do where that is done.
+    """Sample and score the design, measure the gradients, and write both, unless they exist already.
 
     Raises:
-        UserError: if the prompts are too few, or the folder holds results of other settings.
+        UserError: if the prompts are too few, or the folder has results of other settings.
     """
     config = _config(settings, design)
     about = {"task": settings.preset, "seed": settings.seed, "design": dict(design), "config": config}
     if finished(folder / REWARDS, about):
-        say("the design is sampled already")
+        print_line("the design is sampled already")
         return
     prompts = _prompts(settings, design["prompts"])
     worker = load_sampler(settings)
     seed = derive_seed("sketch", settings.seed)
     probe = ScoreGradients(worker.policy, settings.rollout, worker.parameters, WIDTH, seed)
-    judges = LocalRewards(settings, load_scorers(settings))
-    rewards: list[dict[str, Any]] = []
+    rewards = LocalRewards(settings, load_scorers(settings))
+    rows: list[dict[str, Any]] = []
     gradients: list[dict[str, Any]] = []
     for number, prompt in enumerate(prompts):
-        asked = probe if number < design["gradients"] else None
-        found, projected = _one_prompt(settings, worker, judges, asked, prompt, number, design)
-        rewards += found
+        used = probe if number < design["gradients"] else None
+        scored, projected = _one_prompt(settings, worker, rewards, used, prompt, number, design)
+        rows += scored
         gradients += projected
-        say(f"prompt {number + 1}/{len(prompts)}")
+        print_line(f"prompt {number + 1}/{len(prompts)}")
     write_rows(folder / GRADIENTS, gradients, {**about, "command": command})
-    write_rows(folder / REWARDS, rewards, {**about, "command": command})  # last: it says that all is there
+    write_rows(folder / REWARDS, rows, {**about, "command": command})  # last: it marks both as complete
 
 
 def design_noises(seed: int, prompt: Prompt, initial: int, paths: int) -> list[tuple[int, int, Noise]]:
-    """Every (z, e) of a prompt: initial noise z is the same under every prompt, every path is its own."""
+    """List every (z, e) of a prompt: initial noise z is the same under every prompt, each path is unique."""
     return [
         (
             z,
@@ -77,7 +77,7 @@ def design_noises(seed: int, prompt: Prompt, initial: int, paths: int) -> list[t
 def _one_prompt(
     settings: RunSettings,
     worker: RolloutWorker,
-    judges: LocalRewards,
+    rewards: LocalRewards,
     probe: ScoreGradients | None,
     prompt: Prompt,
     number: int,
@@ -87,7 +87,7 @@ def _one_prompt(
     noises = tuple(noise for _, _, noise in cells)
     request = SampleRequest(group_id=number, prompt=prompt, noises=noises, version=0)
     (chunk,) = worker.sample([request])
-    scores = judges.raw(chunk.images, [prompt] * len(noises), chunk.finite)
+    scores = rewards.raw(chunk.images, [prompt] * len(noises), chunk.finite)
     gradients = list(probe.compute(chunk.conditioning, chunk.trajectories)) if probe else []
     places = [{"prompt": number, "initial": z, "path": e} for z, e, _ in cells]
     projected = [{**place, "score": row} for place, row in zip(places, gradients, strict=False)]

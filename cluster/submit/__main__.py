@@ -1,10 +1,10 @@
-"""Submit a run to a Ray cluster, and look after runs there.
+"""Submit a run to a Ray cluster, and manage runs there.
 
-A run is checked as by ``train``, and so are the cluster's lock and the size of the upload, before the
-checkout is submitted as a job. The same --name again continues a run from its last checkpoint. Every key of
-the configuration can be overridden.
+Before the checkout is submitted as a job, the run is checked as by ``train``; the cluster must require a
+token, and the upload must be small enough. The same --name again continues a run from its last checkpoint.
+Every key of the configuration can be overridden.
 
-``status NAME``, ``logs NAME [--follow]``, ``stop NAME`` and ``list`` look after runs. The token comes from
+``status NAME``, ``logs NAME [--follow]``, ``stop NAME`` and ``list`` manage runs. The token is read from
 RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
 """
 
@@ -28,31 +28,31 @@ from cluster.config.settings import RunSettings
 from cluster.train import configure, stamp
 
 PROG: Final = "python -m cluster.submit"
-"""The spelling of the command in what it prints."""
+"""The command in printed lines."""
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 VERBS: Final = ("status", "logs", "stop", "list")
 
-Tell = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @guarded
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status."""
-    tell: Tell = partial(print, flush=True)
+    """Run the command line and return the exit status."""
+    print_line: PrintLine = partial(print, flush=True)
     verb = arguments[0] if arguments else ""
     try:
         if verb in VERBS:
-            return _look_after(verb, arguments[1:], tell)
-        return submit(arguments, tell)
+            return _manage(verb, arguments[1:], print_line)
+        return submit(arguments, print_line)
     except KeyboardInterrupt:
-        tell("no longer watching; the run is not concerned")
+        print_line("no longer following; the run continues")
         return Status.INTERRUPTED
-    except (RuntimeError, OSError) as error:  # what Ray's client raises when the cluster does not do as asked
+    except (RuntimeError, OSError) as error:  # of Ray's client, when a request fails
         raise RunFailed(str(error)) from error
 
 
-def submit(arguments: Sequence[str], tell: Tell) -> int:
+def submit(arguments: Sequence[str], print_line: PrintLine) -> int:
     """Check a run, upload the checkout and start a job; returns its exit status if it is followed.
 
     Raises:
@@ -64,21 +64,23 @@ def submit(arguments: Sequence[str], tell: Tell) -> int:
     options, rest = parser.parse_known_args(arguments)
     _check_address(options)
     name, folder, command = _command(options, rest)
-    settings = _check(command, options.address, tell)
+    settings = _check(command, options.address, print_line)
     from cluster.submit import jobs
     from cluster.submit.upload import LIMIT, check_travels, mebibytes, pack, reach
 
-    client = reach(options.address, tell)
+    client = reach(options.address, print_line)
     job = jobs.free_name(client, name, str(folder))
     with tempfile.TemporaryDirectory() as scratch:
         upload = pack(CHECKOUT, Path(scratch) / "checkout.zip")
         check_travels({"configuration": Path(rest[0]), **_paths(settings)}, upload, CHECKOUT)
-        tell(f"upload {mebibytes(upload.size)} of at most {mebibytes(LIMIT)}, {len(upload.files)} files")
+        print_line(
+            f"upload {mebibytes(upload.size)} of at most {mebibytes(LIMIT)}, {len(upload.files)} files"
+        )
         jobs.send(client, job, name, command, upload)
-    tell(f"submitted {job}, run folder {folder}")
+    print_line(f"submitted {job}, run folder {folder}")
     if options.follow:
-        return jobs.follow(client, job, tell)
-    tell(f"see also: {PROG} status|logs|stop {name} --address {options.address}")
+        return jobs.follow(client, job, print_line)
+    print_line(f"see also: {PROG} status|logs|stop {name} --address {options.address}")
     return Status.DONE
 
 
@@ -92,9 +94,7 @@ def _parser() -> Parser:
         description=__doc__,
     )
     parser.add_argument("--name", help="name of the run; default: the preset's and the time")
-    parser.add_argument(
-        "--folder", help="run folder, an absolute path that every node sees; default: /runs/NAME"
-    )
+    parser.add_argument("--folder", help="run folder, an absolute path on all nodes; default: /runs/NAME")
     _add_cluster(parser)
     return parser
 
@@ -113,26 +113,26 @@ def _check_address(options: argparse.Namespace) -> None:
 
 
 def _command(options: argparse.Namespace, rest: list[str]) -> tuple[str, Path, list[str]]:
-    """Name the run and its folder, and collect the arguments of `cluster.train` that the job gets."""
+    """Choose the run's name and folder, and the arguments of `cluster.train` in the job."""
     source = required(rest[0] if rest and not rest[0].startswith("-") else None)
     if refused := {"--resume", "--auto-resume"} & set(rest):
         raise UserError(f"{refused.pop()}: leave it out; the same --name again continues a run")
     if Path(source).is_absolute():
-        raise UserError(f"{source}: name the TOML file by its path in the checkout, which the job has, too")
+        raise UserError(f"{source}: name the TOML file by its path in the checkout, which the job also has")
     name = options.name or f"{Path(source).stem}-{stamp()}"
     if not NAME.fullmatch(name):
         raise UserError(f"--name: expected letters, digits, dots, dashes and underscores, got {name!r}")
     folder = Path(options.folder or f"/runs/{name}")
     if not folder.is_absolute():
         raise UserError(
-            f"--folder: expected an absolute path that every node of the cluster sees, got {folder}; "
-            "a job's own folder does not last"
+            f"--folder: expected an absolute path on all nodes of the cluster, got {folder}; "
+            "Ray removes a job's own folder"
         )
     return name, folder, [*rest, "--folder", str(folder), "--auto-resume"]
 
 
-def _check(command: list[str], address: str, tell: Tell) -> RunSettings:
-    """Check what the driver of the job will check, except for what only the cluster can see."""
+def _check(command: list[str], address: str, print_line: PrintLine) -> RunSettings:
+    """Run the checks of the job's driver, unless they need files that only the cluster has."""
     options, settings = configure(command)
     if options.dry_run:
         raise UserError(
@@ -142,13 +142,14 @@ def _check(command: list[str], address: str, tell: Tell) -> RunSettings:
         raise UserError("cluster.address: leave it out; a job runs on the cluster that it is submitted to")
     elsewhere = [f"{key} {path}" for key, path in _paths(settings).items() if _only_there(path)]
     if elsewhere:
-        tell(f"left to the cluster to check, since not on this machine: {', '.join(elsewhere)}")
+        print_line(f"not on this machine, so checked on the cluster: {', '.join(elsewhere)}")
         return settings
     from cluster.config.preflight import check
 
-    there = settings.cluster.model_copy(update={"address": address})  # its memory and ports, not ours
-    for remark in check(settings.model_copy(update={"cluster": there})).remarks:
-        tell(remark)
+    # With the address, so that the memory and ports of this machine are not checked.
+    remote = settings.cluster.model_copy(update={"address": address})
+    for remark in check(settings.model_copy(update={"cluster": remote})).remarks:
+        print_line(remark)
     return settings
 
 
@@ -164,7 +165,7 @@ def _only_there(path: Path) -> bool:
     return path.is_absolute() and not path.exists()
 
 
-def _look_after(verb: str, arguments: Sequence[str], tell: Tell) -> int:
+def _manage(verb: str, arguments: Sequence[str], print_line: PrintLine) -> int:
     """Show or stop a run of the cluster, or list all."""
     parser = Parser(
         prog=program(f"submit {verb}"), usage=f"%(prog)s {'' if verb == 'list' else 'NAME '}--address URL"
@@ -178,15 +179,15 @@ def _look_after(verb: str, arguments: Sequence[str], tell: Tell) -> int:
     if verb == "list":
         if rest:
             raise UserError(f"list takes no {shlex.join(rest)}")
-        return jobs.listing(reach(options.address, tell))
+        return jobs.listing(reach(options.address, print_line))
     if len(rest) != 1 or rest[0].startswith("-"):
         given = shlex.join(rest) or "none"
-        raise UserError(f"expected the name of one run, got {given}; {PROG} list has them")
-    client = reach(options.address, tell)
+        raise UserError(f"expected the name of one run, got {given}; {PROG} list shows them")
+    client = reach(options.address, print_line)
     job = jobs.find(client, rest[0])
     if verb == "logs":
-        return jobs.logs(client, job, tell, ongoing=options.follow)
-    return jobs.stop(client, job, tell) if verb == "stop" else jobs.status(job, tell)
+        return jobs.logs(client, job, print_line, ongoing=options.follow)
+    return jobs.stop(client, job, print_line) if verb == "stop" else jobs.status(job, print_line)
 
 
 if __name__ == "__main__":

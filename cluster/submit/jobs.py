@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster: send a run, follow it, and look after it by name."""
+"""Jobs of a Ray cluster: submit a run, follow it, and manage it by name."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from cluster.config.command import Status
 from cluster.config.errors import UserError
 from cluster.config.version import COMMIT_VARIABLE, commit
 from cluster.submit.upload import Upload
-from cluster.trackers.ray_job import TOLD
+from cluster.trackers.ray_job import FACTS
 
 PROG: Final = "python -m cluster.submit"
 STOP_WAIT: Final = 600
-"""Seconds that a stopped run has for its step and a checkpoint; Ray's own limit is 3."""
+"""Seconds for a stopped run to finish its step and a checkpoint; Ray's default is 3."""
 STOP_VARIABLE: Final = "RAY_JOB_STOP_WAIT_TIME_S"
 
-Tell = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def free_name(client: JobSubmissionClient, name: str, folder: str) -> str:
-    """Find the job's name: the run's, with a number from its second attempt on.
+    """Choose the job's name: the run's, with a number from its second attempt on.
 
     Raises:
-        UserError: if a run of that name or folder still goes on.
+        UserError: if a run of that name or folder is in progress.
     """
     jobs = client.list_jobs()
     for job in jobs:
@@ -41,7 +41,7 @@ def free_name(client: JobSubmissionClient, name: str, folder: str) -> str:
         if same and not job.status.is_terminal():
             raise UserError(
                 f"--name: {job.submission_id} is {job.status} in folder {known.get('folder')}; stop it first "
-                f"({PROG} stop {job.submission_id}), or take another name and folder"
+                f"({PROG} stop {job.submission_id}), or choose another name and folder"
             )
     taken = {job.submission_id for job in jobs}
     attempts = (f"{name}-{number}" for number in count(2))
@@ -49,8 +49,8 @@ def free_name(client: JobSubmissionClient, name: str, folder: str) -> str:
 
 
 def send(client: JobSubmissionClient, job: str, name: str, command: list[str], upload: Upload) -> None:
-    """Submit a run as a job that knows its commit and has time to stop."""
-    # Ray's process beside the driver reads the first, and it lives in the job's environment.
+    """Submit a run as a job, with its commit and enough time to stop."""
+    # Ray reads the first variable in the job's supervisor, which has the job's environment.
     variables = {STOP_VARIABLE: str(STOP_WAIT), COMMIT_VARIABLE: commit()}
     client.submit_job(
         submission_id=job,
@@ -60,8 +60,8 @@ def send(client: JobSubmissionClient, job: str, name: str, command: list[str], u
     )
 
 
-def follow(client: JobSubmissionClient, job: str, tell: Tell) -> int:
-    """Show what a job prints until it ends; returns its exit status."""
+def follow(client: JobSubmissionClient, job: str, print_line: PrintLine) -> int:
+    """Show the output of a job until it ends, and return its exit status."""
 
     async def show() -> None:
         async for text in client.tail_job_logs(job):
@@ -71,7 +71,7 @@ def follow(client: JobSubmissionClient, job: str, tell: Tell) -> int:
     asyncio.run(show())
     while not (found := client.get_job_info(job)).status.is_terminal():
         time.sleep(0.5)
-    tell(_outcome(found))
+    print_line(_outcome(found))
     if found.status == JobStatus.SUCCEEDED:
         return Status.DONE
     if found.status == JobStatus.STOPPED:
@@ -80,34 +80,34 @@ def follow(client: JobSubmissionClient, job: str, tell: Tell) -> int:
 
 
 def _outcome(job: JobDetails) -> str:
-    facts = {**(job.metadata or {})}
-    story = [f"{key} {facts[key]}" for key in TOLD if key in facts]
+    metadata = job.metadata or {}
+    facts = [f"{key} {metadata[key]}" for key in FACTS if key in metadata]
     code = [] if job.driver_exit_code is None else [f"exit status {job.driver_exit_code}"]
-    return f"{job.submission_id} {', '.join([str(job.status).lower(), *code, *story])}"
+    return f"{job.submission_id} {', '.join([str(job.status).lower(), *code, *facts])}"
 
 
-def status(job: JobDetails, tell: Tell) -> int:
-    """Say what has become of a run."""
+def status(job: JobDetails, print_line: PrintLine) -> int:
+    """Show the state of a run."""
     facts = {"job": job.submission_id, "state": str(job.status), "exit status": job.driver_exit_code}
-    facts |= {key: (job.metadata or {}).get(key) for key in TOLD}
+    facts |= {key: (job.metadata or {}).get(key) for key in FACTS}
     for key, value in facts.items():
         if value is not None:
-            tell(f"{key:<12}{value}")
+            print_line(f"{key:<12}{value}")
     if job.status == JobStatus.FAILED:
-        tell(job.message or "")
+        print_line(job.message or "")
     return Status.DONE
 
 
-def logs(client: JobSubmissionClient, job: JobDetails, tell: Tell, *, ongoing: bool) -> int:
-    """Show what a run has printed, or what it prints until it ends."""
+def logs(client: JobSubmissionClient, job: JobDetails, print_line: PrintLine, *, ongoing: bool) -> int:
+    """Show the output of a run so far, or until it ends."""
     if ongoing:
-        return follow(client, job.submission_id or "", tell)
+        return follow(client, job.submission_id or "", print_line)
     sys.stdout.write(client.get_job_logs(job.submission_id or ""))
     return Status.DONE
 
 
-def stop(client: JobSubmissionClient, job: JobDetails, tell: Tell) -> int:
-    """Stop a run after its step, wait for its checkpoint and say what happened.
+def stop(client: JobSubmissionClient, job: JobDetails, print_line: PrintLine) -> int:
+    """Stop a run after its step, wait for its checkpoint and print the outcome.
 
     Raises:
         UserError: if it has ended.
@@ -115,17 +115,17 @@ def stop(client: JobSubmissionClient, job: JobDetails, tell: Tell) -> int:
     if job.status.is_terminal():
         raise UserError(f"{job.submission_id} has ended already: {job.status}")
     client.stop_job(job.submission_id or "")
-    tell(
+    print_line(
         f"asked {job.submission_id} to stop; it ends its step and commits a checkpoint, within {STOP_WAIT} s"
     )
     while not job.status.is_terminal():
         time.sleep(0.5)
         job = client.get_job_info(job.submission_id or "")
     facts = job.metadata or {}
-    tell(_outcome(job))
+    print_line(_outcome(job))
     if "checkpoint" not in facts:
-        tell("it ended without a checkpoint of its last step; what came after the one before is lost")
-    tell(f"the same --name {facts.get('name', job.submission_id)} again continues it")
+        print_line("it ended without a checkpoint of its last step; steps after the previous one are lost")
+    print_line(f"the same --name {facts.get('name', job.submission_id)} again continues it")
     return Status.DONE
 
 
@@ -133,22 +133,22 @@ def find(client: JobSubmissionClient, name: str) -> JobDetails:
     """Find the newest job of a run.
 
     Raises:
-        UserError: if the cluster knows no such run.
+        UserError: if the cluster has no such run.
     """
     jobs = [job for job in client.list_jobs() if job.submission_id]
     found = [job for job in jobs if name in (job.submission_id, (job.metadata or {}).get("name"))]
     if not found:
         known = ", ".join(sorted(str(job.submission_id) for job in jobs)) or "none"
-        raise UserError(f"no run {name!r} on the cluster; there is {known}")
+        raise UserError(f"no run {name!r} on the cluster; its jobs are {known}")
     return max(found, key=lambda job: job.start_time or 0)
 
 
 def listing(client: JobSubmissionClient) -> int:
     """Show every job of the cluster, newest first."""
     jobs = [job for job in client.list_jobs() if job.submission_id]
-    table = Table("job", "state", *TOLD, box=None)
+    table = Table("job", "state", *FACTS, box=None)
     for job in sorted(jobs, key=lambda job: -(job.start_time or 0)):
         facts = job.metadata or {}
-        table.add_row(job.submission_id, str(job.status), *(facts.get(key, "") for key in TOLD))
+        table.add_row(job.submission_id, str(job.status), *(facts.get(key, "") for key in FACTS))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return Status.DONE

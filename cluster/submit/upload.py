@@ -1,4 +1,4 @@
-"""What comes before a job: a cluster that keeps strangers out, its token, and an upload that it takes."""
+"""Checks before a job is submitted: the cluster requires a token, it is known, and the upload is small."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from cluster.config.errors import UserError
 from rollout.text_files import TextFileError, check_token, read_text
 
 LIMIT: Final = 100 * 2**20
-"""Bytes that the dashboard of a Ray cluster takes in one request; it refuses more with status 413."""
+"""Bytes of a request that the dashboard of a Ray cluster accepts; it refuses more with status 413."""
 TOKEN_FILE: Final = Path(".ray") / "auth_token"
-"""Where Ray keeps a token, below the home folder."""
+"""Ray's own token file, below the home folder."""
 UNAUTHORISED: Final = 401
-PATIENCE: Final = 5.0
-"""Seconds that a dashboard has to answer."""
+TIMEOUT: Final = 5.0
+"""Seconds within which a dashboard must answer."""
 
 
-def reach(address: str, tell: Callable[[str], None]) -> JobSubmissionClient:
-    """A client for the cluster at a dashboard's address, once it is known to keep strangers out.
+def reach(address: str, print_line: Callable[[str], None]) -> JobSubmissionClient:
+    """Make a client for the cluster at a dashboard's address, which must require a token.
 
-    The token is sent only where an anonymous request was turned away.
+    The token is sent only if an anonymous request was refused.
 
     Raises:
-        UserError: if nothing answers there, everybody is let in, or the token is missing or wrong.
+        UserError: if nothing answers there, no token is required, or the token is missing or wrong.
     """
     host = _host(address)
     try:
-        answer = httpx.get(f"{address.rstrip('/')}/api/version", timeout=PATIENCE)
+        answer = httpx.get(f"{address.rstrip('/')}/api/version", timeout=TIMEOUT)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"--address: no Ray dashboard answers at {address}: {error}") from None
     if answer.status_code == UNAUTHORISED:
@@ -50,15 +50,18 @@ def reach(address: str, tell: Callable[[str], None]) -> JobSubmissionClient:
         raise UserError(f"--address: {address} answers {answer.status_code}; expected a Ray dashboard")
     if not _loopback(host):
         raise UserError(
-            f"--address: {address} answers without a token, so whoever reaches it runs code on it; nothing "
-            "was sent. Start its head, workers and clients with RAY_AUTH_MODE=token (see SECURITY.md)"
+            f"--address: {address} answers without a token, so anyone who reaches it can run code on it; "
+            "nothing was sent. Start its head, workers and clients with RAY_AUTH_MODE=token (see SECURITY.md)"
         )
-    tell(f"warning: {address} answers without a token: whoever reaches it runs code on it (see SECURITY.md)")
+    print_line(
+        f"warning: {address} answers without a token: anyone who reaches it can run code on it "
+        "(see SECURITY.md)"
+    )
     return _client(address, {})
 
 
 def _client(address: str, headers: dict[str, str]) -> JobSubmissionClient:
-    """A client for the address that was checked: by itself, Ray's prefers those of the environment to it."""
+    """Make a client for the checked address, which is set in the environment, too: Ray prefers that one."""
     os.environ[ADDRESS_VARIABLE] = address
     return JobSubmissionClient(address, headers=headers)
 
@@ -67,7 +70,7 @@ def _host(address: str) -> str:
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL as error:
-        raise UserError(f"--address: {address!r} is no address: {error}") from None
+        raise UserError(f"--address: {address!r} is not an address: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise UserError(f"--address: expected a dashboard's http://HOST:8265, got {address!r}")
     return url.host
@@ -85,14 +88,14 @@ def _with_token(address: str) -> JobSubmissionClient:
     try:
         return _client(address, {"Authorization": f"Bearer {token}"})
     except AuthenticationError:
-        raise UserError(f"{source}: it is not the token of {address}, which turns it away") from None
+        raise UserError(f"{source}: {address} refuses this token") from None
 
 
 def read_token() -> tuple[str, str]:
-    """The token and its source: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or Ray's own file.
+    """Read the token and its source: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or Ray's own file.
 
     Raises:
-        UserError: if there is none, or none that a header can carry.
+        UserError: if the token is missing, or does not fit into a header.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return _sendable(token, "RAY_AUTH_TOKEN")
@@ -102,9 +105,9 @@ def read_token() -> tuple[str, str]:
     try:
         token = read_text(path).strip()
     except (OSError, TextFileError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"the cluster wants a token, and {source} cannot be read: {why}; "
+            f"the cluster requires a token, and {source} cannot be read: {reason}; "
             "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it"
         ) from None
     return _sendable(token, source)
@@ -114,29 +117,29 @@ def _sendable(token: str, source: str) -> tuple[str, str]:
     try:
         check_token(token, source)
     except ValueError as error:
-        raise UserError(f"the cluster wants a token: {error}") from None
+        raise UserError(f"the cluster requires a token: {error}") from None
     return token, source
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What goes to the cluster: a zip file of the checkout, its size in bytes and what is in it."""
+    """A zip file of the checkout, its size in bytes and the files in it."""
 
     path: Path
     size: int
     files: frozenset[str]
 
-    def holds(self, path: Path) -> bool:
-        """Whether a file, or something below a folder, is in it; paths are relative to the checkout."""
+    def contains(self, path: Path) -> bool:
+        """Return whether a file, or anything below a folder, is in it; paths are relative to the checkout."""
         name = path.as_posix()
         return name in self.files or any(file.startswith(f"{name}/") for file in self.files)
 
 
 def pack(checkout: Path, target: Path) -> Upload:
-    """Pack a checkout as ``ray job submit --working-dir`` does: without what its ignore files name.
+    """Pack a checkout as ``ray job submit --working-dir`` does, without ignored files.
 
     Raises:
-        UserError: if the dashboard would refuse it for its size.
+        UserError: if it is larger than the dashboard accepts.
     """
     quiet = logging.getLogger(f"{__name__}.quiet")
     quiet.setLevel(logging.ERROR)
@@ -147,8 +150,8 @@ def pack(checkout: Path, target: Path) -> Upload:
         sizes = {entry.filename: entry.file_size for entry in packed.infolist()}
     if size > LIMIT:
         raise UserError(
-            f"the upload has {mebibytes(size)}, and Ray takes {mebibytes(LIMIT)}; "
-            f"most of it: {_largest(sizes)}. List what a job does not need in .rayignore"
+            f"the upload has {mebibytes(size)}, but Ray accepts at most {mebibytes(LIMIT)}; "
+            f"most of it: {_largest(sizes)}. List files that a job does not need in .rayignore"
         )
     return Upload(target, size, frozenset(sizes))
 
@@ -161,21 +164,21 @@ def _largest(sizes: Mapping[str, int]) -> str:
 
 
 def mebibytes(size: int) -> str:
-    """A number of bytes in words."""
+    """Format a number of bytes in MiB."""
     return f"{size / 2**20:.1f} MiB"
 
 
 def check_travels(named: Mapping[str, Path], upload: Upload, checkout: Path) -> None:
-    """Refuse paths of the checkout that the job would not find, because they stay behind.
+    """Check that paths in the checkout are part of the upload.
 
     Raises:
         UserError: naming the key and the path.
     """
     for key, path in named.items():
-        if path.is_absolute() or not (checkout / path).exists():  # the cluster's own, or the name of a model
+        if path.is_absolute() or not (checkout / path).exists():  # on the cluster, or a model of the hub
             continue
-        if not upload.holds(Path(os.path.normpath(path))):
+        if not upload.contains(Path(os.path.normpath(path))):
             raise UserError(
-                f"{key}: {path} is not part of the upload: .gitignore or .rayignore leaves it out, or it is "
-                "not in the checkout. Name a file of the upload, or an absolute path that the cluster has"
+                f"{key}: {path} is not part of the upload: .gitignore or .rayignore excludes it, or it is "
+                "not in the checkout. Name a file of the upload, or an absolute path on the cluster"
             )

@@ -1,1 +1,1 @@
-"""Who is told about a step?"""
+"""The trackers of a step's metrics: terminal, TensorBoard, Prometheus, the Ray job."""

@@ -1,4 +1,4 @@
-"""What a run prints: a live progress line in a terminal, plain lines elsewhere."""
+"""The printed progress of a run: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-STAGES: Final = ("sample", "score", "select", "learn", "broadcast")
+from cluster.record.names import STAGES
+
 BAR: Final = 16
 """Columns of the bar."""
 BESIDE: Final = len("training ") + BAR + len(" 1000/1000 ") + len("-:--:-- ")
-"""Columns of a terminal that a step's numbers do not have."""
+"""Columns of the terminal beside a step's numbers."""
 MEMORY: Final = 3600.0
-"""Seconds of past steps by which the time that is left is told: a step of a large model takes minutes."""
+"""Seconds of past steps from which the remaining time is estimated: a step of a large model takes minutes."""
 
 
 class _Numbers(ProgressColumn):
-    """What a step's line says of it; it alone is cut where a terminal is too narrow."""
+    """The numbers of a step, the only column that is truncated in a narrow terminal."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
 
 class Display:
-    """Shows steps as they end."""
+    """The display of finished steps."""
 
     def __init__(self, console: Console, steps: int, start: int) -> None:
         """Show steps ``start`` to ``steps``."""
@@ -63,8 +64,8 @@ class Display:
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Show a step's metrics; step 0 is the evaluation before training."""
-        for name, story in metrics.get("alarms", {}).items():
-            self.console.print(f"step {metrics['step']}: guard: {name} {story}", highlight=False)
+        for name, message in metrics.get("alarms", {}).items():
+            self.console.print(f"step {metrics['step']}: guard: {name} {message}", highlight=False)
         if metrics["step"] == 0:
             self.console.print(f"start: held-out {describe_evaluation(metrics)}", highlight=False)
             return
@@ -79,13 +80,13 @@ class Display:
 
 
 def describe(metrics: dict[str, Any]) -> str:
-    """One step in a line: reward, margin, seconds per stage, and the evaluation where there is one."""
+    """Describe a step in one line: reward, margin, seconds per stage, and its evaluation if it has one."""
     line = _numbers(metrics)
     return f"{line}  held-out {describe_evaluation(metrics)}" if "eval_reward" in metrics else line
 
 
 def fitting(metrics: dict[str, Any], columns: int) -> str:
-    """A step in so many columns: with the seconds of every stage, of the longest one, or of none."""
+    """Describe a step in so many columns, with the seconds of all stages, of the longest, or of none."""
     brief = (
         f"reward {metrics['reward_mean']:.3f} margin {metrics['margin_mean']:.3f} "
         f"{metrics['seconds_step']:.1f} s"
@@ -104,6 +105,6 @@ def _numbers(metrics: dict[str, Any]) -> str:
 
 
 def describe_evaluation(metrics: dict[str, Any]) -> str:
-    """The evaluation in a few words."""
+    """Describe the evaluation of a step."""
     strict = f", strict {metrics['eval_strict']:.3f}" if "eval_strict" in metrics else ""
     return f"{metrics['eval_reward']:.3f}{strict}"

@@ -1,4 +1,4 @@
-"""The run's metrics on Ray's Prometheus endpoint, where Ray puts its own ``ray_`` before every name."""
+"""The run's metrics on Ray's Prometheus endpoint, which prefixes every name with ``ray_``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from cluster.config.metric_names import exported
 
 PREFIX: Final = "noisemargin"
 FAMILIES: Final = {"seconds": "stage"}
-"""First words of metric names that become one gauge with the rest of the name as a tag."""
+"""First words of metric names that share one gauge, with the rest of the name as a tag."""
 
 
 class Prometheus:
-    """Sets a gauge for every number of a metrics line, and for what the pools hold at that moment.
+    """Gauges for every number of a metrics line, and for the current state of the pools.
 
     Tags are the run's name and a stage, reward or sampler: few, because each combination is a series, which
     Ray multiplies by its own tags.
     """
 
     def __init__(self, run: str, stages: RayStages) -> None:
-        """Say which run this is; Ray must have been started."""
+        """Name the run; Ray must have been started."""
         self.run, self.stages = run, stages
         self.gauges: dict[str, Gauge] = {}
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Show one line of metrics; what is missing from it (None, not a number) keeps its last value."""
+        """Export one line of metrics; gauges of missing values (None, NaN) keep their last value."""
         for name, tags, value in (*_line(metrics), *_pools(self.stages)):
             if isinstance(value, int | float) and math.isfinite(value):
                 self._gauge(name, tuple(tags)).set(float(value), {"run": self.run, **tags})
@@ -63,5 +63,5 @@ def _pools(stages: RayStages) -> Iterator[Sample]:
     for stage, pool in pools.items():
         yield "queue", {"stage": stage}, pool.waiting
     for number, weights in stages.samplers.held.items():
-        if not weights.averaged:  # those of an evaluation
+        if not weights.averaged:  # not an evaluation's
             yield "weights_version", {"sampler": str(number)}, weights.version

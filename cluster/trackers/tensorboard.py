@@ -15,14 +15,14 @@ from cluster.config.metric_names import exported
 
 
 class TensorBoard:
-    """Writes every number of a metrics line as a scalar."""
+    """A writer of every number of a metrics line as a scalar."""
 
     def __init__(self, folder: Path) -> None:
         """Open a new event file below the folder."""
         self.writer = EventFileWriter(str(folder))
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Write one line of metrics; what is missing (None) or no number is left out."""
+        """Write one line of metrics without values that are missing (None) or not numbers."""
         values = [
             Summary.Value(tag=_tag(name), simple_value=float(value))
             for name, value in metrics.items()
@@ -33,7 +33,7 @@ class TensorBoard:
         self.writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining events."""
         self.writer.close()
 
 

@@ -1,4 +1,4 @@
-"""What a start waits for: a live line in a terminal, elsewhere a plain line now and then."""
+"""The progress of a start: a live line in a terminal, a plain line every half minute elsewhere."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import Any, Final
 
 from rich.console import Console
 
-LOOK: Final = 0.2
-"""Seconds between two looks at what is missing."""
+POLL: Final = 0.2
+"""Seconds between two updates of the live line."""
 EVERY: Final = 30.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two plain lines."""
 
 
 class Waiting:
-    """Shows what is being waited for."""
+    """The display of what a start waits for."""
 
     def __init__(self, console: Console) -> None:
-        """``console`` decides between a live line and plain ones."""
+        """Print on a console: a live line if it is a terminal, else plain ones."""
         self.console = console
         self._status = console.status("starting")
-        self._since, self._said = time.monotonic(), float("-inf")
+        self._since, self._shown = time.monotonic(), float("-inf")
 
     @contextmanager
-    def shown(self, story: str) -> Iterator[Waiting]:
-        """Show a story until it is over, or until there is another one."""
+    def shown(self, message: str) -> Iterator[Waiting]:
+        """Show a message during the block, or until another one is shown."""
         with self._status:
-            self.say(story)
+            self.show(message)
             yield self
 
-    def say(self, story: str) -> None:
-        """Show a story; without a terminal, if the last one is some time ago."""
+    def show(self, message: str) -> None:
+        """Show a message; without a terminal, only if the last one was ``EVERY`` seconds ago."""
         now = time.monotonic()
         if self.console.is_terminal:
-            self._status.update(story)
-        elif now - self._said >= EVERY:
-            self._said = now
-            self.console.print(f"{story} ({now - self._since:.0f} s)", highlight=False, soft_wrap=True)
+            self._status.update(message)
+        elif now - self._shown >= EVERY:
+            self._shown = now
+            self.console.print(f"{message} ({now - self._since:.0f} s)", highlight=False, soft_wrap=True)
 
     async def until(self, work: Coroutine[Any, Any, None], missing: Callable[[], str]) -> None:
-        """Wait for some work and show meanwhile what is missing."""
+        """Wait for some work, and show what is missing meanwhile."""
         task = asyncio.create_task(work)
         try:
             while not task.done():
-                await asyncio.wait([task], timeout=LOOK)
-                self.say(missing())
+                await asyncio.wait([task], timeout=POLL)
+                self.show(missing())
             task.result()
         finally:
             task.cancel()

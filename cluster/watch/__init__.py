@@ -1,1 +1,1 @@
-"""A run in a terminal while it goes on."""
+"""The progress of a run in a terminal."""

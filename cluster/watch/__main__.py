@@ -1,7 +1,7 @@
-"""Show a run in a terminal.
+"""Show a run's progress in a terminal.
 
-A run that goes on is shown until it ends or Ctrl-C; one that has ended, or output that is no terminal, is
-shown once.
+A run in progress is shown until it ends or until Ctrl-C. A run that has ended is shown once, and so is any
+run where the output is not a terminal.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cluster.watch.follower import Follower
 from cluster.watch.view import view
 
 EVERY: Final = 2.0
-"""Seconds between looks."""
+"""Seconds between two updates."""
 
 
 @guarded
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = Parser(prog=program("watch"), description=__doc__)
     parser.add_argument(
         "run", metavar="RUN", help="the folder of a run, here or at an fsspec URL whose package is installed"
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def show(follower: Follower, console: Console) -> None:
-    """Show a run until it has ended, or once where nothing can be shown twice."""
+    """Show a run until it has ended, or once if the console is not a terminal."""
     name = PurePosixPath(follower.url.rstrip("/")).name
     run = follower.look()
     if run.ended or not console.is_terminal:

@@ -1,4 +1,4 @@
-"""How a watched run looks in a terminal."""
+"""The view of a run's progress in a terminal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster.record.json_lines import Row
+from cluster.record.names import STAGES
 from cluster.report.numbers import MISSING, duration, show
-from cluster.trackers.display import STAGES
-from cluster.watch.follower import Row, Watched
+from cluster.watch.follower import Watched
 
 BARS: Final = "▁▂▃▄▅▆▇█"
 WIDTH: Final = 44
@@ -26,11 +27,11 @@ COLOURS: Final = {
     "failed": "red",
 }
 SHOWN: Final = 6
-"""How many of the latest events are shown."""
+"""Latest events that are shown."""
 
 
 def view(name: str, run: Watched) -> RenderableType:
-    """Everything about a run on one screen."""
+    """Render the state of a run on one screen."""
     return Panel(
         Group(_progress(run), _curves(run), _stages(run), _health(run), _events(run)),
         title=Text.assemble(name, "  ", (run.state, f"bold {COLOURS[run.state]}")),
@@ -39,7 +40,7 @@ def view(name: str, run: Watched) -> RenderableType:
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Values as a row of bars, neighbours as their mean where there are too many; not-a-number is a gap."""
+    """Draw values as a row of bars, averaging neighbours if there are too many; NaN is a gap."""
     size = max(1, math.ceil(len(values) / width))
     means = [_mean(values[i : i + size]) for i in range(0, len(values), size)]
     finite = [value for value in means if math.isfinite(value)]
@@ -61,10 +62,10 @@ def _numbers(rows: Iterable[Row], key: str) -> list[float]:
 
 def _progress(run: Watched) -> RenderableType:
     row = Table.grid(padding=(0, 2))
-    left = "" if run.ended or run.left is None else f"{duration(run.left)} to go"
-    seen = "" if run.age is None or run.ended else f"last sign of life {duration(run.age)} ago"
+    left = "" if run.ended or run.left is None else f"{duration(run.left)} left"
+    age = "" if run.age is None or run.ended else f"last update {duration(run.age)} ago"
     bar = ProgressBar(total=max(1, run.planned), completed=run.step, width=30)
-    row.add_row(f"step {run.step}/{run.planned}", bar, left, seen)
+    row.add_row(f"step {run.step}/{run.planned}", bar, left, age)
     return row
 
 
@@ -83,7 +84,7 @@ def _curves(run: Watched) -> RenderableType:
 
 
 def _stages(run: Watched) -> RenderableType:
-    """Seconds of a step by stage, means of the last steps, and the share of each."""
+    """Tabulate the mean seconds of the last steps by stage, and the share of each stage."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
     means = {stage: _mean(_numbers(run.recent, f"seconds_{stage}")) for stage in STAGES}
     whole = _mean(_numbers(run.recent, "seconds_step"))
@@ -115,8 +116,8 @@ def _health(run: Watched) -> RenderableType:
     alarms = {
         name: (row["step"], why) for row in run.steps for name, why in (row.get("alarms") or {}).items()
     }
-    told = [Text(f"guard: {name} {why} (step {step})", "red") for name, (step, why) in alarms.items()]
-    return Group(numbers, *told)
+    lines = [Text(f"guard: {name} {why} (step {step})", "red") for name, (step, why) in alarms.items()]
+    return Group(numbers, *lines)
 
 
 def _events(run: Watched) -> RenderableType:
@@ -125,10 +126,10 @@ def _events(run: Watched) -> RenderableType:
 
 
 def _event(row: Row) -> Text:
-    """One event in a line; what it says comes from anywhere, so it is text and no markup."""
+    """Format an event as one line of plain text: its fields may contain markup or control characters."""
     rest = {k: v for k, v in row.items() if k not in ("time", "level", "event", "run")}
-    told = "  ".join(f"{key}={value}" for key, value in rest.items())
-    text = f"{row['time'][:19].replace('T', ' ')}  {row['event']}  {told}"
+    fields = "  ".join(f"{key}={value}" for key, value in rest.items())
+    text = f"{row['time'][:19].replace('T', ' ')}  {row['event']}  {fields}"
     return Text(
         "".join(c if c.isprintable() else " " for c in text), "yellow" if row["level"] != "info" else ""
     )

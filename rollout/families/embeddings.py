@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rollout.families.registry import Tensors
+from rollout.files import atomic
 from rollout.settings import RolloutSettings
 from rollout.weights import checksum, flatten
 
@@ -99,6 +99,5 @@ class Embedder:
 
 def _write(tensors: Tensors, path: Path) -> None:
     """Write tensors atomically, since several samplers may write the same file."""
-    scratch = path.with_suffix(f".{os.getpid()}")
-    save_file(tensors, scratch)
-    scratch.replace(path)
+    with atomic(path) as draft:
+        save_file(tensors, draft)

@@ -1,4 +1,4 @@
-"""``python -m cluster``: its list, the commands behind it, and the libraries that a help may load."""
+"""The front door: its list, its commands, and the libraries that a help may load."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print("\\n" + json.dumps(sorted({name.partition(".")[0] for name in sys.modules}
 
 
 def loaded(module: str, *arguments: str) -> tuple[str, set[str]]:
-    """What a command prints, and the top-level modules that it has loaded by then."""
+    """Run a command; return its output and the top-level modules that it loaded."""
     command = [sys.executable, "-c", PROBE, module, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def test_a_command_gets_its_arguments_and_gives_its_status(capsys: Capture) -> N
 
 def test_a_command_that_is_none_is_answered_with_the_list(capsys: Capture) -> None:
     assert main(["tarin"]) == 2
-    assert capsys.readouterr().err == f"error: no command 'tarin'; there is {', '.join(COMMANDS)}\n"
+    assert capsys.readouterr().err == f"error: no command 'tarin'; commands are {', '.join(COMMANDS)}\n"
 
 
 def test_the_version_is_printed(capsys: Capture) -> None:

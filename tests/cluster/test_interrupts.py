@@ -1,4 +1,4 @@
-"""Ctrl-C: what it does is said at once, whatever the main thread is busy with, and a second one ends it."""
+"""Ctrl-C: its effect is printed at once even if the main thread is busy, and a second one ends the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST = {
 
 
 class Terminal:
-    """A program in a terminal of its own, 80 columns wide."""
+    """A program in its own terminal, 80 columns wide."""
 
     def __init__(self, phase: str, seconds: str) -> None:
         self.master, slave = pty.openpty()
@@ -53,7 +53,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal() -> Iterator[Callable[[str, str], Terminal]]:
-    """Starts programs; what is left of them is ended."""
+    """Start programs, which are ended after the test."""
     started: list[Terminal] = []
 
     def start(phase: str, seconds: str) -> Terminal:

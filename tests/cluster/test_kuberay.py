@@ -44,7 +44,7 @@ def groups(resource: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def templates(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every pod template: the nodes', and the submitter's where there is one."""
+    """List every pod template: those of the nodes, and that of the submitter if it exists."""
     yield from (group["template"] for group in groups(resource))
     if "submitterPodTemplate" in resource["spec"]:
         yield resource["spec"]["submitterPodTemplate"]
@@ -57,7 +57,7 @@ def environment(container: dict[str, Any]) -> dict[str, Any]:
 
 
 def configured(overlay: str) -> tuple[Any, RunSettings]:
-    """Options and settings of the overlay's entrypoint, as the command line would understand them."""
+    """Parse the options and settings of the overlay's entrypoint."""
     words = shlex.split(ray(overlay)["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "cluster.train"]
     return configure(words[3:])

@@ -1,4 +1,4 @@
-"""Bad input on the command line: one line on stderr, status 2, and nothing was started."""
+"""Bad input on the command line: one line on stderr, status 2, and nothing is started."""
 
 from __future__ import annotations
 
@@ -217,11 +217,11 @@ def test_resume_without_a_checkpoint(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text(configuration(capsys.readouterr().out))
     assert main(["--resume", str(tmp_path / "run")]) == 2
-    assert f"{tmp_path / 'run' / 'checkpoints'} holds no committed checkpoint" in capsys.readouterr().err
+    assert f"{tmp_path / 'run' / 'checkpoints'} has no committed checkpoint" in capsys.readouterr().err
 
 
 def configuration(shown: str) -> str:
-    """The TOML part of what a dry run shows: everything before the plan."""
+    """Return the TOML part of a dry run's output: everything before the plan."""
     return shown[: shown.index("\nplan")]
 
 
@@ -260,5 +260,7 @@ def test_a_run_without_room_leaves_no_folder(model_folder: Path, tmp_path: Path,
     for _ in range(2):
         assert main(asked) == 2
         said = capsys.readouterr().err
-        assert "the cluster has no room for the run after 5 s: GPUs: 1024 needed (rollout 2 x 512)" in said
+        assert (
+            "the cluster lacks resources for the run after 5 s: GPUs: 1024 needed (rollout 2 x 512)" in said
+        )
         assert not folder.exists()

@@ -15,7 +15,7 @@ from cluster.config.errors import UserError
 from cluster.config.preflight import check
 from cluster.config.settings import RunSettings
 from cluster.config.sources import parse_overrides, resolve
-from cluster.record.run_data import Run
+from cluster.record.run_data import RecordedRun
 from cluster.report.charts import diagnostic_charts
 from learner.objectives.registry import load_objective, metric_names
 from learner.settings import LearnerSettings
@@ -96,7 +96,7 @@ def test_the_objective_says_what_is_wrong() -> None:
 def test_the_report_draws_what_the_objective_declares(tmp_path: Path) -> None:
     config = {"learner": {"objective": {"name": OBJECTIVE}}}
     rows = tuple({"step": step, "reward_mean": 0.5, "log_prob": -1.0, "kl": 0.1} for step in (1, 2))
-    run = Run(folder=tmp_path, config=config, metrics=rows, checkpoint=None, notes=())
+    run = RecordedRun(folder=tmp_path, config=config, metrics=rows, checkpoint=None, notes=())
     assert [chart.title for chart in diagnostic_charts(run)] == ["Log-probability"]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the service share, by name for pytest."""
+"""Shared fixtures of the service's tests."""
 
 from tests.support.run_fixtures import (  # noqa: F401 - fixtures
     configure,

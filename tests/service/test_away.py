@@ -1,4 +1,4 @@
-"""A reward behind a server that goes away: the run waits for its return, and loses no score."""
+"""A reward whose server is unavailable for a time: the run waits for it, and loses no score."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ def answers(port: int) -> bool:
         return False
 
 
-async def judged(shards: RewardPool, values: list[int], prompt: Prompt = PROMPT) -> Judgement:
-    return await shards.score([Span(images=ray.put(images_of(values)), prompts=(prompt,) * len(values))])
+async def judged(replicas: RewardPool, values: list[int], prompt: Prompt = PROMPT) -> Judgement:
+    return await replicas.score([Span(images=ray.put(images_of(values)), prompts=(prompt,) * len(values))])
 
 
 def images_of(values: list[int]) -> NDArray[np.uint8]:
     return np.array(values, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), dtype=np.uint8)
 
 
-def shards_of(port: int, deadline: float, timeout: float = 60.0, **keys: Any) -> RewardPool:
+def replicas_of(port: int, deadline: float, timeout: float = 60.0, **keys: Any) -> RewardPool:
     options = {"url": f"http://127.0.0.1:{port}", "timeout": timeout}
     reward = {"name": "remote", "options": options, "batch": 2, "workers": 2, "attempts": 2, **keys}
     return RewardPool(RewardSettings(**reward, deadline=deadline), groupwise=False)
@@ -85,16 +85,16 @@ def shards_of(port: int, deadline: float, timeout: float = 60.0, **keys: Any) ->
 
 def test_a_server_that_goes_away_and_returns_costs_time_and_no_score(serve: Any, port: int) -> None:
     async def scenario() -> Judgement:
-        server, shards = serve(), shards_of(port, deadline=30)
-        assert (await judged(shards, [7])).values.tolist() == [7]
+        server, replicas = serve(), replicas_of(port, deadline=30)
+        assert (await judged(replicas, [7])).values.tolist() == [7]
         server.kill()
         server.wait()
-        waiting = asyncio.ensure_future(judged(shards, [1, 2, 3, 4, 5, 6]))
+        waiting = asyncio.ensure_future(judged(replicas, [1, 2, 3, 4, 5, 6]))
         await asyncio.sleep(4)  # more than two attempts take
         assert not waiting.done()
         await asyncio.to_thread(serve)
         judgement = await waiting
-        assert not shards.failure
+        assert not replicas.failure
         return judgement
 
     judgement = asyncio.run(scenario())
@@ -105,10 +105,10 @@ def test_a_server_that_goes_away_and_returns_costs_time_and_no_score(serve: Any,
 @pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_run_with_its_own_error(serve: Any, port: int) -> None:
     async def scenario() -> None:
-        server, shards = serve(), shards_of(port, deadline=2)
-        await judged(shards, [7])
+        server, replicas = serve(), replicas_of(port, deadline=2)
+        await judged(replicas, [7])
         server.kill()
-        await judged(shards, [1, 2])
+        await judged(replicas, [1, 2])
 
     with pytest.raises(
         Broken, match=r"none succeeded: Unavailable: reward 'remote' failed: .*did not answer"
@@ -117,7 +117,7 @@ def test_a_server_that_stays_away_ends_the_run_with_its_own_error(serve: Any, po
 
 
 class HangingAtOnePrompt(BaseHTTPRequestHandler):
-    """Says that it is ready, scores every image 9, and never answers the prompt "hang"."""
+    """A server that is ready, scores every image 9, and never answers the prompt "hang"."""
 
     traits: ClassVar[dict[str, Any]] = {
         "low": 0.0, "high": 9.0, "thread_safe": True, "needs_gpu": False, "groupwise": False,
@@ -161,25 +161,25 @@ HANG = Prompt(index=1, text="hang")
 def test_a_prompt_that_a_ready_server_cannot_answer_is_missing_and_ends_nothing(hanging: int) -> None:
     async def scenario() -> None:
         # The four calls of the prompt take longer than a reward may go without a success.
-        shards = shards_of(hanging, deadline=2.0, timeout=0.9, workers=1)
-        assert (await judged(shards, [7])).values.tolist() == [9]
-        lost = await judged(shards, [1, 2, 3, 4, 5, 6, 7, 8], HANG)
+        replicas = replicas_of(hanging, deadline=2.0, timeout=0.9, workers=1)
+        assert (await judged(replicas, [7])).values.tolist() == [9]
+        lost = await judged(replicas, [1, 2, 3, 4, 5, 6, 7, 8], HANG)
         assert np.isnan(lost.values).all()
         assert not lost.valid.any()
-        assert "did not answer: ReadTimeout" in shards.failure
-        assert "its /health says that it is ready" in shards.failure
-        assert (await judged(shards, [7])).values.tolist() == [9]
+        assert "did not answer: ReadTimeout" in replicas.failure
+        assert "its /health says that it is ready" in replicas.failure
+        assert (await judged(replicas, [7])).values.tolist() == [9]
 
     asyncio.run(asyncio.wait_for(scenario(), 90))
 
 
 def test_others_are_scored_while_a_prompt_hangs(hanging: int) -> None:
     async def scenario() -> None:
-        shards = shards_of(hanging, deadline=8.0, timeout=1.0)
-        await judged(shards, [7])
-        lost = asyncio.ensure_future(judged(shards, [1, 2], HANG))
+        replicas = replicas_of(hanging, deadline=8.0, timeout=1.0)
+        await judged(replicas, [7])
+        lost = asyncio.ensure_future(judged(replicas, [1, 2], HANG))
         while not lost.done():
-            assert (await judged(shards, [3, 4])).values.tolist() == [9, 9]
+            assert (await judged(replicas, [3, 4])).values.tolist() == [9, 9]
             await asyncio.sleep(0.1)
         assert not lost.result().valid.any()
 
@@ -196,10 +196,10 @@ def test_a_watching_reward_whose_server_dies_is_missing_until_an_evaluation_find
     }  # fmt: skip
 
     async def evaluated(rewards: Rewards, values: list[int]) -> list[float]:
-        """One evaluation; the trained reward is there whatever becomes of the other."""
-        rewards.try_again()
+        """Evaluate; the trained reward is valid whatever happens to the other."""
+        rewards.retry_paused()
         finite = (True,) * len(values)
-        scores = await rewards.judge(ray.put(images_of(values)), (PROMPT,) * len(values), finite)
+        scores = await rewards.score_held_out(ray.put(images_of(values)), (PROMPT,) * len(values), finite)
         assert scores.rewards["trained"].tolist() == scores.total.tolist() == values
         return list(scores.rewards["style"])
 

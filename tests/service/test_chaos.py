@@ -1,4 +1,4 @@
-"""The bundled task while a random sampler or reward shard is killed or stopped every 30 seconds."""
+"""The bundled task while a random sampler or reward replica is killed or stopped every 30 seconds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def peaceful(start: Start) -> tuple[Service, float]:
 
 
 def disturb(service: Service, chance: random.Random) -> list[str]:
-    """Hurt one process every so often until the run ends; what was done."""
+    """Kill or stop a process regularly until the run ends; return the actions."""
     done: list[str] = []
     due = time.monotonic() + EVERY_SECONDS
     while service.process.poll() is None:

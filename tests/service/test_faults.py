@@ -1,4 +1,4 @@
-"""Two shards that raise, hang, return NaN and are killed, against the same two shards left in peace."""
+"""Two replicas that raise, hang, return NaN and are killed, against the same two undisturbed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GRACE = 1.0
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the driver waited for each call."""
+    """The seconds that the driver waited for each call."""
     found: list[float] = []
 
     async def timed(*arguments: Any, **options: Any) -> Any:
@@ -51,7 +51,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @dataclass
 class Outcome:
-    """What became of a run."""
+    """The outcome of a run."""
 
     scores: list[Scores]
     seconds: float
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def values_of(group: int) -> Any:
-    """The scores that the candidates of a group deserve, none of them zero."""
+    """Return the expected scores of a group's candidates, none of them zero."""
     return 1 + (np.arange(CANDIDATES) * 7 + group) % 250
 
 
@@ -76,17 +76,17 @@ async def one_group(rewards: Rewards, window: asyncio.Semaphore, group: int) -> 
 
 
 async def kill_in_turn(killed: list[int]) -> None:
-    """SIGKILL one of the shards every so often, each in its turn."""
+    """Kill one of the replicas regularly, in turn."""
     await asyncio.sleep(FIRST_KILL)
     while True:
-        shards = sorted(p.pid for p in psutil.Process().children(recursive=True) if is_shard(p))
-        if shards:
-            killed.append(shards[len(killed) % len(shards)])
+        replicas = sorted(p.pid for p in psutil.Process().children(recursive=True) if is_replica(p))
+        if replicas:
+            killed.append(replicas[len(killed) % len(replicas)])
             os.kill(killed[-1], signal.SIGKILL)
         await asyncio.sleep(KILL_EVERY)
 
 
-def is_shard(process: psutil.Process) -> bool:
+def is_replica(process: psutil.Process) -> bool:
     try:
         return bool(process.name().startswith("ray::WorkerActor"))
     except psutil.NoSuchProcess:
@@ -123,7 +123,7 @@ def test_faults_cost_time_and_nothing_else(configure: Any, tmp_path: Path, waits
     missing = sum(not scores.valid.any() for scores in faulty.scores)
     print(
         f"\n{peaceful.seconds:.1f} s in peace, {faulty.seconds:.1f} s with faults, "
-        f"{faulty.seconds / peaceful.seconds:.2f} times; {calls} calls, {faulty.restarts} shards replaced, "
+        f"{faulty.seconds / peaceful.seconds:.2f} times; {calls} calls, {faulty.restarts} replicas replaced, "
         f"{len(faulty.killed)} killed, {missing} of {GROUPS} groups dropped, longest call {max(waits):.2f} s"
     )
     assert all(scores.valid.all() for scores in peaceful.scores)
@@ -137,7 +137,7 @@ def test_faults_cost_time_and_nothing_else(configure: Any, tmp_path: Path, waits
 
 
 def assert_honest(found: list[Scores]) -> None:
-    """Every score is the deserved one or missing; nothing is zero."""
+    """Every score is the expected one or missing; none is zero."""
     assert len(found) == GROUPS
     for group, scores in enumerate(found):
         total = scores.total
@@ -147,7 +147,7 @@ def assert_honest(found: list[Scores]) -> None:
 
 
 def assert_counted(configure: Any, found: list[Scores]) -> None:
-    """The selection fills from what is there and counts the groups that it has to drop."""
+    """Selection uses the valid scores, and counts the groups that it must drop."""
     settings = configure().selection
     selection = Selector(settings, 0).select(0, list(range(GROUPS)), found)
     dropped = sum(scores.valid.sum() < 2 for scores in found)

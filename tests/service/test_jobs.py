@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def flags(home: Path, pipeline_folder: Path) -> list[str]:
-    """A small run; two samplers and three reward shards."""
+    """The flags of a small run with two samplers and three reward replicas."""
     return ["shapes", *FLAGS, *prepare(home, pipeline_folder)]
 
 
@@ -80,7 +80,7 @@ def seen(cluster: Raylets, name: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def finished(cluster: Raylets, home: Path, flags: list[str]) -> tuple[Path, dict[str, str], str]:
-    """A run that `ray job submit` started from a fresh clone: its folder, its samplers' nodes, a status."""
+    """A run started by `ray job submit` from a fresh clone: its folder, its samplers' nodes, a status."""
     clone, folder = home / "clone", home / "bar"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     long = [*flags]
@@ -146,10 +146,10 @@ def test_nobody_gets_in_without_the_token(cluster: Raylets, flags: list[str], tm
     anonymous = {"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}
     refused = submit(cluster, *flags, "--name", "nobody", **anonymous)
     assert refused.returncode == 2
-    assert "error: the cluster wants a token, and ~/.ray/auth_token cannot be read" in refused.stderr
+    assert "error: the cluster requires a token, and ~/.ray/auth_token cannot be read" in refused.stderr
     wrong = submit(cluster, *flags, "--name", "nobody", RAY_AUTH_TOKEN="another")
     assert wrong.returncode == 2
-    assert f"error: RAY_AUTH_TOKEN: it is not the token of {cluster.address}" in wrong.stderr
+    assert f"error: RAY_AUTH_TOKEN: {cluster.address} refuses this token" in wrong.stderr
     outside = run(
         cluster, RAY, "job", "list", "--address", cluster.address, **anonymous, RAY_AUTH_MODE="disabled"
     )
@@ -193,7 +193,10 @@ def test_a_run_without_room_fails_with_the_arithmetic(cluster: Raylets, home: Pa
     greedy = ["--rollout.gpus", "1", "--cluster.wait", "4", "--folder", str(home / "greedy")]
     done = submit(cluster, *flags, *greedy, "--name", "greedy", "--follow")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "waiting up to 4 s for room: " in done.stdout
-    told = "error: the cluster has no room for the run after 4 s: GPUs: 2 needed (rollout 2 x 1), 0 there"
+    assert "waiting up to 4 s for resources: " in done.stdout
+    told = (
+        "error: the cluster lacks resources for the run after 4 s: "
+        "GPUs: 2 needed (rollout 2 x 1), 0 available"
+    )
     assert told in done.stdout
     assert told in job(cluster, "status", "greedy").stdout

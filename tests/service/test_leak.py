@@ -1,4 +1,4 @@
-"""Hundreds of steps leave the object store, the driver's file descriptors and its memory as they were."""
+"""Hundreds of steps: constant object store, file descriptors and memory of the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes that join and die under a run: samplers come and go with them, and the result stays the same."""
+"""Nodes that join and die during a run: samplers change with them, the result does not."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def same_run(found: Path, expected: Path) -> None:
 
 
 def samplers(service: Service) -> list[int]:
-    """How many there were at the end of each step."""
+    """Return their number at the end of each step."""
     return [line.get("samplers", 0) for line in metrics_of(service.folder)]
 
 
@@ -88,7 +88,7 @@ def test_the_learners_node_dies(start: Start, finished: Service, cluster: Nodes)
     cluster.add("learner")
     cluster.kill(first)
     assert service.finish() == 0, service.output
-    assert f"all ranks start anew, from step {EVERY}" in service.output
+    assert f"all ranks restart from step {EVERY}" in service.output
     same_run(service.folder, finished.folder)
 
 

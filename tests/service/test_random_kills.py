@@ -1,4 +1,4 @@
-"""SIGKILL of the driver, of the learner and of everything, at random moments: the same run in the end."""
+"""SIGKILL of the driver, the learner or everything at random times: the same final run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS, MOMENTS = 16, 5
 LEAN = [{"name": "jpeg"}]
-"""One reward, as few processes as a run can have: most of the time goes into starts."""
+"""The flags of a run with few processes, since most of the time is spent in starts."""
 FLAGS = f"""
 --steps {STEPS} --groups_per_step 2 --selection.candidates 4 --selection.keep 2 --eval_every 8
 --eval_samples 1 --image_every 100 --checkpoint_every 5 --keep_checkpoints 2 --rollout.steps 3
@@ -64,7 +64,7 @@ def kill_everything(service: Service) -> None:
 
 
 def at_a_random_moment(service: Service, chance: random.Random, finished: Service) -> str:
-    """Wait until some time into a random step, the last one excepted; returns which."""
+    """Wait until a random time within a random step but the last, and return the step."""
     step = chance.randrange(STEPS - 1)
     service.wait_for_step(step)
     seconds = chance.random() * metrics_of(finished.folder)[step + 1]["seconds_step"]

@@ -1,4 +1,4 @@
-"""Runs that are ended, or lose what they work with, in every way: all end as if nothing had happened."""
+"""Runs that are stopped or lose processes or files: all end as undisturbed ones."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def finished(start: Start) -> Service:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The metrics, without the evaluation that a run of 7 steps ends with and one of 20 does not have."""
+    """Return the metrics without the final evaluation of a run of 7 steps, which one of 20 does not have."""
     return [
         {k: v for k, v in line.items() if line["step"] != STOP or not k.startswith("eval_")}
         for line in timeless(folder)
@@ -92,7 +92,7 @@ def test_after_ctrl_c(start: Start, finished: Service) -> None:
 
 
 def kill(service: Service) -> None:
-    """SIGKILL to the driver and to everything that it has started."""
+    """Kill the driver and all processes that it has started."""
     family = service.family()
     os.kill(service.process.pid, signal.SIGKILL)
     for process in family:
@@ -126,7 +126,7 @@ def test_actors_that_die_or_hang(start: Start, finished: Service) -> None:
 
 @pytest.fixture(scope="module")
 def pair(start: Start) -> Service:
-    """The reference for two learner ranks."""
+    """The undisturbed run with two learner ranks."""
     service = start("pair", *TWO)
     assert service.finish() == 0, service.output
     return service
@@ -136,10 +136,10 @@ def test_a_learner_rank_that_dies_and_one_that_hangs(start: Start, pair: Service
     service = start("widowed", *TWO, "--cluster.learner_deadline", "30")
     service.wait_for_step(3)
     service.actors("learner")[-1].kill()
-    service.wait_until(lambda: "all ranks start anew, from step 0" in service.output)
+    service.wait_until(lambda: "all ranks restart from step 0" in service.output)
     service.wait_for_step(EVERY + 2)
     service.actors("learner")[0].suspend()
-    service.wait_until(lambda: f"all ranks start anew, from step {EVERY}" in service.output)
+    service.wait_until(lambda: f"all ranks restart from step {EVERY}" in service.output)
     assert service.finish() == 0, service.output
     assert "Traceback" not in service.output
     assert metrics_of(service.folder)[-1]["restarts"] == 4
@@ -165,7 +165,7 @@ def test_a_bit_of_the_newest_checkpoint_is_flipped(start: Start, finished: Servi
     flip(Checkpoints(str(service.folder / "checkpoints"), 3), 2 * EVERY, "weights.safetensors", bit=8 * 9999)
     service = start("flipped", resume=True)
     assert service.finish() == 0, service.output
-    assert "damaged, so an older checkpoint is taken: " in service.output
+    assert "damaged, so an older checkpoint is used: " in service.output
     same_run(service.folder, finished.folder)
 
 

@@ -1,4 +1,4 @@
-"""End to end: a real pipeline, real rewards, every actor, as a user starts it. Few runs, shared."""
+"""End to end: a real pipeline, real rewards and every actor, as started by a user, in few shared runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REQUIRED = """
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Iterator[Start]:
-    """Start the service in a new folder; what a failed test left running is ended."""
+    """Start the service in a new folder; processes left by a failed test are ended."""
     home = tmp_path_factory.mktemp("service")
     inputs = prepare(home, pipeline_folder)
     with services() as started:
@@ -176,7 +176,7 @@ def test_staleness_stays_within_its_bound_also_on_two_ranks(start: Start) -> Non
 
 @pytest.fixture(scope="module")
 def interrupted(start: Start) -> tuple[Service, list[psutil.Process]]:
-    """Ctrl-C in the middle of the run; also returns the processes that it had."""
+    """Interrupt the run in the middle; return also its processes."""
     service = start("interrupted", "--checkpoint_every", "100")
     service.wait_for_step(2)
     family = service.family()

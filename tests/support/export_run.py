@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from cluster.config.sources import resolve
 from cluster.record.held_out import held_out
-from cluster.record.marker import MARKER, Commit, to_marker
+from cluster.record.marker import Commit, to_marker
+from cluster.record.names import MARKER
 from cluster.record.run_folder import RunFolder
 from learner.digests import digests
 from rewards.combine import Scores

@@ -107,7 +107,9 @@ class FakeStages:
         images = np.zeros((len(prompts), 4, 4, 3), np.uint8)
         return (True,) * len(prompts), (weights.id.version, images)
 
-    async def judge(self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]) -> Scores:
+    async def score_held_out(
+        self, images: Handle, prompts: Sequence[Prompt], finite: Sequence[bool]
+    ) -> Scores:
         version, _ = images
         chosen = [prompt.index for prompt in prompts]
         found = (START + version * np.array([0.02, -0.01, 0.03, 0.0, 0.1]))[chosen]

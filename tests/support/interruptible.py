@@ -38,7 +38,7 @@ async def train(interrupts: Interrupts, seconds: float) -> None:
 def main(phase: str, seconds: float) -> None:
     """Go through the phases of a run up to the one that is tested."""
     interrupts = Interrupts(Console())
-    with interrupts.taken(), subprocess.Popen(["sleep", "600"]) as child:
+    with interrupts.handling(), subprocess.Popen(["sleep", "600"]) as child:
         try:
             print("CHILD", child.pid, flush=True)
             if phase == "connect":

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cluster.record.run_data import STAGES
+from cluster.record.names import STAGES
 from rollout.tiny.world import corrupt, draw_scene, scene_for, scene_prompts
 
 STEPS, GROUPS, CANDIDATES, KEEP, PICTURED = 40, 6, 24, 8, 5

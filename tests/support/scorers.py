@@ -1,4 +1,4 @@
-"""Scorers of the tests, good and bad; the shards import them by their names."""
+"""Scorers of the tests, good and bad; the replicas import them by their names."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class SlowScorer(Scorer):
 class FaultyScorer(Scorer):
     """Works like `SlowScorer`, but for a share of the calls: they raise, hang or return NaN.
 
-    The faults are those of a seed: the n-th call of all shards together has the same one in every run, and
+    The faults are those of a seed: the n-th call of all replicas together has the same one in every run, and
     every hundred calls have exactly their share.
     """
 

@@ -1,4 +1,4 @@
-// Draws the figures in the palette that the reader's system asks for, and again when it changes.
+// Draws the figures in the palette of the reader's system, and again when that changes.
 "use strict";
 (() => {
   const read = (id) => document.getElementById(id).textContent;
@@ -6,7 +6,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const options = { displayModeBar: false };
 
-  // The figures hold the light palette; every colour in it is unique, so a swap by text is exact.
+  // The figures use the light palette, whose colours are unique, so they can be replaced as text.
   const figures = () => {
     const text = read("figures");
     return JSON.parse(dark.matches ? text.replace(/#[0-9a-f]{6}/g, (color) => colors[color] || color) : text);
@@ -18,7 +18,7 @@
     }
   };
 
-  // The window can keep its size while a plot's column changes, so each plot is watched itself.
+  // A plot's column can change while the window keeps its size, so each plot is observed itself.
   const watcher = new ResizeObserver((entries) => entries.forEach((entry) => Plotly.Plots.resize(entry.target)));
 
   draw();

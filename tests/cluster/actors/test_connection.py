@@ -1,4 +1,4 @@
-"""A cluster that does not answer, or is none: one line within ten seconds that names the address."""
+"""Addresses without a cluster: one line within ten seconds that names the address."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIMIT = 10.0
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """A port that takes connections and says nothing."""
+    """A port that accepts connections and sends nothing."""
     with socket.socket() as server:
         server.bind(("", 0))  # Ray takes the address of the node for loopback
         server.listen()
@@ -36,7 +36,7 @@ def silent() -> Iterator[str]:
 
 @pytest.fixture
 def website() -> Iterator[str]:
-    """A port where something else answers, such as a dashboard."""
+    """A port of another service, such as a dashboard."""
     with ThreadingHTTPServer(("", 0), SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""When a reward counts as broken, and when it is merely unlucky."""
+"""The failure budget: broken rewards, and occasional failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def clock() -> Clock:
 
 
 def fail(budget: FailureBudget, clock: Clock, seconds: float | None = None, restart: float = 0.0) -> bool:
-    """One call after a restart; without ``seconds`` it hangs as long as it may."""
+    """Fail a call after a restart; without ``seconds`` it hangs until its deadline."""
     clock.now += restart
     allowed = budget.begin()
     clock.now += allowed if seconds is None else min(seconds, allowed)

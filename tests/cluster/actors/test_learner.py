@@ -1,4 +1,4 @@
-"""Learner ranks live and die together: which failure is a loss, and that all of them start anew."""
+"""Learner ranks: failures that count as a loss, and the restart of all ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
 
 @pytest.fixture
 def make(configure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Learner]:
-    """Two ranks that start at once, in the place of DeepSpeed's."""
+    """Two ranks that start at once, instead of DeepSpeed's."""
 
     monkeypatch.setattr(learners, "NOTICED", 3.0)
 
@@ -39,7 +39,7 @@ async def pids(learner: Learner) -> list[int]:
 
 
 async def hurt(learner: Learner, number: signal.Signals) -> None:
-    """A call of all ranks, in which the second one gets a signal."""
+    """Call all ranks, and send the second one a signal meanwhile."""
     await learner.join()
     second = (await pids(learner))[1]
     under_way = asyncio.ensure_future(learner.restore("sleep"))

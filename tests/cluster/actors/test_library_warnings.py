@@ -1,4 +1,4 @@
-"""What libraries warn of in an actor reaches the run's log and the console, once, and nothing else does."""
+"""Warnings of libraries in actors: each is logged and printed once, and nothing else is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from cluster.actors import library_warnings
 from cluster.actors.actor_spec import ActorSpec
 from cluster.actors.library_warnings import LIMIT, LONGEST, LibraryWarnings, forward
 from cluster.actors.pool import Pool, call
-from cluster.record.events import NAME, recording
+from cluster.record.events import recording
+from cluster.record.names import LOG
 
 
 class Store(dict[str, str]):
@@ -107,7 +108,7 @@ def test_a_warning_is_of_the_package_of_its_file(filename: str, package: str) ->
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / NAME).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     return [line for line in lines if line["event"] == "library warning"]
 
 

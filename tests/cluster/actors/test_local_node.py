@@ -1,4 +1,4 @@
-"""Ray that does not come up."""
+"""Local nodes that fail to start."""
 
 from __future__ import annotations
 

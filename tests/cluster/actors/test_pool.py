@@ -27,7 +27,7 @@ def make_pool(count: int, deadline: float = 60, target: str = "Echo", **argument
 
 
 async def ask(pool: Pool, method: str, *arguments: Any, on: Slot | None = None) -> Any:
-    """A call of the pool, as the stages make it."""
+    """Call a method through the pool, as the stages do."""
 
     async def work(slot: Slot) -> Any:
         return (await call(slot, method, *arguments, deadline=pool.deadline))[0]

@@ -1,4 +1,4 @@
-"""Where actors go: the arithmetic of a cluster without room, and what Ray itself places."""
+"""Reservations: the message about missing resources, and placement by Ray itself."""
 
 from __future__ import annotations
 
@@ -43,28 +43,30 @@ def test_the_demands_of_a_run(configure: Any) -> None:
 def test_the_arithmetic_of_too_few_gpus() -> None:
     wanted = [demand("learner", 2, 1), demand("rollout", 8, 1), demand("selector", 1)]
     assert arithmetic(wanted, [EIGHT], {"GPU": 8, "CPU": 16}) == (
-        "GPUs: 10 needed (learner 2 x 1, rollout 8 x 1), 8 there (nodes: 1); "
-        "CPUs: 0.01 needed (selector 1 x 0.01), 16 there (nodes: 1)"
+        "GPUs: 10 needed (learner 2 x 1, rollout 8 x 1), 8 available (nodes: 1); "
+        "CPUs: 0.01 needed (selector 1 x 0.01), 16 available (nodes: 1)"
     )
 
 
 def test_the_arithmetic_of_what_others_hold() -> None:
     said = arithmetic([demand("rollout", 4, 1)], [EIGHT, EIGHT], {"GPU": 3, "CPU": 32})
-    assert said == "GPUs: 4 needed (rollout 4 x 1), 16 there (nodes: 2, at most 8 on one); 13 GPUs are taken"
+    assert said == (
+        "GPUs: 4 needed (rollout 4 x 1), 16 available (nodes: 2, at most 8 on one); 13 GPUs are taken"
+    )
 
 
 def test_the_arithmetic_of_nodes_with_a_label() -> None:
     sampler = Node(role="sampler", resources={"GPU": 1, "CPU": 8})
     wanted = [demand("learner", 1, 4, node="learner"), demand("rollout", 2, 1, node="sampler")]
     assert arithmetic(wanted, [EIGHT, sampler], {"GPU": 9, "CPU": 24}) == (
-        f"GPUs: 4 needed (learner 1 x 4), 0 there (nodes with {NODE_LABEL}=learner: 0); "
-        f"GPUs: 2 needed (rollout 2 x 1), 1 there (nodes with {NODE_LABEL}=sampler: 1)"
+        f"GPUs: 4 needed (learner 1 x 4), 0 available (nodes with {NODE_LABEL}=learner: 0); "
+        f"GPUs: 2 needed (rollout 2 x 1), 1 available (nodes with {NODE_LABEL}=sampler: 1)"
     )
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[str]:
-    """A head without CPUs, and two nodes with two GPUs each that are none; one is for learners."""
+    """A head without CPUs, and two nodes with two fake GPUs each, one of them labelled for learners."""
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "object_store_memory": 10**8},
@@ -81,7 +83,7 @@ def nodes() -> Iterator[str]:
 
 @pytest.fixture
 def joining(configure: Any, nodes: str) -> Any:
-    """A configuration of a run on that cluster."""
+    """Configure a run on that cluster."""
 
     def make(gpus: float, ranks: int, samplers: float, workers: int, **more: Any) -> RunSettings:
         found: RunSettings = configure(
@@ -149,8 +151,9 @@ def test_a_run_without_room_is_refused_with_the_arithmetic(joining: Any) -> None
     with pytest.raises(UserError) as caught:
         reserve(joining(1, 1, 1, 4), print)
     assert re.fullmatch(
-        r"the cluster has no room for the run after 1 s: GPUs: 5 needed \(learner 1 x 1, rollout 4 x 1\), "
-        r"4 there \(nodes: 3, at most 2 on one\); CPUs: .*\(shapes 1 x 0\.01, .*\), 2 there .*; "
+        r"the cluster lacks resources for the run after 1 s: "
+        r"GPUs: 5 needed \(learner 1 x 1, rollout 4 x 1\), 4 available \(nodes: 3, at most 2 on one\); "
+        r"CPUs: .*\(shapes 1 x 0\.01, .*\), 2 available .*; "
         r"where nodes are added on demand, wait longer with --cluster\.wait SECONDS",
         str(caught.value),
     )
@@ -170,6 +173,8 @@ def test_a_run_waits_for_room_and_says_so(joining: Any, monkeypatch: pytest.Monk
     group = reserve(joining(1, 1, 1, 3, wait=30), leave)
     assert placed(group)
     assert len(told) == 1
-    assert told[0].startswith("waiting up to 30 s for room: GPUs: 4 needed (learner 1 x 1, rollout 3 x 1)")
+    assert told[0].startswith(
+        "waiting up to 30 s for resources: GPUs: 4 needed (learner 1 x 1, rollout 3 x 1)"
+    )
     assert told[0].endswith("; 2 GPUs are taken")
     remove_placement_group(group)

@@ -1,4 +1,4 @@
-"""RewardPool without Ray: how images become calls, and what of them is missing."""
+"""RewardPool without Ray: its calls, and missing scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rollout.records import Prompt
 
 
 class FakePool:
-    """Runs work at once; notes what is asked of it and how much at a time."""
+    """A pool that runs work at once, and records its calls."""
 
     def __init__(self, *arguments: Any) -> None:
         self.calls: list[list[tuple[int, int]]] = []
@@ -80,31 +80,31 @@ def span(handle: int, count: int) -> Span:
     return Span(images=handle, prompts=tuple(Prompt(index=i, text="") for i in range(count)))
 
 
-def judged(shards: RewardPool, *groups: Sequence[Span]) -> list[list[float]]:
+def judged(replicas: RewardPool, *groups: Sequence[Span]) -> list[list[float]]:
     async def scenario() -> list[Judgement]:
-        return await asyncio.gather(*(shards.score(spans) for spans in groups))
+        return await asyncio.gather(*(replicas.score(spans) for spans in groups))
 
     return [judgement.values.tolist() for judgement in asyncio.run(scenario())]
 
 
 def test_images_are_split_into_calls_and_put_together_in_order(make: Make) -> None:
-    shards, pool = make(batch=3, workers=2)
-    assert judged(shards, [span(1, 8)]) == [list(range(10, 18))]
+    replicas, pool = make(batch=3, workers=2)
+    assert judged(replicas, [span(1, 8)]) == [list(range(10, 18))]
     assert pool.calls == [[(0, 3)], [(3, 6)], [(6, 8)]]
     assert pool.most == 2
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_cut_does_not_depend_on_shards_or_company(make: Make, workers: int) -> None:
-    shards, pool = make(batch=4, workers=workers)
-    judged(shards, [span(1, 6)], [span(2, 6)])
+def test_the_cut_does_not_depend_on_replicas_or_company(make: Make, workers: int) -> None:
+    replicas, pool = make(batch=4, workers=workers)
+    judged(replicas, [span(1, 6)], [span(2, 6)])
     assert sorted(pool.calls) == [[(0, 4)], [(0, 4)], [(4, 6)], [(4, 6)]]
     assert pool.most == workers
 
 
 def test_a_group_that_is_judged_as_one_is_never_cut(make: Make) -> None:
-    shards, pool = make(batch=3, groupwise=True)
-    assert judged(shards, [span(1, 4), span(2, 2)]) == [[10, 11, 12, 13, 20, 21]]
+    replicas, pool = make(batch=3, groupwise=True)
+    assert judged(replicas, [span(1, 4), span(2, 2)]) == [[10, 11, 12, 13, 20, 21]]
     assert pool.calls == [[(0, 4), (0, 2)]]
 
 
@@ -114,28 +114,28 @@ def test_every_image_is_scored_once_whatever_the_cut(sizes: list[int], batch: in
         pool = FakePool()
         patch.setattr(module, "Pool", lambda *arguments: pool)
         patch.setattr(module, "call", pool.call)
-        shards = RewardPool(
+        replicas = RewardPool(
             RewardSettings(name="jpeg", batch=batch, workers=2),
             groupwise=False,
         )
-        found = judged(shards, *([span(handle, size)] for handle, size in enumerate(sizes)))
+        found = judged(replicas, *([span(handle, size)] for handle, size in enumerate(sizes)))
     assert found == [[10 * handle + i for i in range(size)] for handle, size in enumerate(sizes)]
     assert max(sum(b - a for a, b in call) for call in pool.calls) <= batch
 
 
 def test_a_call_that_fails_leaves_only_its_own_images_missing(make: Make) -> None:
-    shards, pool = make(batch=2)
+    replicas, pool = make(batch=2)
     pool.fails = lambda number: number == 2
-    (values,) = judged(shards, [span(1, 6)])
+    (values,) = judged(replicas, [span(1, 6)])
     assert np.isnan(values).tolist() == [False, False, True, True, False, False]
-    assert shards.failure == "call 2 failed"
+    assert replicas.failure == "call 2 failed"
 
 
 def test_a_call_whose_server_is_away_though_it_answers_others_ends(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "AWAY", 0.0)
-    shards, pool = make(workers=2)
+    replicas, pool = make(workers=2)
     attempts = 0
 
     async def retrying(work: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -156,20 +156,20 @@ def test_a_call_whose_server_is_away_though_it_answers_others_ends(
     monkeypatch.setattr(module, "call", answer)
 
     async def scenario() -> Judgement:
-        stuck = asyncio.ensure_future(shards.score([span(1, 1)]))
+        stuck = asyncio.ensure_future(replicas.score([span(1, 1)]))
         while not stuck.done():
-            assert (await shards.score([span(2, 1)])).valid.all()
+            assert (await replicas.score([span(2, 1)])).valid.all()
         return await stuck
 
     assert not asyncio.run(asyncio.wait_for(scenario(), 10)).valid.any()
     assert attempts > 3
-    assert shards.failure == "failed 3 times"
+    assert replicas.failure == "failed 3 times"
 
 
 def test_a_watching_reward_that_is_away_is_tried_once_per_evaluation(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards, _ = make(watches=True)
+    replicas, _ = make(watches=True)
     away, asked = [True], []
 
     async def answer(slot: Any, method: str, ranges: Any, prompts: Any, handle: int, deadline: float) -> Any:
@@ -179,28 +179,28 @@ def test_a_watching_reward_that_is_away_is_tried_once_per_evaluation(
         return [Judgement(values=np.ones(1), valid=np.ones(1, bool))]
 
     monkeypatch.setattr(module, "call", answer)
-    assert shards.outage
+    assert replicas.outage
     groups = [[span(handle, 1)] for handle in range(4)]
-    assert np.isnan(judged(shards, *groups)).all()
+    assert np.isnan(judged(replicas, *groups)).all()
     assert len(asked) == 1
-    assert "answered 503" in shards.outage.news()
-    shards.outage.try_again()
-    assert np.isnan(judged(shards, *groups)).all()
+    assert "answered 503" in replicas.outage.new_reason()
+    replicas.outage.retry()
+    assert np.isnan(judged(replicas, *groups)).all()
     assert len(asked) == 2
-    assert not shards.outage.news()
+    assert not replicas.outage.new_reason()
     away[0] = False
-    assert np.isnan(judged(shards, *groups)).all()
-    shards.outage.try_again()
-    assert judged(shards, *groups) == [[1.0]] * 4
+    assert np.isnan(judged(replicas, *groups)).all()
+    replicas.outage.retry()
+    assert judged(replicas, *groups) == [[1.0]] * 4
     away[0] = True
-    assert np.isnan(judged(shards, *groups)).all()
-    assert "answered 503" in shards.outage.news()
+    assert np.isnan(judged(replicas, *groups)).all()
+    assert "answered 503" in replicas.outage.new_reason()
 
 
 def test_a_score_outside_its_range_is_one_event_and_stands(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    shards, _ = make(batch=1)
+    replicas, _ = make(batch=1)
 
     async def answer(slot: Any, method: str, ranges: Any, prompts: Any, handle: int, deadline: float) -> Any:
         remark = f"scored {ranges[0][0]}, but declares 0 to 1" if ranges[0][0] > 1 else ""
@@ -209,7 +209,7 @@ def test_a_score_outside_its_range_is_one_event_and_stands(
 
     monkeypatch.setattr(module, "call", answer)
     with recording(tmp_path, "run"):
-        assert judged(shards, [span(1, 4)]) == [[0, 1, 2, 3]]
+        assert judged(replicas, [span(1, 4)]) == [[0, 1, 2, 3]]
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     (told,) = [event for event in events if event["event"] == "score out of range"]
     assert (told["reward"], told["reason"]) == ("jpeg", "scored 2, but declares 0 to 1")

@@ -1,4 +1,4 @@
-"""The reward stage on real actor processes: failures, deadlines, shards, and what happens to images."""
+"""The reward stage on real actor processes: failures, deadlines, replicas, and broken images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def chunk_of(values: Sequence[int]) -> Chunk:
 
 
 def finite_of(values: Sequence[int]) -> tuple[bool, ...]:
-    """What the tests call `BROKEN` is not finite."""
+    """Images of the value `BROKEN` are not finite."""
     return tuple(value != BROKEN for value in values)
 
 
@@ -56,8 +56,8 @@ async def sampled(values: Sequence[int], after: float = 0.0) -> Chunk:
 
 
 async def score(rewards: Rewards, *chunks: Sequence[int]) -> Scores:
-    for shards in rewards.replicas.values():
-        await shards.pool.ready()
+    for replicas in rewards.replicas.values():
+        await replicas.pool.ready()
     return await rewards.score(PROMPT, [sampled(values) for values in chunks])
 
 
@@ -117,7 +117,7 @@ def test_a_hung_reward_of_no_weight_is_given_two_deadlines_and_works_again_later
         assert "TimeoutError" in story
         (tmp_path / "on").unlink()
         assert np.isnan(await scored()).all()
-        rewards.try_again()
+        rewards.retry_paused()
         assert await scored() == [3, 5]
 
     asyncio.run(scenario())
@@ -145,7 +145,7 @@ def test_held_out_images_that_are_not_finite_are_missing(make: Any) -> None:
     async def scenario(*values: int) -> list[float]:
         await rewards.pools[0].ready()
         images = await chunk_of(values).images
-        scores = await rewards.judge(ray.put(images), [PROMPT] * len(values), finite_of(values))
+        scores = await rewards.score_held_out(ray.put(images), [PROMPT] * len(values), finite_of(values))
         return list(scores.total)
 
     nan = pytest.approx(np.nan, nan_ok=True)
@@ -185,7 +185,7 @@ def test_a_chunk_is_scored_while_the_next_one_is_sampled(make: Any, tmp_path: Pa
     assert done - first > 1.0
 
 
-def test_two_shards_work_at_the_same_time(make: Any, tmp_path: Path) -> None:
+def test_two_replicas_work_at_the_same_time(make: Any, tmp_path: Path) -> None:
     log = tmp_path / "log"
     options = {"seconds": 0.3, "log": str(log)}
     rewards = make({"name": "SlowScorer", "workers": 2, "batch": 2, "options": options})
@@ -196,7 +196,7 @@ def test_two_shards_work_at_the_same_time(make: Any, tmp_path: Path) -> None:
     assert max(float(began) for _, began, _ in calls) < min(float(done) for _, _, done in calls)
 
 
-def test_work_of_a_shard_that_hangs_is_done_by_another_while_it_restarts(make: Any, tmp_path: Path) -> None:
+def test_work_of_a_replica_that_hangs_is_done_by_another_while_it_restarts(make: Any, tmp_path: Path) -> None:
     options = {"hang_once": str(tmp_path / "hung"), "start": 12.0}
     rewards = make({"name": "SlowScorer", "deadline": 4, "workers": 2, "batch": 2, "options": options})
 
@@ -221,7 +221,7 @@ def test_a_reward_past_its_deadline_is_missing(make: Any) -> None:
 
 
 def time_to_break(rewards: Rewards, groups: int, error: str) -> float:
-    """Seconds from the first call until the stage gives up with the reward's own error."""
+    """Measure the seconds from the first call until the stage fails with the reward's own error."""
 
     async def scenario() -> float:
         await asyncio.gather(*(pool.ready() for pool in rewards.pools))

@@ -39,7 +39,7 @@ def small(configure: Any, workers: int, batch: int, **run: Any) -> RunSettings:
 
 @pytest.fixture
 def samplers(configure: Any) -> Samplers:
-    """The pool of samplers with processes that start at once in the place of a model."""
+    """The pool of samplers, with workers that start at once instead of loading a model."""
     settings = small(configure, 1, 3, max_staleness=1)
     return Samplers(settings, replace(sampler_spec(settings), target=f"{HERE}:FakeSampler"))
 
@@ -57,7 +57,7 @@ async def sampled(samplers: Samplers, group_id: int, *, version: int) -> Any:
 
 @pytest.fixture
 def late(configure: Any, tmp_path: Path) -> Callable[[float], Samplers]:
-    """Two samplers, of which one takes its time to start."""
+    """Two samplers, of which one starts slowly."""
 
     def make(seconds: float) -> Samplers:
         settings = small(configure, 2, 1)

@@ -1,4 +1,4 @@
-"""Weights on their way to real samplers in actors: whole, damaged once, damaged always."""
+"""Broadcast to real samplers in actors: intact, damaged once, damaged always."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VERSION = 3
 
 @pytest.fixture
 def begin(configure: Callable[..., RunSettings], pipeline_folder: Path) -> Callable[[int], Samplers]:
-    """Start one sampler whose line damages the first so many parts."""
+    """Start one sampler that receives the first few parts damaged."""
 
     def make(damages: int) -> Samplers:
         model = {"path": str(pipeline_folder)}
@@ -44,7 +44,7 @@ def begin(configure: Callable[..., RunSettings], pipeline_folder: Path) -> Calla
 
 @pytest.fixture
 def weights(configure: Callable[..., RunSettings], pipeline_folder: Path) -> Weights:
-    """Twice the values of the folder, in parts of at most 1 MB."""
+    """Publish twice the values of the folder, in parts of at most 1 MB."""
     settings = configure(model={"path": str(pipeline_folder)})
     worker = RolloutWorker(settings.model, settings.rollout, seed=0)
     parts = buckets(worker.parameters, limit=1e6)

@@ -1,4 +1,4 @@
-"""The benchmarks that are not about Ray: what they print and write, without Ray and DeepSpeed."""
+"""The benchmarks without Ray: their output, without Ray and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.bench.__main__ import BENCHMARKS, main
-from cluster.bench.table import Report, Row
+from cluster.bench.table import BenchmarkReport, Measurement
 from cluster.bench.timing import in_turns
 from tests.support.paths import ROOT
 
@@ -29,7 +29,7 @@ SMALL = ["--random", "tiny", "--repeats", "2", "--steps", "3", "--batch", "4"]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each wrote as JSON, all run by one process that cannot import Ray."""
+    """The JSON of each benchmark, all run by one process that cannot import Ray."""
     folder = tmp_path_factory.mktemp("bench")
     names = ("sampler", "learner", "step")
     calls = [[name, *SMALL, "--json", str(folder / name)] for name in names]
@@ -83,7 +83,8 @@ def test_works_take_turns() -> None:
 def test_a_table_shows_median_and_spread(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    Console().print(Report("title", [Row("many", [3.0, 1.0, 2.5], 1), Row("one", [7.0], 0)]).table())
+    rows = [Measurement("many", [3.0, 1.0, 2.5], 1), Measurement("one", [7.0], 0)]
+    Console().print(BenchmarkReport("title", rows).table())
     shown = capsys.readouterr().out
     assert all(cell in shown for cell in ("2.5", "1.0", "3.0", "7", "title"))
 
@@ -91,7 +92,10 @@ def test_a_table_shows_median_and_spread(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sampler", "--random", "sd9"], "--random: no 'sd9'; there is tiny, sd35-medium, sd35-large"),
+        (
+            ["sampler", "--random", "sd9"],
+            "--random: got 'sd9', expected one of tiny, sd35-medium",
+        ),
         (["sampler", "--model", "nowhere/at-all"], "model.path: nowhere/at-all is neither a folder"),
         (["learner", "--micro-bach", "3"], "--micro-bach: no such option"),
         (["step", "--lora-rank", "0"], "--lora-rank: got 0, expected an adapter"),

@@ -1,4 +1,4 @@
-"""A run beside busy neighbours: how its workers share the cores, and the benchmark that shows its price."""
+"""A run beside busy processes: the scheduling of its workers, and its benchmark."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def neighbours() -> list[psutil.Process]:
-    """Of this process's children, some of which are Ray's, those that keep cores busy."""
+    """List the children of this process that keep cores busy."""
     return [child for child in psutil.Process().children() if "while True: pass" in child.cmdline()]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of one driver, in small: the real loop over samplers that sleep."""
+"""The benchmark of one driver, at a small size: the real loop with samplers that sleep."""
 
 from __future__ import annotations
 

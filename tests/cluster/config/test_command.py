@@ -1,4 +1,4 @@
-"""The shell around every command: one line and one exit status for each of its ends."""
+"""The frame of every command: one line and one exit status for each outcome."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config import errors
 from cluster.config.command import Parser, guarded, read, required
-from cluster.config.errors import PoolError, RunFailed, RunStopped, UserError
+from cluster.config.errors import DataLost, PoolError, RunFailed, RunStopped, UserError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -49,8 +49,8 @@ def test_a_bug_passes_through(bug: Exception, capsys: Capture) -> None:
 
 
 def test_every_error_that_ends_a_run_has_the_base() -> None:
-    apart = (UserError, errors.DataLost)  # refused, and made good by the loop
-    found = [one for _, one in inspect.getmembers(errors, inspect.isclass) if one not in apart]
+    others = (UserError, DataLost)  # which end a command before a run, and take a run back
+    found = [one for _, one in inspect.getmembers(errors, inspect.isclass) if one not in others]
     assert len(found) > 5
     assert not [one for one in found if not issubclass(one, RunFailed)]
 

@@ -1,4 +1,4 @@
-"""Every key of the configuration is described, and the help shows what it takes and its default."""
+"""Every key of the configuration has a description, values and a default in the help."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cluster.config.settings import RunSettings
 
 
 def models_of(annotation: typing.Any) -> list[type[BaseModel]]:
-    """The sections that a field holds: one, one of several, or a list of them."""
+    """List the sections of a field: one, alternatives, or a list of sections."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in typing.get_args(annotation) for model in models_of(part)]
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every field by its dotted name, found without the schema that the help is made of."""
+    """Yield every field by its dotted name, found without the schema that the help uses."""
     for name, field in model.model_fields.items():
         listed = typing.get_origin(field.annotation) is tuple
         inner = models_of(field.annotation)
@@ -83,7 +83,7 @@ def shown(*, whole: bool) -> str:
 
 
 def entry(text: str, key: Key) -> str:
-    """What the help says between a key's name and the name of another."""
+    """Return the text of the help between a key's name and the next."""
     flag = key.name if ".N." in key.name else f"--{key.name}"
     found = re.search(rf"(?:^| ){re.escape(flag)} (?!\')(.*?)(?= --[a-z]| [a-z_]+\.N\.[a-z]|$)", text)
     assert found, flag
@@ -103,7 +103,7 @@ def test_the_short_help_shows_the_keys_that_are_set_most_often() -> None:
     text = shown(whole=False)
     assert [key.name for key in common()] == list(COMMON)
     assert all(f"--{name} " in text for name in COMMON)
-    assert f"prog --help-all has all {len(KEYS)}" in text
+    assert f"prog --help-all lists all {len(KEYS)}" in text
     assert len(text) < len(shown(whole=True)) / 3
 
 

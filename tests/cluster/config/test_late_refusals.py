@@ -1,4 +1,4 @@
-"""What actors would refuse, refused by ``--dry-run`` for every family: with status 2, in one line."""
+"""Errors that actors would raise, raised by ``--dry-run`` for every family with status 2 and one line."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def enough_memory(set_free_memory: Any) -> None:
-    """Enough for any of the runs."""
+    """Set enough free memory for all runs."""
     set_free_memory(64)
 
 
 def command(name: str, path: Path, *flags: str) -> list[str]:
-    """A dry run of a family whose settings fit, and then what is to be refused."""
+    """Run a dry run of a family with fitting settings, overridden by wrong ones."""
     rollout = TINY[name].settings(
         text_tokens=0 if name == "sd3" else max(TINY[name].settings().text_tokens, 200)
     )
@@ -132,7 +132,7 @@ IMPOSSIBLE = [
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    """Files by the names that the cases use: none at all, no adapter, a part of one, and no numbers."""
+    """Write the adapters of the cases: missing, of another format, incomplete, and not finite."""
     paths = {name: tmp_path / f"{name}.safetensors" for name in ("none", "text", "part")}
     paths["text"].write_text("no tensors")
     name = "transformer.transformer_blocks.0.attn.to_q"
@@ -200,7 +200,10 @@ def test_a_refusal_loads_the_model_s_libraries_once_at_most(
 def test_a_check_that_dies_is_no_consent(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert main([*DRY, "--seed", "7"]) == 2
-    assert "error: model: its check ended with status 1 and no answer: no message" in capsys.readouterr().err
+    assert (
+        "error: model: its check ended with status 1 and without a result: no message"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.usefixtures("enough_memory")

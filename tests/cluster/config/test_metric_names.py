@@ -1,4 +1,4 @@
-"""Metrics under names that other programs take, each under one of its own."""
+"""Exported metrics: valid and distinct names."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_no_name_of_a_reward_is_one_that_ray_discards(name: str) -> None:
         ),
         (["style-2", "style 2"], "both be exported as eval_style_2"),
         (["Style", "style"], "both be exported as eval_style"),
-        (["strict"], "reward 'strict' and the evaluation's own figure strict"),
-        (["shapes", "win-rate"], "reward 'win-rate' and the evaluation's own figure win_rate"),
+        (["strict"], "reward 'strict' and the evaluation's own metric strict"),
+        (["shapes", "win-rate"], "reward 'win-rate' and the evaluation's own metric win_rate"),
     ],
 )
 def test_two_figures_under_one_name_are_refused(names: list[str], message: str) -> None:

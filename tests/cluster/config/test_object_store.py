@@ -1,4 +1,4 @@
-"""An object store that shared memory cannot hold is refused, with both sizes and under its own name."""
+"""Object stores larger than shared memory: refused with both sizes and the key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from cluster.config.errors import UserError
 from cluster.config.object_store import ANYWAY, check_object_store
 from cluster.config.preflight import check
 from cluster.config.settings import ClusterSettings
-from cluster.record.events import NAME, recording
+from cluster.record.events import recording
+from cluster.record.names import LOG
 from cluster.train import main
 from tests.support.run_fixtures import set_shared_memory
 
@@ -73,7 +74,7 @@ def test_a_user_may_put_up_with_the_disk_and_is_told(
     monkeypatch.setattr(ray, "init", lambda **options: None)
     with recording(tmp_path, "run"):
         connect(ClusterSettings(object_store_gb=1))
-    events = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+    events = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert (events[1]["event"], events[1]["reason"]) == ("object store on disk", remark)
 
 

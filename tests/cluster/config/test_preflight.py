@@ -10,7 +10,7 @@ import pytest
 from cluster.config.preflight import check, memory_gb, processes
 
 
-def test_a_reward_that_trains_and_judges_has_one_pool(configure: Any) -> None:
+def test_a_reward_of_training_and_evaluation_has_one_pool(configure: Any) -> None:
     listed = [{"name": "shapes", "workers": 2}]
     assert processes(configure(rewards=listed, eval_rewards=listed))["reward"] == 2
     assert processes(configure(rewards=listed, eval_rewards=[{"name": "jpeg"}]))["reward"] == 3

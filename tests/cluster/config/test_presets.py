@@ -1,4 +1,4 @@
-"""The presets that ship: all resolve, and only their values differ."""
+"""The bundled presets: all resolve, and only their values differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = {"width": 48, "height": 16, "gpus": 0}
 
 
 def keys(values: Any, prefix: str = "") -> set[str]:
-    """Dotted names of every key; a list counts as its first entry, and a scorer's options are its own."""
+    """Yield the dotted names of all keys, those of a list by its first entry, without scorers' options."""
     if isinstance(values, list | tuple) and values:
         values = values[0]
     if not isinstance(values, dict) or prefix.endswith("options"):
@@ -55,7 +55,7 @@ def test_only_values_differ_between_presets(name: str) -> None:
 def test_a_bundled_preset_needs_nothing_but_the_checkout(name: str) -> None:
     settings = resolve(name, {})
     assert settings.rollout.gpus == settings.learner.gpus == 0
-    assert {reward.name for reward in (*settings.rewards, *settings.judges)} <= set(REWARDS)
+    assert {reward.name for reward in (*settings.rewards, *settings.eval_rewards_used)} <= set(REWARDS)
     train = load_prompts(ROOT / settings.prompts.train)
     held_out = load_prompts(ROOT / settings.prompts.eval)
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in held_out}
@@ -119,7 +119,7 @@ def test_a_published_preset_fits_a_node_of_eight_gpus(name: str) -> None:
 
 
 def step_gigabytes(settings: RunSettings) -> float:
-    """Latents and images of all candidates in flight in the object store; SD3 has 16 channels at 1/8."""
+    """Estimate the bytes of all candidates in flight: latents and images; SD3 has 16 channels at 1/8."""
     pixels = settings.rollout.width * settings.rollout.height
     latents = 2 * (settings.rollout.trained_steps + 1) * 16 * pixels / 64
     in_flight = (settings.max_staleness + 1) * settings.groups_per_step

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote still loads: its keys that are gone are dropped, unless they were in use."""
+"""Files of version 0.1.0: they load without retired keys, unless these were in use."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ USED = [
 
 
 def old_settings() -> dict[str, Any]:
-    """The configuration in the marker of an old checkpoint, as it stands there."""
+    """The configuration in the marker of an old checkpoint."""
     return from_marker((OLD / "COMMITTED").read_bytes()).settings
 
 
 def resume(tmp_path: Path, before: dict[str, Any]) -> int:
-    """Continue, by the old config.toml, from a checkpoint that says it was made by other settings."""
+    """Resume with the old config.toml from a checkpoint with other settings."""
     now, folder, learner = resolve(str(CONFIG), {}), RunFolder(tmp_path / "run"), SavingLearner()
     folder.create(now)
     saved = Checkpoints(str(folder.checkpoints), 2, before)

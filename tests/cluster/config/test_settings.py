@@ -106,9 +106,9 @@ def test_toml_reads_back_as_the_same_configuration(name: str, tmp_path: Path) ->
     assert resolve(str(path), {}) == settings
 
 
-def test_judges_default_to_the_training_rewards() -> None:
-    assert [reward.name for reward in resolve("shapes", {}).judges] == ["shapes"]
-    assert [reward.name for reward in resolve("preference", {}).judges] == ["pickscore", "shapes"]
+def test_evaluation_rewards_default_to_the_training_rewards() -> None:
+    assert [reward.name for reward in resolve("shapes", {}).eval_rewards_used] == ["shapes"]
+    assert [reward.name for reward in resolve("preference", {}).eval_rewards_used] == ["pickscore", "shapes"]
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def test_an_evaluation_reward_is_the_training_one_or_has_a_name_of_its_own(
         with pytest.raises(UserError, match="give it a name of its own, and scorer = '"):
             configure(eval_rewards=[reward])
         return
-    (judge,) = configure(eval_rewards=[reward]).judges
-    assert judge.target == reward.get("scorer", reward["name"])
+    (used,) = configure(eval_rewards=[reward]).eval_rewards_used
+    assert used.target == reward.get("scorer", reward["name"])
 
 
 def test_an_evaluation_has_a_reward_that_counts(configure: Any) -> None:
@@ -243,7 +243,7 @@ def test_an_evaluation_has_a_reward_that_counts(configure: Any) -> None:
 def test_actors_can_be_placed_by_the_names_of_their_roles(configure: Any) -> None:
     nodes = {"rollout": "sampler", "learner": "learner", "selector": "learner", "shapes": "learner"}
     assert configure(cluster={"nodes": nodes}).cluster.nodes == nodes
-    with pytest.raises(UserError, match=r"cluster\.nodes: no sampler; there is rollout, learner"):
+    with pytest.raises(UserError, match=r"cluster\.nodes: got sampler, expected some of rollout, learner"):
         configure(cluster={"nodes": {"sampler": "spot"}})
 
 

@@ -26,7 +26,7 @@ def _asked_anew() -> Iterator[None]:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: Patch) -> Path:
-    """A repository with one commit, taken for ours."""
+    """A repository with one commit, in place of the checkout."""
     monkeypatch.setattr(ours, "ROOT", tmp_path)
     (tmp_path / "file").write_text("one")
     author = ["-c", "user.name=a", "-c", "user.email=a@b"]

@@ -1,4 +1,4 @@
-"""The export command: what it writes, what it refuses, its card, and uploads only when asked."""
+"""The export command: its files, errors, model card and upload."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def full_run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def run_snippet(card: Path, folder: Path) -> np.ndarray:
-    """The image that a card's snippet draws, run as it stands, without our code."""
+    """Run a card's example unchanged, without our code, and return its image."""
     snippet = re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)
     assert len(snippet) == 1
     folder.mkdir()
@@ -162,10 +162,10 @@ def test_refusals(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     lora = ("--what", "lora")
-    assert f"{tmp_path} is no run folder" in refused(capsys, tmp_path, *lora)
+    assert f"{tmp_path} is not a run folder" in refused(capsys, tmp_path, *lora)
     assert "use --what pipeline" in refused(capsys, full_run.folder, *lora)
     assert "--step 6: " in (said := refused(capsys, lora_run.folder, *lora, "--step", "6"))
-    assert said.rstrip().endswith("holds no such checkpoint, only 2, 4")
+    assert said.rstrip().endswith("has no such checkpoint, only 2, 4")
     used = tmp_path / "used"
     used.mkdir()
     (used / "note.txt").write_text("mine")
@@ -207,14 +207,14 @@ def test_damaged_weights_are_passed_over_with_a_word(
     assert export.main(export_lora) == 0
     said = capsys.readouterr()
     assert said.out == f"{made.folder / 'export' / 'lora-step-2'}\n"
-    assert said.err.startswith("damaged, so an older checkpoint is taken: ")
+    assert said.err.startswith("damaged, so an older checkpoint is used: ")
     assert "step-4/weights.safetensors has the CRC-32" in said.err
     assert export.main([*export_lora, "--ema"]) == 0  # of the newest one, whose average is whole
     assert capsys.readouterr().out == f"{made.folder / 'export' / 'lora-step-4-ema'}\n"
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
-    """Let this process take the hub for the real one."""
+    """Replace the real hub by the local one in this process."""
     url = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
@@ -263,7 +263,7 @@ def test_an_export_that_the_hub_refuses_stays(
     assert ("POST", "/api/repos/create") in hub.calls
     said = capsys.readouterr().err
     assert "failed: --push someone/some-model: 403" in said
-    assert f"the export stays in {tmp_path / 'out'}" in said
+    assert f"the export is kept in {tmp_path / 'out'}" in said
     assert (tmp_path / "out" / LORA_FILE).is_file()
 
 

@@ -1,4 +1,4 @@
-"""The stages in one process: counts of what was computed, and evaluations that disturb nothing."""
+"""The stages in one process: counts of computation, and evaluations without side effects."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_images_that_are_not_finite_are_missing(
 def test_rewards_are_combined_as_in_the_service() -> None:
     rewards = [{"name": "size", "scorer": "jpeg"}, {"name": "shapes", "weight": 0.5}]
     settings = resolve("shapes", {"rewards": rewards, "combine": "standardised"})
-    judges = LocalRewards(settings, load_scorers(settings))
+    rewards = LocalRewards(settings, load_scorers(settings))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     images[:2] //= 4
     prompt = check(settings).train[0]
@@ -108,13 +108,13 @@ def test_rewards_are_combined_as_in_the_service() -> None:
         return chunk
 
     async def scored() -> Any:
-        return await judges.score(prompt, [sampled()])
+        return await rewards.score(prompt, [sampled()])
 
     found = asyncio.run(scored())
     sizes = found.rewards["size"]
     assert np.ptp(sizes) > 0
     assert np.ptp(found.rewards["shapes"]) == 0  # so it adds nothing
     assert found.total == pytest.approx((sizes - sizes.mean()) / sizes.std())
-    assert judges.raw(images, [prompt] * 4, chunk.finite).total == pytest.approx(
+    assert rewards.raw(images, [prompt] * 4, chunk.finite).total == pytest.approx(
         sizes + 0.5 * found.rewards["shapes"]
     )

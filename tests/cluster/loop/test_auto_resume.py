@@ -27,7 +27,7 @@ def checkpoints(folder: RunFolder, settings: Any) -> Checkpoints:
 
 
 def commit(folder: RunFolder, settings: Any, step: int) -> None:
-    """What a run does that comes to a checkpoint after a step and is killed after the next one."""
+    """Imitate a run that commits a checkpoint after a step and is killed after the next one."""
     learner: Any = SavingLearner()
     saved = checkpoints(folder, settings)
     asyncio.run(saved.commit(step, learner))

@@ -1,4 +1,4 @@
-"""The guard: what drifts, when that alarms, and what an alarm does to a run."""
+"""The drift guard: drift, alarms, and the pause of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELD_OUT = "eval_clip"
 
 
 def alarms(values: list[float | None], name: str = "image_color_entropy", **settings: Any) -> dict[int, str]:
-    """The steps at which a metric with these values alarms, and what the alarm says."""
+    """Return the steps of a metric's alarms, and their messages."""
     guard = DriftGuard(GuardSettings(**{"change": 0.5, **settings}), [HELD_OUT])
     looked = [(step, guard.look({"step": step, name: value})) for step, value in enumerate(values)]
     return {step: found[name] for step, found in looked if found}

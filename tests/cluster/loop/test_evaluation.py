@@ -1,4 +1,4 @@
-"""An evaluation: means over what is valid, wins over the start, and what was not finite."""
+"""Evaluations: means over valid scores, wins over the start, and broken images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Judged(FakeStages):
         finite = tuple(prompt.index not in self.broken for prompt in prompts)
         return finite, np.zeros((len(prompts), 4, 4, 3), dtype=np.uint8)
 
-    async def judge(self, images: Any, prompts: Any, finite: Sequence[bool]) -> Scores:
+    async def score_held_out(self, images: Any, prompts: Any, finite: Sequence[bool]) -> Scores:
         found = np.where(finite, self.values[[prompt.index for prompt in prompts]], np.nan)
         verdict = np.where(np.isfinite(found), found == 1, np.nan)
         strict = verdict if self.strict and any(finite) else None
@@ -79,7 +79,7 @@ def test_evaluation_averages_what_is_valid_and_counts_wins(tmp_path: Path, confi
 def test_held_out_images_that_are_not_finite_are_counted_and_kept_by_name(
     tmp_path: Path, configure: Any
 ) -> None:
-    """Also where all images of a batch are broken, so that nobody gives it a verdict."""
+    """Also if all images of a batch are broken, so that none has a strict score."""
     values = [0.0, 0.5, 0.5, 1.0, 0.5]
     evaluated(tmp_path, 0, configure, values)
     found = evaluated(tmp_path, 3, configure, values, broken=[0, 1, 4])

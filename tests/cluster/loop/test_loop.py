@@ -1,4 +1,4 @@
-"""The loop over fake stages: what is admitted when, under which version, and what ends it."""
+"""The loop on fake stages: admission, policy versions, and its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(configure: Any) -> Callable[..., FakeStages]:
 
 
 def go(stages: FakeStages, start: int = 0, stop_at: int | None = None) -> int:
-    """Train from a step; ``stop_at`` asks the run to stop once that step is tracked."""
+    """Train from a step, and stop the run after the step ``stop_at``."""
     made = course(stages.settings, stages)
 
     def track(metrics: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run folder that is lost while the checkpoints are elsewhere: the run goes on as if it were not."""
+"""Run folders that are lost while the checkpoints are elsewhere: the run continues unchanged."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pytest
 from cluster.config.errors import LearnerLost
 from cluster.loop.loop import train
 from cluster.loop.recovery import train_through_losses
-from cluster.loop.resume import announce, started_before
+from cluster.loop.resume import report_losses, started_before
 from cluster.record.checkpoints import Checkpoints, checkpoints_of
-from cluster.record.events import NAME, recording
-from cluster.record.marker import MARKER, Commit
+from cluster.record.events import recording
+from cluster.record.marker import Commit
+from cluster.record.names import LOG, MARKER
 from cluster.record.run_folder import RunFolder
 from tests.support.fake_stages import FakeStages, course
 
@@ -79,7 +80,7 @@ def undisturbed(settings: Any, tmp_path: Path) -> list[dict[str, Any]]:
 
 
 class Killed(Exception):
-    """The driver is no more."""
+    """The driver was killed."""
 
 
 def kill_at(step: int) -> Callable[[int], None]:
@@ -91,7 +92,7 @@ def kill_at(step: int) -> Callable[[int], None]:
 
 
 def die(settings: Any, at: int) -> RunFolder:
-    """A run that is killed before a step, and its folder with it."""
+    """Run until a kill before a step, and remove the folder."""
     folder = RunFolder(settings.folder)
     folder.create(settings)
     with pytest.raises(ExceptionGroup) as caught:
@@ -111,7 +112,7 @@ def test_an_attempt_after_the_folder_is_lost_ends_as_if_it_were_not(
     assert found is not None
     assert found.step == (at - 1) // EVERY * EVERY
     said: list[str] = []
-    announce(found, folder, checkpoints, said.append)
+    report_losses(found, folder, checkpoints, said.append)
     assert said == []
     go(settings, folder, checkpoints, found)
     assert told(folder) == undisturbed
@@ -147,14 +148,14 @@ def test_without_a_record_of_the_start_the_win_rate_is_missing_and_that_is_said(
     assert found is not None
     said: list[str] = []
     with recording(folder.path, "run"):
-        announce(found, folder, checkpoints, said.append)
+        report_losses(found, folder, checkpoints, said.append)
         go(settings, folder, checkpoints, found)
     (line,) = said
     assert "eval_win_rate is missing from here on" in line
-    assert "the drift guard takes the first values after step 6 for the start" in line
+    assert "the drift guard compares with the first values after step 6" in line
     lines = {line["step"]: line for line in told(folder)}
     assert lines[9]["eval_win_rate"] is lines[12]["eval_win_rate"] is None
     assert lines[9]["eval_reward"] == undisturbed[9]["eval_reward"]
-    events = [json.loads(line)["event"] for line in (folder.path / NAME).read_text().splitlines()]
+    events = [json.loads(line)["event"] for line in (folder.path / LOG).read_text().splitlines()]
     assert events.count("start lost") == 1
     assert events.count("win rate missing") == 2

@@ -1,4 +1,4 @@
-"""The loop is one: over actors on Ray and in this process it makes the same steps, bit for bit."""
+"""One loop on Ray and in one process: equal steps, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going back to the last checkpoint: from where, how often, and for which failures."""
+"""Recovery from the last checkpoint: its step, its limit, and its failures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STEPS, EVERY = 10, 4
 
 
 class Failing(FakeStages):
-    """Fails before some updates, in their order; remembers from which state it went on."""
+    """Stages that fail before some updates, and record the states from which training continued."""
 
     def __init__(self, settings: RunSettings, failures: list[tuple[int, Exception]]) -> None:
         super().__init__(settings)
         self.planned, self.starts = failures, []
-        self.stories: list[str] = []
+        self.lines: list[str] = []
 
     async def updates(self) -> int:
         self.starts.append(self.state)
@@ -42,7 +42,7 @@ Go = Callable[..., Failing]
 
 @pytest.fixture
 def go(configure: Any, monkeypatch: pytest.MonkeyPatch) -> Go:
-    """Train with failures, each before a step, in their order; returns what the learner went through."""
+    """Train with failures, each before a step, and return the stages."""
     monkeypatch.setattr(recovery, "PAUSE", 0.0)
     settings = configure(
         steps=STEPS, checkpoint_every=EVERY, groups_per_step=2, selection={"candidates": 4, "keep": 2}
@@ -52,12 +52,12 @@ def go(configure: Any, monkeypatch: pytest.MonkeyPatch) -> Go:
     def run_through(*failures: tuple[int, Exception]) -> Failing:
         stages.planned = list(failures)
         made = course(settings, stages)
-        assert asyncio.run(train_through_losses(made, 0, stages.stories.append)) == STEPS
+        assert asyncio.run(train_through_losses(made, 0, stages.lines.append)) == STEPS
         assert [line["step"] for line in made.folder.history()] == list(range(STEPS + 1))
         assert stages.state == STEPS
         return stages
 
-    run_through.stories = stages.stories  # type: ignore[attr-defined]
+    run_through.lines = stages.lines  # type: ignore[attr-defined]
     return run_through
 
 
@@ -69,7 +69,7 @@ def test_a_loss_takes_the_run_back_to_its_last_checkpoint(go: Any) -> None:
     stages = go((6, lost()), (9, lost()))
     assert stages.starts == [0, 4, 8]
     assert stages.restarted == 2
-    assert go.stories[0] == "learner update: ActorDiedError: rank 1: all ranks start anew, from step 4"
+    assert go.lines[0] == "learner update: ActorDiedError: rank 1: all ranks restart from step 4"
 
 
 def test_a_damaged_checkpoint_is_passed_over(go: Any, tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_a_damaged_checkpoint_is_passed_over(go: Any, tmp_path: Path) -> None:
     stages = go((9, Damaging()))
     assert stages.starts == [0, 4]
     assert stages.restarted == 1
-    assert go.stories[0].startswith("damaged, so an older checkpoint is taken: ")
-    assert "step-8/state has the CRC-32" in go.stories[0]
-    assert go.stories[1] == "rank 1 is dead: all ranks start anew, from step 4"
+    assert go.lines[0].startswith("damaged, so an older checkpoint is used: ")
+    assert "step-8/state has the CRC-32" in go.lines[0]
+    assert go.lines[1] == "rank 1 is dead: all ranks restart from step 4"
 
 
 def test_without_a_whole_checkpoint_the_run_ends(go: Any, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_without_a_checkpoint_the_run_starts_over(go: Any) -> None:
 
 def test_data_on_a_node_that_is_gone_are_a_loss(go: Any) -> None:
     assert go((5, DataLost("ObjectLostError: it was there"))).starts == [0, 4]
-    assert "ObjectLostError" in go.stories[0]
+    assert "ObjectLostError" in go.lines[0]
 
 
 def test_a_loss_while_going_back_is_one_more(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,13 +118,13 @@ def test_a_loss_while_going_back_is_one_more(go: Any, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Failing, "restart", fails_once)
     assert go((5, lost())).starts == [0, 4]
-    assert len(go.stories) == 2
+    assert len(go.lines) == 2
 
 
 def test_going_back_has_an_end(go: Any) -> None:
-    with pytest.raises(GaveUp, match=f"rank 1; it is the loss number {ATTEMPTS + 1} after step 4"):
+    with pytest.raises(GaveUp, match=f"rank 1; this is loss number {ATTEMPTS + 1} after step 4"):
         go(*[(6, lost())] * (ATTEMPTS + 1))
-    assert len(go.stories) == ATTEMPTS
+    assert len(go.lines) == ATTEMPTS
 
 
 def test_a_new_checkpoint_makes_good(go: Any) -> None:
@@ -139,4 +139,4 @@ def test_what_would_happen_again_ends_the_run(go: Any, error: Exception) -> None
     with pytest.raises(ExceptionGroup) as caught:
         go((6, error))
     assert caught.group_contains(type(error) if isinstance(error, LearnerError) else LookupError)
-    assert not go.stories
+    assert not go.lines

@@ -1,4 +1,4 @@
-"""Batches that groups share: each is sampled once, and again only for those who lost it."""
+"""Batches that groups share: each is sampled once, and again only after a loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARED: Sequence[Batch] = ((part(5, 0, 1, 2),), (part(5, 3), part(6, 4, 5)), (pa
 
 
 class Sampler:
-    """Remembers what it was asked for."""
+    """Sample batches, and record them."""
 
     def __init__(self) -> None:
         self.asked: list[Batch] = []

@@ -1,4 +1,4 @@
-"""The plan: what it prints, what it refuses, and how stages and roles add up."""
+"""The plan: its output, its errors, and its sums over stages and roles."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_said_with_the_arithmetic() -> None:
     found = shortages(Estimate({}, needs, False, ""), HARDWARE)
     assert found == [
         "rollout needs 90.0 GB and has 80.0 GB",
-        "4 x 1 rollout + 6 x 1 learner = 10 GPUs, there are 8",
+        "4 x 1 rollout + 6 x 1 learner = 10 GPUs, but 8 are available",
     ]
     assert not shortages(Estimate({}, needs[1:], False, ""), HARDWARE)
 
@@ -88,7 +88,7 @@ def test_the_table_and_the_exit_status(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["sd35-geneval", "--gpus", "4", "--gpu-memory", "8GiB"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "does not fit: rollout needs 12.7 GB and has 8.6 GB" in shown
-    assert "= 8 GPUs, there are 4" in shown
+    assert "= 8 GPUs, but 4 are available" in shown
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_table_and_the_exit_status(capsys: pytest.CaptureFixture[str]) -> No
         (["shapes", "--share", "2"], "--share: got '2', expected a number above 0 and at most 1"),
         (["shapes", "--gpus", "none"], "--gpus: got 'none', expected a number above 0"),
         (["shapes", "--learner.bta", "1"], "unrecognized arguments: --learner.bta"),
-        (["sd35-ocr", "--model.path", "some/model"], "model.path: some/model is no folder"),
+        (["sd35-ocr", "--model.path", "some/model"], "model.path: some/model is not a folder"),
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,12 +109,11 @@ def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest
 
 
 def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, previews: int = 0) -> Estimate:
-    """The estimate of ``shapes`` on two cores: 8 chunks, 2 samplers of a thread, a learner of 2 threads."""
+    """Estimate ``shapes`` on two cores: 8 chunks, 2 samplers of a thread, a learner of 2 threads."""
 
     def alone(work: Any, *_: Any) -> Measured:
-        chunk = SimpleNamespace(images=np.zeros((1, 32, 32, 3), np.uint8))
-        made = [chunk] if work is plan_roles.sampler else None
-        return Measured(seconds[work.__name__], 1e9, made)
+        chunk = SimpleNamespace(images=np.zeros((1, 32, 32, 3), dtype=np.uint8))
+        return Measured(seconds[work.__name__], 1e9, [chunk] if work is plan_roles.sampler else None)
 
     monkeypatch.setattr(plan_cpu, "alone", alone)
     monkeypatch.setattr(plan_cpu.psutil, "cpu_count", lambda: 2)
@@ -139,8 +138,8 @@ def test_a_role_is_measured_in_a_process_of_its_own() -> None:
     prompt = check(resolve("shapes", {})).train[0]
     found = plan_roles.alone(plan_roles.reward, RewardSettings(name="shapes"), images, prompt)
     assert 0 < found.seconds < 10
-    assert 2e7 < found.held < 2e9
-    assert len(found.made.values) == 4
+    assert 2e7 < found.memory < 2e9
+    assert len(found.output.values) == 4
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The plan of a step: what it does, in numbers."""
+"""The plan of a step: the counts of its work."""
 
 from __future__ import annotations
 

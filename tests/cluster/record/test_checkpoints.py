@@ -1,4 +1,4 @@
-"""Checkpoints in folders and at URLs: committed last, whole or not at all, and only for the same run."""
+"""Checkpoints in folders and at URLs: committed atomically, and only for the same run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from cluster.config.errors import UserError
 from cluster.loop.resume import changed_packages, resumable
 from cluster.record import marker
 from cluster.record.checkpoints import Checkpoints
-from cluster.record.marker import MARKER, OWN, installed
+from cluster.record.marker import OWN, installed
+from cluster.record.names import MARKER
 from cluster.record.run_folder import RunFolder
 from learner.records import Written
 from tests.support.saving import written_at
 
 
 class StandIn:
-    """Saves as the learner does, a file per rank; may fail half-way, and may take its time to arrive."""
+    """A learner that saves a file per rank, and may fail half-way or upload slowly."""
 
     def __init__(self) -> None:
         self.restored = ""
@@ -239,7 +240,7 @@ def test_another_commit_is_told_only_where_both_are_known(
 
 
 def rewrite(tmp_path: Path, packages: dict[str, str]) -> None:
-    """Let the marker of step 4 name other packages."""
+    """Rewrite the marker of step 4 with other packages."""
     path = tmp_path / "a run/checkpoints/step-4" / MARKER
     content = json.loads(path.read_text())
     content["packages"] = packages

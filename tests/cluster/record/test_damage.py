@@ -1,4 +1,4 @@
-"""Damaged checkpoints: noticed by a single bit, passed over with a word, kept, and never counted."""
+"""Damaged checkpoints: detected by a single bit, skipped with a message, kept, and not counted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import fsspec
 import pytest
 
 from cluster.config.errors import UserError
-from cluster.loop.resume import announce, resumable, started_before
+from cluster.loop.resume import report_losses, resumable, started_before
 from cluster.record.checkpoints import Checkpoints
-from cluster.record.events import NAME, recording
-from cluster.record.marker import MARKER
+from cluster.record.events import recording
+from cluster.record.names import LOG, MARKER
 from cluster.record.run_folder import RunFolder
 from cluster.record.stored_checkpoints import DamagedError
 from tests.support.saving import FILES, SavingLearner, commit, flip
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, configure: Any) -> RunFolder:
 
 @pytest.fixture
 def saved(root: str, folder: RunFolder, configure: Any) -> Checkpoints:
-    """Two checkpoints of a run, after steps 4 and 8, as another process finds them."""
+    """Two checkpoints of a run, after steps 4 and 8, opened as by another process."""
     settings = configure().model_dump(mode="json")
     commit(Checkpoints(root, 2, settings, folder), 4, 8)
     return Checkpoints(root, 2, settings, folder)
@@ -68,7 +68,7 @@ def test_a_flipped_bit_of_a_marker_never_makes_another_one(
     saved = Checkpoints(str(tmp_path / "checkpoints"), 2, {"seed": 3}, folder)
     commit(saved, 4)
     flip(saved, 4, MARKER, bit)
-    with pytest.raises(DamagedError, match="is no marker of a checkpoint"):
+    with pytest.raises(DamagedError, match="is not a checkpoint marker"):
         saved.read(4)
 
 
@@ -90,11 +90,11 @@ def test_a_run_resumes_from_the_one_before_and_says_so(
     told: list[str] = []
     with recording(folder.path, "run"):
         for _ in range(2):
-            announce(found, folder, saved, told.append)
+            report_losses(found, folder, saved, told.append)
     (line,) = [line for line in told if "damaged" in line]
-    assert line.startswith("damaged, so an older checkpoint is taken: ")
+    assert line.startswith("damaged, so an older checkpoint is used: ")
     assert "step-8/weights has the CRC-32 " in line
-    events = [json.loads(line) for line in (folder.path / NAME).read_text().splitlines()]
+    events = [json.loads(line) for line in (folder.path / LOG).read_text().splitlines()]
     (event,) = [event for event in events if event["event"] == "checkpoint damaged"]
     assert (event["level"], event["checkpoint"]) == ("warning", 8)
     assert "step-8/weights" in event["reason"]

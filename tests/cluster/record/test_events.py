@@ -1,4 +1,4 @@
-"""The log of what befell a run: one JSON line per event, with run, step, group and worker."""
+"""The events of a run: one JSON line each, with run, step, group and worker."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from cluster.actors.pool import Pool, Slot
 from cluster.config.errors import PoolError
 from cluster.config.version import commit, version
 from cluster.record.checkpoints import Checkpoints
-from cluster.record.events import GROUP, NAME, STEP, note, recording, warn, watch
+from cluster.record.events import GROUP, STEP, note, recording, warn, watch
+from cluster.record.names import LOG
 from tests.support.saving import SavingLearner
 
 
 @pytest.fixture
 def events(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
-    """What the log holds, without its times."""
+    """Return the events without their times."""
 
     def read() -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+        lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
         for line in lines:
             assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
         return lines

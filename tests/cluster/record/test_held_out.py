@@ -1,4 +1,4 @@
-"""The held-out images: which prompts on which noise."""
+"""The held-out images: their prompts and noise."""
 
 from __future__ import annotations
 

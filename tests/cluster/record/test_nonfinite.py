@@ -22,7 +22,7 @@ MORE = ["--eval_samples", "4", "--checkpoint_every", "8", "--groups_per_step", "
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Path:
-    """The folder of a run whose sampler makes one image in four that is not finite."""
+    """The folder of a run in which one image in four is not finite."""
     home = tmp_path_factory.mktemp("broken")
     folder = home / "run"
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A run that learned nothing ends with a word and a status of its own, also when it is resumed."""
+"""Runs that learned nothing: their message and exit status, also after a resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cluster.config.command import Status
 from cluster.config.errors import RunStopped
 from cluster.loop.checks import Checks
 from cluster.loop.run import Step
-from cluster.record.nothing_learned import nothing_learned, some
+from cluster.record.nothing_learned import first_few, nothing_learned
 from cluster.record.run_folder import RunFolder
 from selection.records import Selection
 from tests.support.fake_stages import FakeStages
@@ -50,12 +50,12 @@ def test_there_may_have_been_no_step() -> None:
 
 
 def test_many_names_are_some() -> None:
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert first_few(["a", "b", "c"]) == "a, b, c"
+    assert first_few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 def give_up(configure: Any, folder: RunFolder, *steps: dict[str, Any]) -> str:
-    """How a run of two groups per step ends when none of these steps had a margin."""
+    """Return the message of a run of two groups per step without any margin in these steps."""
     settings = configure(groups_per_step=2, max_empty_batches=len(steps))
     folder.create(settings)
     folder.log(row(1, zero_margin_groups=2, tied_low=9.0, tied_high=9.0))  # before an update
@@ -98,7 +98,7 @@ def test_a_run_without_margins_says_how_many_rewards_were_invalid(configure: Any
 def go(
     tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Any:
-    """Run the command line here; its status and all that it printed."""
+    """Run the command line in this process; return its status and output."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("COLUMNS", "500")
 
@@ -126,7 +126,7 @@ def go(
     ],
 )
 def test_a_reward_that_tells_nothing_is_no_success(go: Any, tmp_path: Path, scorer: str, reason: str) -> None:
-    told = f"nothing was learned, no update was applied: {reason}"
+    told = f"no update was applied: {reason}"
     status, output = go(scorer)
     assert status == Status.LEARNED_NOTHING == 3
     assert "2 of 2 steps" in output
@@ -156,7 +156,7 @@ def test_what_was_learned_before_a_resume_counts(go: Any, tmp_path: Path) -> Non
     assert metrics_of(tmp_path / "run")[-1]["updates"] == 4
     status, output = go.again()  # without a step that is left to do
     assert status == 0
-    assert "nothing was learned" not in output
+    assert "no update was applied" not in output
 
 
 @pytest.mark.ray

@@ -28,9 +28,13 @@ def folder(tmp_path: Path, configure: Any) -> RunFolder:
 
 def scores(*totals: float, strict: bool = False) -> Scores:
     values = np.array(totals, dtype=np.float64)
-    verdict = (values > 0.5).astype(np.float64) if strict else None
+    strict_values = (values > 0.5).astype(np.float64) if strict else None
     return Scores(
-        rewards={"one": values}, weights={"one": 1.0}, valid=np.isfinite(values), total=values, strict=verdict
+        rewards={"one": values},
+        weights={"one": 1.0},
+        valid=np.isfinite(values),
+        total=values,
+        strict=strict_values,
     )
 
 
@@ -61,7 +65,7 @@ def test_history_is_what_was_logged(folder: RunFolder) -> None:
 
 
 def strict_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines as a reader other than Python's takes them."""
+    """Parse the lines as strictly as readers other than Python's."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -146,6 +150,6 @@ def test_pairs_are_named_after_their_rows_of_the_ledger(folder: RunFolder) -> No
 
 def test_a_full_disk_is_said_in_one_line(folder: RunFolder) -> None:
     folder.metrics = Path("/dev/full")
-    with pytest.raises(FolderError, match=r"No space left on device.*--resume goes on") as caught:
+    with pytest.raises(FolderError, match=r"No space left on device.*--resume continues") as caught:
         folder.log({"step": 1})
     assert "\n" not in str(caught.value)

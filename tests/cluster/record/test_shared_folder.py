@@ -1,4 +1,4 @@
-"""Only what the driver sees is committed: a folder that the ranks' nodes do not share is told at once."""
+"""Folders that the ranks' nodes do not share: an error, and no commit of invisible files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.saving import FILES, SavingLearner, commit, digests_of, writt
 
 
 class Apart(SavingLearner):
-    """Ranks, some of which write to a disk of their own that nobody else sees."""
+    """Ranks, some of which write to a disk that no other machine sees."""
 
     def __init__(self, *elsewhere: Written, here: bool = False) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Apart(SavingLearner):
 
 @pytest.fixture
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoints:
-    monkeypatch.setattr(module, "SHOWN_WITHIN", 0.0)
+    monkeypatch.setattr(module, "VISIBLE_WITHIN", 0.0)
     return Checkpoints(str(tmp_path / "checkpoints"), 2)
 
 
@@ -87,7 +87,7 @@ def test_a_rank_without_files_of_its_own_is_fine(checkpoints: Checkpoints) -> No
 def test_what_a_file_system_shows_late_is_waited_for(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SHOWN_WITHIN", 30.0)
+    monkeypatch.setattr(module, "VISIBLE_WITHIN", 30.0)
 
     class Late(Apart):
         async def saved(self, *, wait: bool) -> list[Written]:

@@ -1,4 +1,4 @@
-"""The report, on a run folder made of real Parquet, PNG and JSON, whole and in pieces."""
+"""The report of a run folder of real Parquet, PNG and JSON files, complete and incomplete."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cluster.record.run_data import NotARunError, load_run
 from cluster.report.__main__ import main
 from cluster.report.charts import DARK, LIGHT, moving_average
 from cluster.report.drift import guard_chart
-from cluster.report.held_out import evenly, held_out_story, verdict
+from cluster.report.held_out import direction, evenly, held_out_section
 from cluster.report.numbers import MISSING, change, duration, show
-from cluster.report.pairs import noise_story, spread, within_share
+from cluster.report.pairs import noise_section, spread, within_share
 from cluster.report.report import write_report
 from cluster.report.summary import changes, stage_costs, summary_table
 from cluster.report.thumbnails import THUMBNAIL, THUMBNAIL_BYTES, picture
@@ -44,7 +44,7 @@ def page_of(folder: Path) -> str:
 
 
 def body_of(folder: Path) -> str:
-    """The page without Plotly and images."""
+    """Return the page without Plotly and images."""
     page = re.sub(r"<script>.*?</script>", "", page_of(folder), flags=re.DOTALL)
     return re.sub(r"data:image/[a-z]+;base64,[^\"]+", "IMAGE", page)
 
@@ -61,7 +61,7 @@ def test_page_is_one_file_that_loads_nothing(run: Path) -> None:
 def test_the_guard_shows_its_lines_and_alarms(run: Path) -> None:
     assert 'id="plot-guard"' in body_of(run)
     assert (
-        "It gave 1 alarm: <strong>image_color_entropy</strong> fell from 1.3 to 0.6 at step 17."
+        "It raised 1 alarm: <strong>image_color_entropy</strong> fell from 1.3 to 0.6 at step 17."
         in body_of(run)
     )
     chart = guard_chart(load_run(run))
@@ -77,18 +77,18 @@ def test_a_run_without_a_guard_has_no_panel(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: v for k, v in line.items() if not k.startswith(("image_", "alarms"))} for line in lines]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    assert "The guard" not in body_of(run)
+    assert "The drift guard" not in body_of(run)
 
 
 def test_page_says_what_the_run_is(run: Path) -> None:
     body = body_of(run)
     for text in ("shapes", "tiny-shapes", "noise margin", "24 → 8 kept", "Held-out reward", "1 in 3 sampled"):
         assert text in body
-    assert "What this page lacks" not in body
+    assert "Missing data" not in body
 
 
 def test_pairs_are_the_widest_of_first_middle_and_last_step(run: Path) -> None:
-    moments, notes = noise_story(load_run(run))
+    moments, notes = noise_section(load_run(run))
     assert [moment.step for moment in moments] == [1, 20, 40]
     assert notes == []
     for moment in moments:
@@ -109,20 +109,20 @@ def test_an_invalid_candidate_is_never_shown(run: Path) -> None:
     rows = pq.read_table(path).to_pylist()
     rows = [row | ({"valid": False, "reward": None} if row["group"] == 0 else {}) for row in rows]
     table(rows, path)
-    moments, _ = noise_story(load_run(run))
+    moments, _ = noise_section(load_run(run))
     assert all(pair.group != 0 for pair in moments[0].pairs)
 
 
 def test_held_out_compares_the_same_noise(run: Path) -> None:
-    story, notes = held_out_story(load_run(run))
+    section, notes = held_out_section(load_run(run))
     assert notes == []
-    assert story is not None
-    assert (story.first, story.last, len(story.cards), story.compared) == (0, 40, 16, 40)
-    assert story.tally["improved"] > story.tally["worse"]
-    assert all(card.verdict == verdict(*card.rewards) for card in story.cards)
+    assert section is not None
+    assert (section.first, section.last, len(section.cards), section.compared) == (0, 40, 16, 40)
+    assert section.tally["improved"] > section.tally["worse"]
+    assert all(card.change == direction(*card.rewards) for card in section.cards)
     rows = pq.read_table(run / "eval/step-000040.parquet").to_pylist()
     table([row | {"noise_seed": row["noise_seed"] + 1} for row in rows], run / "eval/step-000040.parquet")
-    assert "different noise" in held_out_story(load_run(run))[1][0]
+    assert "different noise" in held_out_section(load_run(run))[1][0]
 
 
 def test_an_interrupted_run_has_a_page(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_not_finite_metrics_are_gaps(run: Path) -> None:
 
 
 def rewritten(run: Path, **changes: object) -> Path:
-    """The run with other metrics in every step, as if it had been so."""
+    """Change metrics in every step of the run."""
     path = run / "metrics.jsonl"
     rows = [json.loads(line) | changes for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -190,7 +190,7 @@ def rewritten(run: Path, **changes: object) -> Path:
 def test_a_run_that_learned_nothing_is_no_success(run: Path) -> None:
     dry = {"zero_margin_groups": GROUPS, "tied_low": 0.5, "tied_high": 0.5, "loss": None}
     body = body_of(rewritten(run, updates=0, **dry))
-    assert "Nothing was learned, for no update was applied in 40 steps: in 240 of 240 groups all" in body
+    assert "Nothing was learned, since no update was applied in 40 steps: in 240 of 240 groups all" in body
     assert "candidates tied at a reward of 0.5" in body
     assert "held-out reward rose" not in body
     assert "Nothing was learned" not in body_of(rewritten(run, updates=1))
@@ -283,7 +283,7 @@ def test_small_parts() -> None:
     assert evenly([(p, s) for p in range(4) for s in range(2)], 3) == [(0, 0), (2, 0), (3, 0)]
     assert moving_average([1.0, 3.0, 5.0], 2) == [1.0, 2.0, 4.0]
     assert within_share({0: [{"reward": 0.0}, {"reward": 1.0}], 1: [{"reward": 0.0}, {"reward": 1.0}]}) == 1.0
-    assert [verdict(0.5, 0.5), verdict(0.2, 0.1), verdict(None, 1.0)] == ["same", "worse", None]
+    assert [direction(0.5, 0.5), direction(0.2, 0.1), direction(None, 1.0)] == ["same", "worse", None]
     assert (show(0.5), show(12345), show(math.nan)) == ("0.500", "12\u2009345", MISSING)
     assert (change(1.0, 0.5), change(0.5, 1.0)) == ("\u22120.500", "+0.500")
     assert (duration(0.0204), duration(8.44), duration(187), duration(3840)) == (

@@ -1,4 +1,4 @@
-"""The arms: equal budgets where the name says so, and the same prompts and noise for all."""
+"""The arms: their budgets, and shared prompts and noise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from cluster.config.sources import resolve
-from cluster.study.arms import ARMS, BASELINE, RETIRED, arm_settings, group_ids, what_differs
+from cluster.study.arms import ARMS, BASELINE, RETIRED, arm_settings, describe_arm, group_ids
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def test_an_arm_changes_nothing_but_selection_noise_and_prompts_per_step(base: R
 
 @pytest.mark.parametrize("arm", RETIRED)
 def test_a_retired_arm_is_described_and_does_not_run(base: RunSettings, arm: str) -> None:
-    assert what_differs(arm) == RETIRED[arm]
+    assert describe_arm(arm) == RETIRED[arm]
     with pytest.raises(UserError, match=f"{arm} was removed after version 0.1.0"):
         arm_settings(arm, base)
-    assert not what_differs("nonesuch")
+    assert not describe_arm("nonesuch")
 
 
 def test_the_filter_oversamples_prompts_and_not_noise(base: RunSettings) -> None:
@@ -76,7 +76,7 @@ def test_arms_share_the_groups_of_a_step() -> None:
 @pytest.mark.parametrize(
     ("arm", "changes", "message"),
     [
-        ("noise_margin_3x", {}, "no arm 'noise_margin_3x'; there are flowgrpo, random_2x"),
+        ("noise_margin_3x", {}, "no arm 'noise_margin_3x'; arms are flowgrpo, random_2x"),
         ("noise_margin_4x_fixed_rollout", {"groups_per_step": 6}, "6 / 4 is not whole"),
         ("noise_margin_2x", {"selection": {"keep": 7, "strategy": "all"}}, "must be even"),
         ("prompt_filter_2x", {"selection": {"keep": 7, "strategy": "all"}}, "needs selection.keep to divide"),

@@ -1,4 +1,4 @@
-"""The study: files that are whole, figures remade from them, and the commands from end to end."""
+"""The study: its files, the results computed from them, and its commands from end to end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cluster.config.errors import UserError
 from cluster.study.__main__ import main
 from cluster.study.compare import highest
 from cluster.study.designs import load_previews, load_variance
-from cluster.study.findings import verdicts
+from cluster.study.findings import findings
 from cluster.study.report import write_study
 from cluster.study.results import compare_arms, load_runs, load_tuning
 from cluster.study.store import finished, read_rows, write_rows
@@ -136,7 +136,7 @@ def test_tables_of_results_have_as_many_cells_in_every_row(tmp_path: Path) -> No
 
 def test_no_results_are_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds no results" in capsys.readouterr().err
+    assert "has no results" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_command_line_stays_light() -> None:
 
 @pytest.mark.usefixtures("process_group")
 def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Sample a design, compare two arms, stop in between, resume, report."""
+    """Sample a design, compare two arms, stop in between, resume and report."""
 
     def run(*arguments: str) -> str:
         assert main(arguments) == 0
@@ -234,20 +234,20 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "noise_margin_2x" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
 
 
-def test_the_verdict_is_that_of_the_planted_arms(tmp_path: Path) -> None:
+def test_the_findings_are_those_of_the_planted_arms(tmp_path: Path) -> None:
     write_study_files(tmp_path)
     runs = load_runs(tmp_path)
-    said = verdicts({"shapes": compare_arms(runs)}, {"shapes": runs})
-    assert "an interval above 1 on 1 of 1 comparisons; one that holds the published 2.2 on" in said[0]
+    said = findings({"shapes": compare_arms(runs)}, {"shapes": runs})
+    assert "the interval is above 1 on 1 of 1 comparisons, and contains the published 2.2 on" in said[0]
     assert "ahead of it on 1 of 1 comparisons, with intervals apart on 1; paired by seed it ends +" in said[1]
     assert said[1].endswith("on shapes, higher beyond the interval on 1.")
     assert [sentence.split(":")[0] for sentence in said[2:]] == [
-        "The arm with the best ratio at no more training per step, with all seeds there, fewer steps",
-        "The arm with the best ratio at no more training per step, with all seeds there, less compute",
+        "The best ratio of steps, without more training per step and reached on all seeds",
+        "The best ratio of compute, without more training per step and reached on all seeds",
         "Independent checks of the arm with the fewest steps, against FlowGRPO",
     ]
     assert "noise_margin_2x on shapes (" in said[2]
-    assert verdicts({}, {}) == []
+    assert findings({}, {}) == []
 
 
 def test_an_arm_that_trains_more_is_no_best_arm(tmp_path: Path) -> None:
@@ -258,29 +258,31 @@ def test_an_arm_that_trains_more_is_no_best_arm(tmp_path: Path) -> None:
         for seed, run in runs["noise_margin_2x"].items()
     }
     alone = {"flowgrpo": runs["flowgrpo"], "all_2x": more}
-    best = verdicts({"shapes": compare_arms(alone)}, {"shapes": alone})[0]
-    assert "fewer steps: flowgrpo on shapes (" in best
+    best = findings({"shapes": compare_arms(alone)}, {"shapes": alone})[0]
+    assert best.startswith("The best ratio of steps")
+    assert ": flowgrpo on shapes (" in best
     both = {**alone, "noise_margin_2x": runs["noise_margin_2x"]}
-    said = verdicts({"shapes": compare_arms(both)}, {"shapes": both})
-    assert "fewer steps: noise_margin_2x on shapes (" in said[1]
+    said = findings({"shapes": compare_arms(both)}, {"shapes": both})
+    assert said[1].startswith("The best ratio of steps")
+    assert ": noise_margin_2x on shapes (" in said[1]
 
 
-def test_the_verdict_pairs_screening_with_the_margin_it_extends(tmp_path: Path) -> None:
+def test_the_findings_pair_screening_with_the_margin_it_extends(tmp_path: Path) -> None:
     write_study_files(tmp_path)
     runs = load_runs(tmp_path)
     screened = {**runs, "screened_4x_margin_2x": runs["noise_margin_2x"]}
-    said = verdicts({"shapes": compare_arms(screened)}, {"shapes": screened})
+    said = findings({"shapes": compare_arms(screened)}, {"shapes": screened})
     assert "paired by seed this ends +0.000 [+0.000, +0.000] on shapes from 2x noise" in said[2]
     assert said[2].endswith("on 0 of 1 comparisons.")
 
 
-def test_the_verdict_pairs_early_noise_with_a_baseline_confined_alike(tmp_path: Path) -> None:
+def test_the_findings_pair_early_noise_with_a_baseline_confined_alike(tmp_path: Path) -> None:
     write_study_files(tmp_path)
     runs = load_runs(tmp_path)
     margin = runs["noise_margin_2x"]
     early = {**runs, "screened_4x_margin_2x_early": margin, "flowgrpo_early": margin}
-    said = verdicts({"shapes": compare_arms(early)}, {"shapes": early})[2]
+    said = findings({"shapes": compare_arms(early)}, {"shapes": early})[2]
     assert said.startswith("With noise and training in the first half of the steps only")
     assert "paired by seed, selection ends +0.000 [+0.000, +0.000] on shapes from it" in said
     lone = {**runs, "screened_4x_margin_2x_early": margin}
-    assert len(verdicts({"shapes": compare_arms(lone)}, {"shapes": lone})) == 5  # no control, no sentence
+    assert len(findings({"shapes": compare_arms(lone)}, {"shapes": lone})) == 5  # no control, no sentence

@@ -1,4 +1,4 @@
-"""The command line of jobs: what it refuses before anything is sent, what it sends and says of runs."""
+"""The command line of jobs: its errors before anything is sent, its requests and its output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADDRESS = ["--address", "http://127.0.0.1:1"]
 
 
 class Client:
-    """A cluster that starts nothing and remembers what it was asked."""
+    """A cluster that starts nothing and records its requests."""
 
     def __init__(self) -> None:
         self.jobs: list[JobDetails] = []
@@ -65,7 +65,7 @@ class Client:
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
-    """What `reach` finds at every address."""
+    """The client that `reach` returns for every address."""
     found = Client()
     monkeypatch.setattr("cluster.submit.upload.reach", lambda address, tell: found)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -112,8 +112,8 @@ def test_the_configuration_is_checked_first(refuse: Callable[..., str], shapes: 
 
 def test_what_a_job_cannot_do(refuse: Callable[..., str], shapes: list[str], tmp_path: Path) -> None:
     assert refuse(*shapes, "--folder", "runs/one") == (
-        "--folder: expected an absolute path that every node of the cluster sees, got runs/one; "
-        "a job's own folder does not last"
+        "--folder: expected an absolute path on all nodes of the cluster, got runs/one; "
+        "Ray removes a job's own folder"
     )
     expected = "--name: expected letters, digits, dots, dashes and underscores, got 'a b'"
     assert refuse(*shapes, "--name", "a b") == expected
@@ -166,7 +166,7 @@ def test_a_name_or_folder_in_use(refuse: Callable[..., str], client: Client, sha
     client.add("one", JobStatus.RUNNING, name="one", folder="/runs/one")
     expected = (
         "--name: one is RUNNING in folder /runs/one; stop it first (python -m cluster.submit stop one), "
-        "or take another name and folder"
+        "or choose another name and folder"
     )
     assert refuse(*shapes, "--name", "one") == expected
     assert refuse(*shapes, "--name", "two", "--folder", "/runs/one") == expected
@@ -175,9 +175,7 @@ def test_a_name_or_folder_in_use(refuse: Callable[..., str], client: Client, sha
 def test_what_only_the_cluster_can_see_is_left_to_it(client: Client, capsys: Capture) -> None:
     flags = ["--prompts.train", "/models/a.jsonl", "--prompts.eval", "/models/b.jsonl"]
     assert main(["shapes", *ADDRESS, *flags]) == 0
-    told = (
-        "left to the cluster to check, since not on this machine: prompts.train /models/a.jsonl, prompts.eval"
-    )
+    told = "not on this machine, so checked on the cluster: prompts.train /models/a.jsonl, prompts.eval"
     assert told in capsys.readouterr().out
     assert client.sent
 
@@ -224,7 +222,7 @@ def test_stopping_a_run(client: Client, capsys: Capture) -> None:
 def test_runs_that_are_none(refuse: Callable[..., str], client: Client) -> None:
     client.add("one", JobStatus.SUCCEEDED, 0)
     for verb in ("status", "logs", "stop"):
-        assert refuse(verb, "two", *ADDRESS) == "no run 'two' on the cluster; there is one"
+        assert refuse(verb, "two", *ADDRESS) == "no run 'two' on the cluster; its jobs are one"
         assert refuse(verb, *ADDRESS).startswith("expected the name of one run, got none")
     assert refuse("stop", "one", *ADDRESS) == "one has ended already: SUCCEEDED"
     assert refuse("list", "one", *ADDRESS) == "list takes no one"

@@ -1,4 +1,4 @@
-"""Before a job: whom a cluster lets in, where the token comes from, and what the upload holds."""
+"""Checks before a job: the cluster's authentication, the source of the token, and the upload."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Serve = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without a token, and an environment without one."""
+    """Remove tokens from the home folder and the environment."""
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # `reach` sets it, and monkeypatch takes it back
@@ -35,7 +35,7 @@ def asked() -> list[str | None]:
 
 @pytest.fixture
 def serve(asked: list[str | None]) -> Iterator[Serve]:
-    """Start something that answers as a dashboard does: open, or with a token, or as something else."""
+    """Start a server that answers as a dashboard without a token, with one, or as another service."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(token: str | None = None, body: bytes = b'{"ray_version": "2.60.0"}') -> str:
@@ -87,7 +87,7 @@ def test_an_open_cluster_elsewhere_is_refused(
     monkeypatch.setattr(submission, "_loopback", lambda host: False)
     address = serve()
     assert refused(address).startswith(
-        f"--address: {address} answers without a token, so whoever reaches it runs code on it; nothing was "
+        f"--address: {address} answers without a token, so anyone who reaches it can run code on it; "
     )
     assert asked == [None]
 
@@ -97,7 +97,8 @@ def test_an_open_cluster_of_this_machine_is_warned_of(serve: Serve) -> None:
     address = serve()
     assert reach(address, told.append)
     assert told == [
-        f"warning: {address} answers without a token: whoever reaches it runs code on it (see SECURITY.md)"
+        f"warning: {address} answers without a token: anyone who reaches it can run code on it "
+        "(see SECURITY.md)"
     ]
 
 
@@ -131,13 +132,13 @@ def test_what_counts_as_this_machine(host: str, here: bool) -> None:
 def test_a_wrong_token(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     address = serve("another")
-    assert refused(address) == f"RAY_AUTH_TOKEN: it is not the token of {address}, which turns it away"
+    assert refused(address) == f"RAY_AUTH_TOKEN: {address} refuses this token"
 
 
 def test_no_token(serve: Serve, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = serve(TOKEN)
     assert refused(address) == (
-        "the cluster wants a token, and ~/.ray/auth_token cannot be read: No such file or directory; "
+        "the cluster requires a token, and ~/.ray/auth_token cannot be read: No such file or directory; "
         "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it"
     )
     (home / "empty").touch()
@@ -163,7 +164,7 @@ def test_where_a_token_comes_from(home: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_addresses_that_are_none(serve: Serve) -> None:
     for address in ("ray://head:10001", "head:8265", "http://"):
         assert refused(address) == f"--address: expected a dashboard's http://HOST:8265, got {address!r}"
-    assert refused("http://head:x").startswith("--address: 'http://head:x' is no address: ")
+    assert refused("http://head:x").startswith("--address: 'http://head:x' is not an address: ")
     assert refused("http://127.0.0.1:1").startswith(
         "--address: no Ray dashboard answers at http://127.0.0.1:1: "
     )
@@ -173,7 +174,7 @@ def test_addresses_that_are_none(serve: Serve) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with something to send and something to leave behind."""
+    """A folder with files to upload and files to ignore."""
     folder = tmp_path / "checkout"
     for name in ("cluster/train.py", "data/big.bin", "runs/one/log", ".git/config", "rollout/prompts.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -194,11 +195,11 @@ def test_an_upload_that_is_too_big(checkout: Path, tmp_path: Path, monkeypatch: 
     with (checkout / "cluster" / "weights.bin").open("wb") as file:
         file.truncate(3 * 2**20)
     with pytest.raises(
-        UserError, match=r"the upload has 3\.0 MiB, and Ray takes 1\.0 MiB; most of it: cluster"
+        UserError, match=r"the upload has 3\.0 MiB, but Ray accepts at most 1\.0 MiB; most of it: cluster"
     ) as e:
         pack(checkout, tmp_path / "upload.zip")
     assert "cluster/weights.bin 3.0 MiB" in str(e.value)
-    assert "List what a job does not need in .rayignore" in str(e.value)
+    assert "List files that a job does not need in .rayignore" in str(e.value)
 
 
 def test_paths_that_would_stay_behind(checkout: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run's metrics as Prometheus scrapes them from a real Ray node, and actors on nodes of their choice."""
+"""Metrics scraped from a real Ray node, and the placement of actors by label."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ LINE = {
 }  # fmt: skip
 
 
-def pool(waiting: int) -> Any:
-    return SimpleNamespace(waiting=waiting)
+def stage(waiting: int, **more: Any) -> Any:
+    return SimpleNamespace(pool=SimpleNamespace(waiting=waiting), **more)
 
 
-HELD = {0: WeightsId(4), 1: WeightsId(3), 3: WeightsId(4, averaged=True)}
+HELD = {0: WeightsId(4), 1: WeightsId(3), 3: WeightsId(5, averaged=True)}
 STAGES: Any = SimpleNamespace(
-    samplers=SimpleNamespace(pool=pool(3), held=HELD),
-    rewards=SimpleNamespace(replicas={"shapes": SimpleNamespace(pool=pool(3))}),
-    selector=SimpleNamespace(pool=pool(0)),
+    samplers=stage(3, held=HELD),
+    rewards=SimpleNamespace(replicas={"shapes": stage(3)}),
+    selector=stage(0),
 )
 EXPECTED = {
     "step": 4, "reward_mean": 0.5, "margin_mean": 0.25, "staleness": 1, "restarts": 2, "candidates": 16,
@@ -58,7 +58,7 @@ def node() -> Iterator[str]:
 
 
 def scraped(address: str) -> dict[str, float]:
-    """Our gauges, by name and own tag."""
+    """Scrape NoiseMargin's gauges, by name and own tag."""
     with urllib.request.urlopen(address, timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     found = {}

@@ -1,4 +1,4 @@
-"""What fits into a terminal of 80 columns: how far, how long, how well; and what a start waits for."""
+"""Progress in a terminal of 80 columns, and the messages of a start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def in_terminal(width: int) -> tuple[Console, io.StringIO]:
 
 
 def lines(stream: io.StringIO) -> list[str]:
-    """Everything that was ever drawn, a frame's lines each by itself."""
+    """Return the lines of every frame that was drawn."""
     return CONTROL.sub("", stream.getvalue()).replace("\r", "\n").splitlines()
 
 
@@ -72,7 +72,7 @@ def test_time_is_left_where_a_step_takes_minutes(monkeypatch: pytest.MonkeyPatch
 
 
 class FakePool(Pool):
-    """Counts actors without any."""
+    """A pool that counts actors without any."""
 
     def __init__(self, up: int, count: int) -> None:
         self.slots = [type("Slot", (), {"started": number < up})() for number in range(count)]
@@ -113,7 +113,7 @@ def wait(console: Console) -> None:
 
 
 def test_a_terminal_shows_live_what_a_start_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starting, "LOOK", 0.01)
+    monkeypatch.setattr(starting, "POLL", 0.01)
     console, stream = in_terminal(80)
     wait(console)
     shown = "\n".join(lines(stream))
@@ -125,7 +125,7 @@ def test_elsewhere_a_start_is_few_lines(monkeypatch: pytest.MonkeyPatch) -> None
     stream = io.StringIO()
     wait(Console(file=stream, width=80))
     assert stream.getvalue() == "starting the actors (0 s)\n"
-    monkeypatch.setattr(starting, "LOOK", 0.01)
+    monkeypatch.setattr(starting, "POLL", 0.01)
     monkeypatch.setattr(starting, "EVERY", 0.35)
     wait(Console(file=stream, width=80))
     assert 3 <= len(stream.getvalue().splitlines()) <= 6

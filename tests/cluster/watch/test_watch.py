@@ -1,4 +1,4 @@
-"""The live view: what it says of a run that goes on, ended, failed or fell silent, and from afar."""
+"""The live view of runs that are in progress, ended, failed or silent, also at a URL."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_run_that_goes_on(run: Path) -> None:
         shown = text(run)
     assert "shapes-1  running" in shown
     assert "step 4/20" in shown
-    assert "1 min 04 s to go" in shown  # 16 steps of 4 s
+    assert "1 min 04 s left" in shown  # 16 steps of 4 s
     assert re.search(r"reward\s+▁▃▆█\s+0.100 to 0.400", shown)
     assert re.search(r"held-out\s+▁\s+0.250 to 0.250", shown)
     assert re.search(r"mean\s+1.000\s+0.500\s+0.000\s+2.000\s+0.500\s+4.000", shown)
@@ -82,7 +82,7 @@ def test_how_a_run_ended(run: Path) -> None:
     with recording(run, "shapes-1"):
         add(run, *(row(step) for step in range(5, 21)))
     assert "shapes-1  finished" in text(run)
-    assert "to go" not in text(run)
+    assert " left" not in text(run)
 
 
 def test_a_run_without_a_sign_of_life(run: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_run_without_a_sign_of_life(run: Path) -> None:
             os.utime(path, (time.time() - 3600,) * 2)
         shown = text(run)
     assert "shapes-1  silent" in shown
-    assert "last sign of life 1 h 00 min ago" in shown
+    assert "last update 1 h 00 min ago" in shown
 
 
 def test_a_finished_run_of_before_there_were_events(run: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: Capture) -> None:
         assert line.count("\n") == 1
         return line
 
-    assert f"{tmp_path} is no run folder: it has no config.toml" in refused(str(tmp_path))
+    assert f"{tmp_path} is not a run folder: it has no config.toml" in refused(str(tmp_path))
     assert "the following arguments are required: RUN" in refused()
     assert "cannot read nonesuch://run" in refused("nonesuch://run")
     (tmp_path / "config.toml").write_text("steps =")
