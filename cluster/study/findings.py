@@ -1,9 +1,10 @@
-"""The findings of a comparison, as sentences computed from it."""
+"""The findings of a comparison: numbers computed from it, and a sentence for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from cluster.study.arms import BASELINE
 from cluster.study.results import Compared, Runs, final_gains
@@ -20,10 +21,19 @@ PUBLISHED: Final = 2.2
 Arms = Mapping[str, Compared]
 
 
-def findings(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs]) -> list[str]:
-    """Compute a sentence or two per question from the runs of every task, skipping questions without runs."""
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer to a question of the study: its name, the numbers that decide it, and a sentence."""
+
+    about: str
+    numbers: Mapping[str, Any]
+    sentence: str
+
+
+def findings(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs]) -> list[Finding]:
+    """Answer each question from the runs of every task, skipping questions without runs."""
     tasks = {task: {arm.arm: arm for arm in arms} for task, arms in compared.items()}
-    sentences = [
+    answers = [
         _margin(tasks),
         _against(tasks, runs, "random_2x", "a random half of the same candidates, the control"),
         _against(tasks, runs, "prompt_filter_2x", "the prompt filter at equal samples"),
@@ -34,87 +44,100 @@ def findings(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs
         _best(tasks, "compute"),
         _hacking(tasks),
     ]
-    return [sentence for sentence in sentences if sentence]
+    return [answer for answer in answers if answer]
 
 
-def _margin(tasks: Mapping[str, Arms]) -> str:
+def _margin(tasks: Mapping[str, Arms]) -> Finding | None:
     found = _ratios(tasks, MARGIN, "steps")
     if not found:
-        return ""
+        return None
     sure = _count(found, lambda speedup: speedup.ratio.low > 1)
     inside = _count(found, lambda speedup: speedup.ratio.low <= PUBLISHED <= speedup.ratio.high)
-    return (
+    return Finding(
+        "margin",
+        {"above one": sure, "contain the published": inside, "of": len(found)},
         "2x noise margin with as much training reaches FlowGRPO's final held-out score in fewer steps, by a "
-        f"factor of {_each(found)}: the interval is above 1 on {sure}, "
-        f"and contains the published {PUBLISHED} on {inside}."
+        f"factor of {_each(found)}: the interval is above 1 on {sure} of {len(found)} comparisons, "
+        f"and contains the published {PUBLISHED} on {inside} of {len(found)} comparisons.",
     )
 
 
-def _against(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], arm: str, what: str) -> str:
+def _against(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], arm: str, what: str) -> Finding | None:
     theirs, ours = _ratios(tasks, arm, "steps"), _ratios(tasks, MARGIN, "steps")
     both = {task: ours[task] for task in theirs if task in ours}
     if not both:
-        return ""
+        return None
     apart = sum(ours[task].ratio.low > theirs[task].ratio.high for task in both)
     ahead = sum(ours[task].ratio.value > theirs[task].ratio.value for task in both)
     ends, higher, _ = _paired({task: runs[task] for task in both}, MARGIN, arm)
-    return (
+    return Finding(
+        f"against {arm}",
+        {"ahead": ahead, "apart": apart, "higher": higher, "of": len(both)},
         f"For {what}, the ratio is {_each(theirs)}. 2x noise margin is ahead of it on {ahead} of {len(both)} "
         f"comparisons, with intervals apart on {apart}; paired by seed it ends {ends}, higher beyond the "
-        f"interval on {higher}."
+        f"interval on {higher}.",
     )
 
 
-def _fixed_rollout(tasks: Mapping[str, Arms]) -> str:
+def _fixed_rollout(tasks: Mapping[str, Arms]) -> Finding | None:
     arm = f"{MARGIN}_fixed_rollout"
     ends = {task: arms[arm].differences["eval_reward"] for task, arms in tasks.items() if arm in arms}
     if not ends:
-        return ""
+        return None
     worse = sum(end.high < 0 for end in ends.values())
     gains = ", ".join(f"{difference(end)} on {task}" for task, end in ends.items())
-    return (
+    return Finding(
+        "fixed rollout",
+        {"worse": worse, "of": len(ends)},
         f"With no more samples than FlowGRPO and half the training, 2x noise margin ends {gains} (worse "
         f"beyond its interval on {worse} of {len(ends)} comparisons) and needs less compute to FlowGRPO's "
-        f"final score, by a factor of {_each(_ratios(tasks, arm, 'compute'))}."
+        f"final score, by a factor of {_each(_ratios(tasks, arm, 'compute'))}.",
     )
 
 
-def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
+def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | None:
     steps = _ratios(tasks, SCREENED, "steps")
     ends, higher, count = _paired({task: runs[task] for task in steps}, SCREENED, MARGIN)
     if not count:
-        return ""
-    return (
+        return None
+    return Finding(
+        "screened",
+        {"higher": higher, "of": count},
         "When 4x candidates are begun and previews choose the half that is finished, the widest margins of "
         f"these need fewer steps by a factor of {_each(steps)}, and less compute by "
         f"{_each(_ratios(tasks, SCREENED, 'compute'))}; paired by seed this ends {ends} from 2x noise "
-        f"margin, higher beyond the interval on {higher} of {count} comparisons."
+        f"margin, higher beyond the interval on {higher} of {count} comparisons.",
     )
 
 
-def _early(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> str:
+def _early(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | None:
     arm, control = f"{SCREENED}{EARLY}", f"{BASELINE}{EARLY}"
     steps = _ratios(tasks, arm, "steps")
     ends, higher, count = _paired({task: runs[task] for task in steps}, arm, control)
     if not count:
-        return ""
-    return (
+        return None
+    return Finding(
+        "early",
+        {"higher": higher, "of": count},
         "With noise and training in the first half of the steps only, where previews are taken when no more "
         f"noise comes, the same needs fewer steps by a factor of {_each(steps)}, and less compute by "
         f"{_each(_ratios(tasks, arm, 'compute'))}. FlowGRPO confined alike, the control, needs less compute "
         f"by {_each(_ratios(tasks, control, 'compute'))}; paired by seed, selection ends {ends} from it, "
-        f"higher beyond the interval on {higher} of {count} comparisons."
+        f"higher beyond the interval on {higher} of {count} comparisons.",
     )
 
 
-def _best(tasks: Mapping[str, Arms], axis: str) -> str:
-    best = {task: _fastest(arms, axis) for task, arms in tasks.items()}
-    named = [f"{arm.arm} on {task} ({ratio(arm.speedups[axis])})" for task, arm in best.items() if arm]
+def _best(tasks: Mapping[str, Arms], axis: str) -> Finding | None:
+    best = {task: arm for task, arms in tasks.items() if (arm := _fastest(arms, axis))}
+    if not best:
+        return None
+    named = [f"{arm.arm} on {task} ({ratio(arm.speedups[axis])})" for task, arm in best.items()]
     opening = f"The best ratio of {axis}, without more training per step and reached on all seeds"
-    return f"{opening}: {', '.join(named)}." if named else ""
+    arms = {task: arm.arm for task, arm in best.items()}
+    return Finding(f"best {axis}", arms, f"{opening}: {', '.join(named)}.")
 
 
-def _hacking(tasks: Mapping[str, Arms]) -> str:
+def _hacking(tasks: Mapping[str, Arms]) -> Finding | None:
     checks = []
     for task, arms in tasks.items():
         if fastest := _fastest(arms, "steps"):
@@ -123,11 +146,10 @@ def _hacking(tasks: Mapping[str, Arms]) -> str:
                 for name, gain in fastest.differences.items()
                 if name != "eval_reward"
             ]
-    return (
-        f"Independent checks of the arm with the fewest steps, against FlowGRPO: {', '.join(checks)}."
-        if checks
-        else ""
-    )
+    if not checks:
+        return None
+    sentence = f"Independent checks of the arm with the fewest steps, against FlowGRPO: {', '.join(checks)}."
+    return Finding("independent checks", {"of": len(checks)}, sentence)
 
 
 def _fastest(arms: Arms, axis: str) -> Compared | None:
@@ -156,8 +178,8 @@ def _paired(runs: Mapping[str, Runs], arm: str, other: str) -> tuple[str, int, i
     return ends, sum(gain.low > 0 for gain in gains.values()), len(gains)
 
 
-def _count(found: Mapping[str, Speedup], holds: Callable[[Speedup], bool]) -> str:
-    return f"{sum(map(holds, found.values()))} of {len(found)} comparisons"
+def _count(found: Mapping[str, Speedup], holds: Callable[[Speedup], bool]) -> int:
+    return sum(map(holds, found.values()))
 
 
 def _each(found: Mapping[str, Speedup]) -> str:

@@ -69,7 +69,8 @@ def write_study(folder: Path, results: Path) -> list[Path]:
         raise UserError(f"{folder} has no results: run `python -m cluster.study variance PRESET` first")
     compared = {task.name: task.compared for task in tasks if task.compared}
     published = published_sheet(compared) if compared else None
-    sentences = findings(compared, {task.name: task.runs for task in tasks})
+    found = findings(compared, {task.name: task.runs for task in tasks})
+    sentences = [finding.sentence for finding in found]
     return [
         write_text(results, _markdown(tasks, sentences, published)),
         write_text(folder / REPORT, _page(tasks, sentences, published)),

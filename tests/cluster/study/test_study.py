@@ -20,7 +20,7 @@ from cluster.config.errors import UserError
 from cluster.study.__main__ import main
 from cluster.study.compare import highest
 from cluster.study.designs import load_previews, load_variance
-from cluster.study.findings import findings
+from cluster.study.findings import Finding, findings
 from cluster.study.report import write_study
 from cluster.study.results import compare_arms, load_runs, load_tuning
 from cluster.study.store import finished, read_rows, write_rows
@@ -234,19 +234,21 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "noise_margin_2x" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
 
 
+def found_in(runs: Any) -> dict[str, Finding]:
+    """The findings of one task, by their names."""
+    return {one.about: one for one in findings({"shapes": compare_arms(runs)}, {"shapes": runs})}
+
+
 def test_the_findings_are_those_of_the_planted_arms(tmp_path: Path) -> None:
     write_study_files(tmp_path)
-    runs = load_runs(tmp_path)
-    said = findings({"shapes": compare_arms(runs)}, {"shapes": runs})
-    assert "the interval is above 1 on 1 of 1 comparisons, and contains the published 2.2 on" in said[0]
-    assert "ahead of it on 1 of 1 comparisons, with intervals apart on 1; paired by seed it ends +" in said[1]
-    assert said[1].endswith("on shapes, higher beyond the interval on 1.")
-    assert [sentence.split(":")[0] for sentence in said[2:]] == [
-        "The best ratio of steps, without more training per step and reached on all seeds",
-        "The best ratio of compute, without more training per step and reached on all seeds",
-        "Independent checks of the arm with the fewest steps, against FlowGRPO",
-    ]
-    assert "noise_margin_2x on shapes (" in said[2]
+    found = found_in(load_runs(tmp_path))
+    assert list(found) == [
+        "margin", "against random_2x", "best steps", "best compute", "independent checks",
+    ]  # fmt: skip
+    assert (found["margin"].numbers["above one"], found["margin"].numbers["of"]) == (1, 1)
+    assert found["against random_2x"].numbers == {"ahead": 1, "apart": 1, "higher": 1, "of": 1}
+    assert found["best steps"].numbers == {"shapes": "noise_margin_2x"}
+    assert all(one.sentence.endswith(".") for one in found.values())
     assert findings({}, {}) == []
 
 
@@ -258,31 +260,23 @@ def test_an_arm_that_trains_more_is_no_best_arm(tmp_path: Path) -> None:
         for seed, run in runs["noise_margin_2x"].items()
     }
     alone = {"flowgrpo": runs["flowgrpo"], "all_2x": more}
-    best = findings({"shapes": compare_arms(alone)}, {"shapes": alone})[0]
-    assert best.startswith("The best ratio of steps")
-    assert ": flowgrpo on shapes (" in best
+    assert found_in(alone)["best steps"].numbers == {"shapes": "flowgrpo"}
     both = {**alone, "noise_margin_2x": runs["noise_margin_2x"]}
-    said = findings({"shapes": compare_arms(both)}, {"shapes": both})
-    assert said[1].startswith("The best ratio of steps")
-    assert ": noise_margin_2x on shapes (" in said[1]
+    assert found_in(both)["best steps"].numbers == {"shapes": "noise_margin_2x"}
 
 
 def test_the_findings_pair_screening_with_the_margin_it_extends(tmp_path: Path) -> None:
     write_study_files(tmp_path)
     runs = load_runs(tmp_path)
-    screened = {**runs, "screened_4x_margin_2x": runs["noise_margin_2x"]}
-    said = findings({"shapes": compare_arms(screened)}, {"shapes": screened})
-    assert "paired by seed this ends +0.000 [+0.000, +0.000] on shapes from 2x noise" in said[2]
-    assert said[2].endswith("on 0 of 1 comparisons.")
+    found = found_in({**runs, "screened_4x_margin_2x": runs["noise_margin_2x"]})
+    assert found["screened"].numbers == {"higher": 0, "of": 1}
+    assert "+0.000 [+0.000, +0.000] on shapes" in found["screened"].sentence
 
 
 def test_the_findings_pair_early_noise_with_a_baseline_confined_alike(tmp_path: Path) -> None:
     write_study_files(tmp_path)
     runs = load_runs(tmp_path)
     margin = runs["noise_margin_2x"]
-    early = {**runs, "screened_4x_margin_2x_early": margin, "flowgrpo_early": margin}
-    said = findings({"shapes": compare_arms(early)}, {"shapes": early})[2]
-    assert said.startswith("With noise and training in the first half of the steps only")
-    assert "paired by seed, selection ends +0.000 [+0.000, +0.000] on shapes from it" in said
-    lone = {**runs, "screened_4x_margin_2x_early": margin}
-    assert len(findings({"shapes": compare_arms(lone)}, {"shapes": lone})) == 5  # no control, no sentence
+    found = found_in({**runs, "screened_4x_margin_2x_early": margin, "flowgrpo_early": margin})
+    assert found["early"].numbers == {"higher": 0, "of": 1}
+    assert "early" not in found_in({**runs, "screened_4x_margin_2x_early": margin})  # no control, no finding
