@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -36,22 +37,27 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
 
     @wraps(main)
     def run(*arguments: P.args, **options: P.kwargs) -> int:
+        status: int
         try:
-            return main(*arguments, **options)
+            status = main(*arguments, **options)
         except UserError as error:
-            return complain("error", error, Status.REFUSED)
+            status = complain("error", error, Status.REFUSED)
         except RunFailed as error:
-            return complain("failed", error, Status.FAILED)
+            status = complain("failed", error, Status.FAILED)
         except ExceptionGroup as group:
             known, rest = group.split(RunFailed)
             if known is None or rest is not None:
                 raise
-            return complain("failed", known, Status.FAILED)
+            status = complain("failed", known, Status.FAILED)
         except KeyboardInterrupt:
             print("stopped")
-            return Status.INTERRUPTED
+            status = Status.INTERRUPTED
         except SystemExit as ended:  # argparse has shown its help
-            return int(ended.code or 0)
+            status = int(ended.code or 0)
+        except BrokenPipeError:  # a reader such as head has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+            status = Status.DONE
+        return status
 
     return run
 

@@ -100,3 +100,14 @@ def test_a_stop_while_modules_are_loaded_is_no_traceback(
     monkeypatch.setattr("cluster.__main__.import_module", interrupted)
     assert main(["train", "shapes"]) == 130
     assert capsys.readouterr().out == "stopped\n"
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help-all"], ["bench", "--help"]])
+def test_a_reader_that_closes_the_pipe_sees_no_traceback(arguments: list[str]) -> None:
+    command = [sys.executable, "-u", "-m", "cluster", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert not said
