@@ -25,7 +25,7 @@ class FailureBudget:
     """
 
     def __init__(self, deadline: float, attempts: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """``clock`` gives seconds."""
+        """Start with an empty record; ``clock`` returns seconds."""
         self.deadline, self.attempts, self.clock = deadline, attempts, clock
         self.failures = self.successes = 0
         self._since = 0.0
