@@ -18,7 +18,7 @@ from rich.console import Console
 from cluster.actors.connection import connect
 from cluster.actors.library_warnings import LibraryWarnings
 from cluster.actors.reservation import reserve
-from cluster.actors.stages import start_stages
+from cluster.actors.stages import RayStages, start_stages
 from cluster.config.address import joined
 from cluster.config.command import Status
 from cluster.config.errors import UserError
@@ -57,44 +57,16 @@ def serve(settings: RunSettings, inputs: Inputs, options: argparse.Namespace, co
     folder = RunFolder(settings.folder)
     checkpoints = checkpoints_of(settings, folder)
     commit = _start_or_resume(settings, folder, checkpoints, options)
-    if commit and (changes := changed_packages(commit)):
-        console.print(f"packages have changed, so numbers may differ slightly: {changes}", highlight=False)
-    console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
-    if submission() and not folder.path.is_absolute():
-        console.print("it is in the job's own folder, which Ray removes; name a permanent one with --folder")
+    service = Service(settings, inputs, folder, checkpoints, commit, console)
+    service.introduce()
     started = time.perf_counter()
-    record = recording(
-        folder.path, folder.path.name, after_step=commit.step if commit else 0, pid=os.getpid()
-    )
-    interrupts, print_line = Interrupts(console), partial(console.print, highlight=False, soft_wrap=True)
-    library_warnings = LibraryWarnings(print_line)
-    fresh = commit is None and not options.auto_resume
-    with _abandoned_if_refused(folder, fresh), record, interrupts.handling():
-        report_losses(commit, folder, checkpoints, print_line)
-        for remark in inputs.remarks:
-            warn("preflight", remark=remark)
-        try:
-            address = joined(settings.cluster)
-            with Waiting(console).shown(f"joining Ray at {address}" if address else "starting Ray"):
-                connect(settings.cluster)
-                interrupts.starting()
-                learners = reserve(settings, print_line)
-            outcome = asyncio.run(
-                _train(
-                    settings, inputs, folder, checkpoints, commit, console, learners, interrupts,
-                    library_warnings,
-                )
-            )  # fmt: skip
-        finally:
-            interrupts.closing()
-            if ray.is_initialized():
-                library_warnings.collect()
-            ray.shutdown()
+    with _abandoned_if_refused(folder, fresh=commit is None and not options.auto_resume):
+        outcome = service.run()
     return _print_summary(settings, folder, outcome, time.perf_counter() - started, console)
 
 
 @contextmanager
-def _abandoned_if_refused(folder: RunFolder, fresh: bool) -> Iterator[None]:
+def _abandoned_if_refused(folder: RunFolder, *, fresh: bool) -> Iterator[None]:
     """Remove a fresh folder if the run is refused or stopped before its first step."""
     try:
         yield
@@ -115,43 +87,96 @@ def _start_or_resume(
     return None
 
 
-async def _train(
-    settings: RunSettings,
-    inputs: Inputs,
-    folder: RunFolder,
-    checkpoints: Checkpoints,
-    commit: Commit | None,
-    console: Console,
-    learners: PlacementGroup,
-    interrupts: Interrupts,
-    library_warnings: LibraryWarnings,
-) -> tuple[int, str]:
-    """Train, and return the steps done and, if these are all but none applied an update, the reason."""
-    job, start = Job(str(folder.path), settings.steps), commit.step if commit else 0
-    print_line = partial(console.print, highlight=False, soft_wrap=True)
-    display, board = Display(console, settings.steps, start), TensorBoard(folder.tensorboard)
-    with Waiting(console).shown("starting the actors") as waiting:
-        stages = start_stages(settings, learners)
+class Service:
+    """A run from its connection to Ray to its last step."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        inputs: Inputs,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        commit: Commit | None,
+        console: Console,
+    ) -> None:
+        """Prepare a run that starts at the step of ``commit``, or at 0."""
+        self.settings, self.inputs, self.console = settings, inputs, console
+        self.folder, self.checkpoints, self.commit = folder, checkpoints, commit
+        self.start = commit.step if commit else 0
+        self.print_line = partial(console.print, highlight=False, soft_wrap=True)
+        self.interrupts, self.library_warnings = Interrupts(console), LibraryWarnings(self.print_line)
+
+    def introduce(self) -> None:
+        """Print the run folder, and what its reader should know before the run starts."""
+        if self.commit and (changes := changed_packages(self.commit)):
+            self.console.print(
+                f"packages have changed, so numbers may differ slightly: {changes}", highlight=False
+            )
+        self.print_line(f"run folder {self.folder.path}")
+        if submission() and not self.folder.path.is_absolute():
+            self.console.print(
+                "it is in the job's own folder, which Ray removes; name a permanent one with --folder"
+            )
+
+    def run(self) -> tuple[int, str]:
+        """Train; return the steps done and, if these are all but none applied an update, the reason."""
+        record = recording(self.folder.path, self.folder.path.name, after_step=self.start, pid=os.getpid())
+        with record, self.interrupts.handling():
+            report_losses(self.commit, self.folder, self.checkpoints, self.print_line)
+            for remark in self.inputs.remarks:
+                warn("preflight", remark=remark)
+            try:
+                return asyncio.run(self._train(self._join()))
+            finally:
+                self.interrupts.closing()
+                if ray.is_initialized():
+                    self.library_warnings.collect()
+                ray.shutdown()
+
+    def _join(self) -> PlacementGroup:
+        """Connect to Ray and reserve the resources of the run; return those of the learner's ranks."""
+        address = joined(self.settings.cluster)
+        with Waiting(self.console).shown(f"joining Ray at {address}" if address else "starting Ray"):
+            connect(self.settings.cluster)
+            self.interrupts.starting()
+            return reserve(self.settings, self.print_line)
+
+    async def _train(self, learners: PlacementGroup) -> tuple[int, str]:
+        job = Job(str(self.folder.path), self.settings.steps)
+        display = Display(self.console, self.settings.steps, self.start)
+        board = TensorBoard(self.folder.tensorboard)
+        with Waiting(self.console).shown("starting the actors") as waiting:
+            stages = await self._started(learners, waiting)
+            gauges = Prometheus(self.folder.path.name, stages)
+            trackers = (
+                self.folder.log, board.log, gauges.log, display.step, watch, job.log,
+                self.library_warnings.log,
+            )  # fmt: skip
+            course = course_of(self.settings, self.inputs, self.folder, self.checkpoints, stages, trackers)
+            if self.commit:
+                waiting.show(f"reading the checkpoint of step {self.start}")
+            await course.go_to(self.commit)
+        self.interrupts.training(course.run.stop)
+        with display:
+            try:
+                done = await train_through_losses(course, self.start, self.print_line)
+            finally:
+                board.close()
+        job.publish(checkpoint=str(done))  # the last step and a stop commit one
+        return done, "" if done < self.settings.steps or course.run.updates else self._nothing_learned()
+
+    async def _started(self, learners: PlacementGroup, waiting: Waiting) -> RayStages:
+        """Start every actor, and wait until they are ready."""
+        stages = start_stages(self.settings, learners)
         await waiting.until(stages.ready(), lambda: f"starting: {stages.missing or 'the last actor'}")
-        library_warnings.collect()
-        gauges = Prometheus(folder.path.name, stages)
-        trackers = (folder.log, board.log, gauges.log, display.step, watch, job.log, library_warnings.log)
-        course = course_of(settings, inputs, folder, checkpoints, stages, trackers)
-        if commit:
-            waiting.show(f"reading the checkpoint of step {start}")
-        await course.go_to(commit)
-    interrupts.training(course.run.stop)
-    with display:
-        try:
-            done = await train_through_losses(course, start, print_line)
-        finally:
-            board.close()
-    job.publish(checkpoint=str(done))  # the last step and a stop commit one
-    if done < settings.steps or course.run.updates:
-        return done, ""
-    reason = nothing_learned(folder.history(), settings.groups_per_step)
-    warn("nothing learned", reason=reason)
-    return done, reason
+        self.library_warnings.collect()
+        return stages
+
+    def _nothing_learned(self) -> str:
+        """Return the reason why no update was applied, and log it."""
+        reason = nothing_learned(self.folder.history(), self.settings.groups_per_step)
+        warn("nothing learned", reason=reason)
+        return reason
 
 
 def _print_summary(

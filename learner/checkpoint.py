@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 
 from learner.ema import Ema
 from learner.engine import to_universal
+from learner.records import AVERAGE, WEIGHTS
 
-WEIGHTS: Final = "weights.safetensors"
-AVERAGE: Final = "average.safetensors"
 COUNTS: Final = "learner.json"
 
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
+
+WEIGHTS: Final = "weights.safetensors"
+"""The current weights in a checkpoint."""
+AVERAGE: Final = "average.safetensors"
+"""Their average in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

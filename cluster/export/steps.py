@@ -19,9 +19,9 @@ from cluster.config.settings import RunSettings
 from cluster.config.sources import resolve
 from cluster.export.model_card import CARD, Export, model_card
 from cluster.record.checkpoints import Checkpoints, checkpoints_of
-from cluster.record.names import AVERAGE, WEIGHTS
 from cluster.record.run_folder import RunFolder
 from cluster.record.stored_checkpoints import DamagedError
+from learner.records import AVERAGE, WEIGHTS
 from rollout.families.registry import ModelFolderError, family_of
 
 

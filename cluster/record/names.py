@@ -17,10 +17,6 @@ REPORT: Final = "report.html"
 
 MARKER: Final = "COMMITTED"
 """The commit marker of a checkpoint, written last."""
-WEIGHTS: Final = "weights.safetensors"
-"""The current weights in a checkpoint, as `learner.checkpoint` writes them."""
-AVERAGE: Final = "average.safetensors"
-"""Their average in a checkpoint."""
 
 STAGES: Final = ("sample", "score", "select", "learn", "broadcast")
 """The stages of a step in order; the metric ``seconds_STAGE`` has the time of each."""
