@@ -13,9 +13,13 @@ help:  ## say what there is
 train: $(READY)  ## train the bundled model on composition; ends with a table and a report
 	@$(BIN)/python -m cluster.train shapes
 
+# The tests of a file share a process, its Ray node and its models. Files start in the order of their names, so that
+# the last ones are short. Each process needs some 3 GB, hence at most four.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: lint  ## lint, type check, and run the tests with coverage
 	@echo "==> tests"
-	@$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=90
+	@$(BIN)/python -m pytest -q $(PARALLEL) --cov --cov-report=term --cov-fail-under=90
 
 CLAIMS := flowgrpo,noise_margin_2x,random_2x,prompt_filter_2x,flowgrpo_early,screened_4x_margin_2x_early
 
