@@ -120,8 +120,8 @@ class Service:
 
     def run(self) -> tuple[int, str]:
         """Train; return the steps done and, if these are all but none applied an update, the reason."""
-        record = recording(self.folder.path, self.folder.path.name, after_step=self.start, pid=os.getpid())
-        with record, self.interrupts.handling():
+        start = {"after_step": self.start, "steps": self.settings.steps, "pid": os.getpid()}
+        with recording(self.folder.path, self.folder.path.name, **start), self.interrupts.handling():
             report_losses(self.commit, self.folder, self.checkpoints, self.print_line)
             for remark in self.inputs.remarks:
                 warn("preflight", remark=remark)

@@ -68,8 +68,9 @@ class Watched:
 
     @property
     def planned(self) -> int:
-        """The number of steps in the configuration."""
-        return int(self.config.get("steps", 0))
+        """The number of steps asked for by the last start, else by the configuration, that of the first."""
+        starts = [event for event in self.events if "steps" in event and event["event"] == "run started"]
+        return int((starts[-1] if starts else self.config).get("steps", 0))
 
     @property
     def recent(self) -> Sequence[Row]:

@@ -85,6 +85,14 @@ def test_how_a_run_ended(run: Path) -> None:
     assert " left" not in text(run)
 
 
+def test_a_run_that_was_resumed_to_go_further(run: Path) -> None:
+    with recording(run, "shapes-1", steps=20):
+        add(run, *(row(step) for step in range(5, 21)))
+    assert "step 20/20" in text(run)
+    with recording(run, "shapes-1", steps=30):
+        assert "step 20/30" in text(run)
+
+
 def test_a_run_without_a_sign_of_life(run: Path) -> None:
     with recording(run, "shapes-1"):
         for path in run.iterdir():
