@@ -11,11 +11,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.support.ray_nodes import Nodes, nodes
-from tests.support.service_process import Service, ledger_of, metrics_of, prepare, services, timeless
+from tests.support.service_process import (
+    REWARDS,
+    Service,
+    ledger_of,
+    metrics_of,
+    prepare,
+    services,
+    timeless,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS, EVERY = 24, 6
+BRAKE = "brake"
 FLAGS = f"""
 --steps {STEPS} --groups_per_step 3 --selection.candidates 4 --selection.keep 2 --eval_every 12
 --eval_samples 1 --image_every 100 --checkpoint_every {EVERY} --rollout.steps 3 --rollout.eval_steps 2
@@ -26,9 +35,15 @@ Start = Callable[..., Service]
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Iterator[Start]:
-    home = tmp_path_factory.mktemp("nodes")
-    inputs = prepare(home, pipeline_folder)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nodes")
+
+
+@pytest.fixture(scope="module")
+def start(home: Path, pipeline_folder: Path) -> Iterator[Start]:
+    options = {"seconds": 0.5, "slow_while": str(home / BRAKE)}
+    slow = {"name": "tests.support.scorers:SlowScorer", "options": options}
+    inputs = prepare(home, pipeline_folder, [*REWARDS, slow])
     with services() as started:
         yield lambda name, *flags: started(
             ["shapes", *FLAGS, *inputs, "--folder", str(home / name), *flags], home / name
@@ -48,6 +63,13 @@ def cluster() -> Iterator[Nodes]:
         yield made
 
 
+@pytest.fixture
+def brake(home: Path) -> Iterator[Path]:
+    """The file that, while it exists, slows the steps of all runs to six seconds or more."""
+    yield home / BRAKE
+    (home / BRAKE).unlink(missing_ok=True)
+
+
 def same_run(found: Path, expected: Path) -> None:
     assert timeless(found) == timeless(expected)
     assert ledger_of(found) == ledger_of(expected)
@@ -62,13 +84,17 @@ def samplers(service: Service) -> list[int]:
     return [line.get("samplers", 0) for line in metrics_of(service.folder)]
 
 
-def test_samplers_join_and_leave_with_their_nodes(start: Start, finished: Service, cluster: Nodes) -> None:
+def test_samplers_join_and_leave_with_their_nodes(
+    start: Start, finished: Service, cluster: Nodes, brake: Path
+) -> None:
     cluster.add(num_gpus=1)
     wide = ["--rollout.workers", "3", "--rollout.min_workers", "1", "--rollout.gpus", "1"]
     service = start("elastic", *wide, "--cluster.address", cluster.address, "--cluster.deadline", "60")
     service.wait_for_step(3)
+    brake.touch()  # the samplers that join need some time, on a busy machine more than all steps
     added = [cluster.add(num_gpus=1) for _ in range(2)]
     service.wait_until(lambda: samplers(service)[-1] == 3)
+    brake.unlink()
     service.wait_for_step(len(samplers(service)) + 1)
     for node in added:
         cluster.kill(node)

@@ -91,7 +91,10 @@ def is_first(marker: str) -> bool:
 
 
 class SlowScorer(Scorer):
-    """Takes its time for every image, like a model on a device of its own; once, or for a time, too long."""
+    """Takes its time for every image, like a model on a device of its own; once, or for a time, too long.
+
+    With ``slow_while``, the path of a file, it takes its time only while the file exists.
+    """
 
     def __init__(
         self,
@@ -100,9 +103,11 @@ class SlowScorer(Scorer):
         log: str = "",
         start: float = 0.0,
         hang_while: str = "",
+        slow_while: str = "",
     ) -> None:
         time.sleep(start)
-        self.seconds, self.hang_once, self.log, self.hang_while = seconds, hang_once, log, hang_while
+        self.seconds, self.hang_once, self.log = seconds, hang_once, log
+        self.hang_while, self.slow_while = hang_while, slow_while
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> Judgement:
         began = time.time()
@@ -110,7 +115,8 @@ class SlowScorer(Scorer):
             self.hang_while and Path(self.hang_while).exists()
         ):
             time.sleep(HUNG)
-        time.sleep(self.seconds * len(images))
+        if not self.slow_while or Path(self.slow_while).exists():
+            time.sleep(self.seconds * len(images))
         if self.log:
             with Path(self.log).open("a", encoding="utf-8") as file:
                 file.write(f"{os.getpid()} {began} {time.time()}\n")
