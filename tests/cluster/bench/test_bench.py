@@ -1,4 +1,4 @@
-"""The benchmarks without Ray: their output, without Ray and DeepSpeed."""
+"""The benchmarks of one process: their output, and that they need neither Ray nor DeepSpeed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ ALONE = """
 import sys
 for name in ("ray", "deepspeed", "pydantic_settings"):
     sys.modules[name] = None  # importing it fails
+import cluster.bench.step
 from cluster.bench.__main__ import main
 for arguments in {calls}:
     status = main(arguments)
@@ -29,10 +30,10 @@ SMALL = ["--random", "tiny", "--repeats", "2", "--steps", "3", "--batch", "4"]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON of each benchmark, all run by one process that cannot import Ray."""
+    """The JSON of each benchmark, two of them run by a process that cannot import Ray."""
     folder = tmp_path_factory.mktemp("bench")
     names = ("sampler", "learner", "step")
-    calls = [[name, *SMALL, "--json", str(folder / name)] for name in names]
+    *calls, here = [[name, *SMALL, "--json", str(folder / name)] for name in names]
     done = subprocess.run(
         [sys.executable, "-c", ALONE.format(calls=calls)],
         cwd=ROOT,
@@ -41,6 +42,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert main(here) == 0
     return {name: json.loads((folder / name).read_text()) for name in names}
 
 
