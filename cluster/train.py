@@ -63,6 +63,8 @@ def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, RunSettings
     if options.resume:
         if source is not None:
             raise UserError("--resume takes its configuration from the run folder; leave the preset out")
+        if not (options.resume / CONFIG).is_file():
+            raise UserError(f"--resume: {options.resume} is not a run folder: it has no {CONFIG}")
         source, overrides["folder"] = str(options.resume / CONFIG), str(options.resume)
     settings = resolve(required(source), overrides)
     if options.auto_resume and (options.resume or settings.folder is None):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,10 +30,11 @@ OWN_PROCESS: Final = model_check._ask
 
 @pytest.fixture(autouse=True)
 def judged_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run's model be judged in this process, which has had its libraries for long."""
+    """Let a run's model be judged in this process, which has had its libraries for long, and as quietly."""
 
     def ask(question: str) -> str:
-        return json.dumps(answer(Question.model_validate_json(question)))
+        with redirect_stderr(io.StringIO()):
+            return json.dumps(answer(Question.model_validate_json(question)))
 
     monkeypatch.setattr(model_check, "_ask", lru_cache(maxsize=1)(ask))
 
