@@ -5,13 +5,10 @@ The other tests of this folder say the same at length, and take more than a minu
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support.paths import ROOT
@@ -61,12 +58,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_were_not(tmp_path: Path, inputs: 
     with services() as start:
         first = start(arguments, tmp_path / "killed")
         first.wait_until((first.folder / "checkpoints/step-1/COMMITTED").exists)
-        family = first.family()
-        os.kill(first.process.pid, signal.SIGKILL)
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family, timeout=20)
-        first.process.wait()
+        first.kill()
         second = start(arguments, first.folder)
         assert second.finish() == 0, second.output
     assert timeless(second.folder) == timeless(job)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -55,12 +54,7 @@ def kill_learner(service: Service) -> None:
 
 
 def kill_everything(service: Service) -> None:
-    family = service.family()
-    kill_driver(service)
-    for process in family:
-        if process.is_running():
-            process.kill()
-    psutil.wait_procs(family, timeout=20)
+    service.kill()
 
 
 def at_a_random_moment(service: Service, chance: random.Random, finished: Service) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -91,21 +88,11 @@ def test_after_ctrl_c(start: Start, finished: Service) -> None:
     same_run(service.folder, finished.folder)
 
 
-def kill(service: Service) -> None:
-    """Kill the driver and all processes that it has started."""
-    family = service.family()
-    os.kill(service.process.pid, signal.SIGKILL)
-    for process in family:
-        process.kill()
-    psutil.wait_procs(family, timeout=20)
-    service.process.wait()
-
-
 def test_after_sigkill_while_saving(start: Start, finished: Service) -> None:
     service = start("killed")
     half = service.folder / f"checkpoints/step-{2 * EVERY}"
     service.wait_until(lambda: half.exists() and any(half.iterdir()))
-    kill(service)
+    service.kill()
     assert not (half / "COMMITTED").exists()
     service = start("killed", resume=True)
     assert service.finish() == 0, service.output

@@ -245,7 +245,7 @@ def test_the_same_command_continues_a_run_that_was_killed(
     flags = (f"again-{step}", "--auto-resume", "--checkpoint_every", every)
     killed = start(*flags)
     killed.wait_for_step(step)
-    killed.end()  # SIGKILL of everything at once: samplers, learner, Ray's own processes and the driver
+    killed.kill()
     again = start(*flags)
     assert again.finish() == 0, again.output
     assert timeless(again.folder) == timeless(finished.folder)

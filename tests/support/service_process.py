@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,20 @@ class Service:
         self.wait_until(there)
         return found
 
+    def kill(self) -> None:
+        """SIGKILL of everything at once: the driver, its actors and Ray's own processes."""
+        family = self.family()
+        self.process.kill()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):  # most of Ray's end when the driver does
+                process.kill()
+        psutil.wait_procs(family, timeout=20)
+        self.process.wait()
+
     def end(self) -> None:
         """Kill what is left, and only what this start has started."""
         if self.process.poll() is None:
-            for process in [*self.family(), self.process]:
-                process.kill()
-            self.process.wait()
+            self.kill()
 
 
 @contextmanager
