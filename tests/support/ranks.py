@@ -133,8 +133,9 @@ def _work(rank: int, world: int, port: int, tasks: Sequence[Callable[[int, int, 
 
 def in_world(world: int, tasks: Sequence[Callable[[int, int, int], Any]]) -> list[list[Any]]:
     """Do tasks one after another in processes of their own; returns, per task, what every rank saw."""
-    port = free_port()
-    with multiprocessing.get_context("spawn").Pool(world) as pool:
+    port, context = free_port(), multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deepspeed", "tests.support.ranks"])  # imported once, for all worlds
+    with context.Pool(world) as pool:
         work = [(rank, world, port, tasks) for rank in range(world)]
         found = pool.starmap_async(_work, work, chunksize=1).get(timeout=900)
     return [list(lives) for lives in zip(*found, strict=True)]
