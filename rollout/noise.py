@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rollout.records import Noise
 
@@ -30,18 +33,32 @@ def candidate_noises(run_seed: int, prompt_index: int, group_id: int, count: int
 
 
 def initial_latents(noises: Sequence[Noise], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal start states x_T, (N, *shape) float32 on the CPU."""
-    return _normal([noise.initial for noise in noises], shape)
+    """Draw the standard normal start states x_T, (N, *shape) float32 on the CPU."""
+    return _normal([(noise.initial, 0) for noise in noises], shape)
 
 
 def path_noise(noises: Sequence[Noise], step: int, shape: tuple[int, ...]) -> Tensor:
     """Draw the standard normal noise of one step of the SDE, (N, *shape) float32 on the CPU."""
-    return _normal([derive_seed(noise.path, step) for noise in noises], shape)
+    return _normal([(noise.path, step + 1) for noise in noises], shape)
 
 
-def _normal(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    # Drawn on the CPU one candidate at a time: a GPU's generator would depend on device and batch.
+def _normal(keys: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Tensor:
+    """Draw a row per key of 2 x 64 bits, by Philox and the Box-Muller transform.
+
+    Philox is counter-based (Salmon et al. 2011): all 128 bits of a key count, where torch's generators on the
+    CPU reduce a seed to 32, so that two of 65,000 candidates would share their noise. It runs on the CPU,
+    since a GPU's generator would depend on device and batch.
+    """
     import torch
 
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)
+    numel = math.prod(shape)
+    pairs = (numel + 1) // 2
+    rows = torch.empty(len(keys), 2, pairs)
+    for row, key in zip(rows, keys, strict=True):
+        bits = np.random.Philox(key=key).random_raw(pairs).view(np.uint32)
+        uniform = torch.from_numpy(bits).float().mul_(2.0**-32).view(2, pairs)
+        radius = uniform[0].clamp_(min=2.0**-33).log_().mul_(-2).sqrt_()
+        angle = uniform[1].mul_(2 * math.pi)
+        torch.mul(radius, angle.cos(), out=row[0])
+        torch.mul(radius, angle.sin(), out=row[1])
+    return rows.flatten(1)[:, :numel].reshape(-1, *shape)

@@ -169,7 +169,7 @@ class DiffusersPolicy(ABC):
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """Return the shape in which the pipeline draws an image's noise, so that equal seeds agree."""
+        """Return the shape in which the pipeline draws an image's noise."""
 
     @abstractmethod
     def embed(self, text: str, *, negative: bool = False) -> Tensors:

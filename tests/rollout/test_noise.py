@@ -7,9 +7,11 @@ import sys
 from itertools import product
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rollout.noise import candidate_noises, derive_seed, initial_latents, path_noise
 from rollout.records import Noise
@@ -76,6 +78,29 @@ def test_one_stream_moves_without_the_other() -> None:
     assert torch.equal(first, second)
     first, second = path_noise(same_start, 0, SHAPE)
     assert not torch.equal(first, second)
+
+
+def test_every_bit_of_a_seed_counts() -> None:
+    flipped = [Noise(initial=2**bit, path=2**bit) for bit in range(63)]
+    for rows in (initial_latents(flipped, SHAPE), path_noise(flipped, 0, SHAPE)):
+        assert len({tuple(row.flatten().tolist()) for row in rows}) == 63
+
+
+def test_equal_seeds_of_start_and_path_are_different_noise() -> None:
+    noise = [Noise(initial=7, path=7)]
+    streams = [initial_latents(noise, SHAPE), *(path_noise(noise, step, SHAPE) for step in range(3))]
+    assert len({tuple(stream.flatten().tolist()) for stream in streams}) == 4
+
+
+def test_the_noise_is_finite_where_the_uniform_draw_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Zeros:
+        def __init__(self, key: tuple[int, int]) -> None: ...
+
+        def random_raw(self, count: int) -> NDArray[np.uint64]:
+            return np.zeros(count, np.uint64)
+
+    monkeypatch.setattr(np.random, "Philox", Zeros)
+    assert initial_latents([Noise(initial=0, path=0)], (3,)).isfinite().all()
 
 
 @given(st.lists(st.one_of(st.integers(), st.text()), max_size=4))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
+from rollout.noise import initial_latents
+from rollout.records import Noise
 from rollout.settings import RolloutSettings
 from tests.support import tiny_text
 
@@ -35,6 +40,17 @@ class Tiny:
         stir(pipeline.transformer)
         pipeline.save_pretrained(folder)
         return folder
+
+
+@contextmanager
+def starts_from(pipeline: Any, noises: Sequence[Noise]) -> Iterator[None]:
+    """Let a diffusers pipeline draw the candidates' initial noise, packed or not as it does itself."""
+
+    def draw(shape: Sequence[int], **_: Any) -> torch.Tensor:
+        return initial_latents(noises, tuple(shape[1:]))
+
+    with patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", draw):
+        yield
 
 
 @torch.no_grad()

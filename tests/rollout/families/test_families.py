@@ -16,7 +16,7 @@ from rollout.noise import candidate_noises
 from rollout.sampler import denoise
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.export import call_arguments
-from tests.support.tiny_families import TINY
+from tests.support.tiny_families import TINY, starts_from
 
 
 @pytest.fixture
@@ -117,10 +117,9 @@ def test_a_multistep_solvers_schedule_starts_from_pure_noise(name: str, tmp_path
     noises = candidate_noises(0, 0, 0, 1)
     conditioning = {key: value[None] for key, value in policy.encode("a cat").items()}
     clean = denoise(policy, rollout, conditioning, noises, found, range(0)).clean
-    expected = policy.pipeline(
-        prompt="a cat", generator=torch.Generator().manual_seed(noises[0].initial), output_type="latent",
-        **call_arguments(str(folder), rollout),
-    )[0]  # fmt: skip
+    with starts_from(policy.pipeline, noises):
+        arguments = call_arguments(str(folder), rollout)
+        expected = policy.pipeline(prompt="a cat", output_type="latent", **arguments)[0]
     assert (clean - expected).abs().max() < 2e-3  # the solvers leave 3e-4 of the noise level out
 
 

@@ -20,7 +20,7 @@ from rollout.sampler import denoise
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.export import call_arguments, write_lora
 from rollout.worker import RolloutWorker
-from tests.support.tiny_families import TINY, Tiny
+from tests.support.tiny_families import TINY, Tiny, starts_from
 
 TEXTS = ("a red circle", "two blue crosses above a green square")
 NOISES = candidate_noises(0, 0, 0, len(TEXTS))
@@ -37,15 +37,10 @@ class Case:
     def call(self, rollout: RolloutSettings) -> Tensor:
         """Draw with diffusers, (N, 3, H, W) in [0, 1]; of a video the middle frame."""
         arguments = call_arguments(str(self.folder), rollout)
-        generators = [torch.Generator().manual_seed(noise.initial) for noise in NOISES]
         if "negative_prompt" in arguments:
             arguments = {**arguments, "negative_prompt": [arguments["negative_prompt"]] * len(TEXTS)}
-        found = self.pipeline(
-            prompt=list(TEXTS),
-            generator=generators,
-            output_type="pt",
-            **arguments,
-        )[0]
+        with starts_from(self.pipeline, NOISES):
+            found = self.pipeline(prompt=list(TEXTS), output_type="pt", **arguments)[0]
         return found if found.ndim == 4 else found[:, (rollout.frames - 1) // 2]
 
 
