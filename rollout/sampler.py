@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ def transition(
 def stochastic(settings: RolloutSettings, x: Tensor, v: Tensor, sigmas: tuple[Tensor, Tensor]) -> Transition:
     """Compute a stochastic step from ``x`` along velocity ``v``; rollout and learner share this function."""
     sigma, sigma_next = (s.view(-1, *[1] * (x.ndim - 1)) for s in sigmas)
-    return DYNAMICS[settings.dynamics](x, v, sigma, sigma_next, settings.noise_level)
+    move = DYNAMICS[settings.dynamics](x, v, sigma, sigma_next, settings.noise_level)
+    return replace(move, density=settings.log_density)
 
 
 @torch.no_grad()

@@ -10,20 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 HALF_LOG_TAU: Final = 0.5 * math.log(2 * math.pi)
+Density = Literal["gaussian", "unscaled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """The Gaussian that a stochastic step draws its next state from; ``std`` broadcasts against ``mean``."""
+    """The Gaussian that a stochastic step draws its next state from; ``std`` broadcasts against ``mean``.
+
+    ``density`` says how its log density is computed.
+    """
 
     mean: Tensor
     std: Tensor
+    density: Density = "gaussian"
 
 
 def flow_sde(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float) -> Transition:
@@ -58,8 +63,13 @@ def euler(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
 def log_prob(x_next: Tensor, transition: Transition) -> Tensor:
     """Compute the log density of the next state, (N,), as a *mean* over dimensions, as in Flow-GRPO.
 
-    The mean makes its size independent of the resolution; clip ranges are accordingly tiny (1e-4).
+    The mean makes its size independent of the resolution; clip ranges are accordingly tiny (1e-4). The
+    unscaled density is -(x' - mean)^2, without the division by 2 std^2, as the public implementations of CPS
+    have it: the std of CPS falls with sigma', and a division by it leaves the last trained step nearly all of
+    the gradient.
     """
+    if transition.density == "unscaled":
+        return -((x_next - transition.mean) ** 2).flatten(1).mean(1)
     z = (x_next - transition.mean) / transition.std
     density = -0.5 * z**2 - transition.std.log() - HALF_LOG_TAU
     return density.flatten(1).mean(1)

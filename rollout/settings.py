@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +26,10 @@ class Settings(BaseModel):
 
 class ModelSettings(Settings):
     """The pipeline to train, and the part of it that is trained."""
+CPS_WINDOW: Final = 3
+"""Steps of the window that the public implementations train with coefficient-preserving sampling."""
+
+
 
     path: str = Field(description="diffusers pipeline: a folder, or a hub name")
     family: str | None = Field(
@@ -87,11 +91,19 @@ class RolloutSettings(Settings):
     )
     noise_level: float = Field(0.7, gt=0, le=1.5, description="noise level a of the stochastic steps")
     window_start: int = Field(0, ge=0, description="first step that may be stochastic and trained")
-    window_stop: int | None = Field(None, description="one past the last such step; default: steps - 1")
+    density: Literal["gaussian", "unscaled"] | None = Field(
+        None,
+        description="log-density of a stochastic step; unscaled leaves 1 / (2 std^2) out, as published for "
+        "cps, with a clip of 1e-5; default: unscaled with cps, else gaussian",
+    )
+    window_stop: int | None = Field(
+        None, description="one past the last such step; default: steps - 1, with cps steps / 2"
+    )
     window_size: int | None = Field(
         None,
         ge=1,
-        description="consecutive steps trained per group, drawn from the window; default: all of it",
+        description="consecutive steps trained per group, drawn from the window; default: all of it, with "
+        "cps and no window_stop at most 3",
     )
     preview_steps: int = Field(
         5, ge=1, description="denoising steps before the predicted clean image is scored as a preview"
@@ -119,7 +131,8 @@ class RolloutSettings(Settings):
     @property
     def window_range(self) -> tuple[int, int]:
         """The range [start, stop) of steps for the trained window."""
-        return self.window_start, self.steps - 1 if self.window_stop is None else self.window_stop
+        stop = max(self.window_start + 1, self.steps // 2) if self.dynamics == "cps" else self.steps - 1
+        return self.window_start, stop if self.window_stop is None else self.window_stop
 
     @property
     def trained_steps(self) -> int:
@@ -127,8 +140,15 @@ class RolloutSettings(Settings):
         start, stop = self.window_range
         return self.window_size or stop - start
 
+        if self.window_size is None and self.window_stop is None and self.dynamics == "cps":
+            return min(CPS_WINDOW, stop - start)
     @property
     def same_window(self) -> bool:
+    @property
+    def log_density(self) -> Literal["gaussian", "unscaled"]:
+        """The log-density of a stochastic step."""
+        return self.density or ("unscaled" if self.dynamics == "cps" else "gaussian")
+
         """True if every group trains the same steps, since the window fills its range."""
         start, stop = self.window_range
         return self.trained_steps == stop - start

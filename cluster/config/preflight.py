@@ -61,7 +61,7 @@ def check(settings: RunSettings, *, reach: Callable[[ClusterSettings], None] | N
         raise UserError(str(error)) from None
     _check_checkpoints(settings)
     try:
-        check_objective(settings.learner.objective, settings.rollout.dynamics)
+        check_objective(settings.learner.objective, settings.rollout)
         check_strategy(settings.selection.strategy, settings.selection.candidates, settings.selection.keep)
         deepspeed_config(settings.learner, settings.model.dtype)
     except ValueError as error:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, ValidationError, field_validator, model_validat
 from learner.objectives.base import COMMON, Metric, Objective, ObjectiveSettings
 from learner.objectives.flow_grpo import FlowGRPO, FlowGRPOSettings
 from rollout.named import imported
-from rollout.settings import explain, finite
+from rollout.settings import RolloutSettings, explain, finite
 
 OBJECTIVES: Final[Mapping[str, type[Objective]]] = {"flow_grpo": FlowGRPO}
 DEFAULT: Final = "flow_grpo"
@@ -88,17 +88,25 @@ def load_objective(settings: ObjectiveSettings) -> Objective:
     return kind(settings)
 
 
-def check_objective(settings: ObjectiveSettings, dynamics: str) -> None:
-    """Validate that an objective can be loaded and can learn from candidates of these dynamics.
+def check_objective(settings: ObjectiveSettings, rollout: RolloutSettings) -> None:
+    """Validate that an objective can be loaded and can learn from candidates of these settings.
 
     Raises:
         ValueError: naming the key, the value and what was expected.
     """
     objective = load_objective(settings)
-    if dynamics not in objective.sampling:
+    if rollout.dynamics not in objective.sampling:
         raise ValueError(
-            f"rollout.dynamics: got {dynamics!r}, but {settings.name} learns from "
+            f"rollout.dynamics: got {rollout.dynamics!r}, but {settings.name} learns from "
             f"{', '.join(sorted(objective.sampling))}"
+        )
+    if (
+        isinstance(settings, FlowGRPOSettings)
+        and settings.ratio == "guard"
+        and rollout.log_density != "gaussian"
+    ):
+        raise ValueError(
+            "learner.objective.ratio: guard centres the ratio of Gaussians; set rollout.density to gaussian"
         )
     names = metric_names(objective)
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -61,13 +61,13 @@ def test_windows_of_a_run_visit_every_place() -> None:
     assert starts != [trained_window(chosen, 1, group).start for group in range(400)]
 
 
-@pytest.mark.parametrize("dynamics", ["sde", "cps"])
+@pytest.mark.parametrize(("dynamics", "density"), [("sde", None), ("cps", None), ("cps", "gaussian")])
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])
 def test_stored_states_have_the_recorded_log_probs(
-    policy: Any, pipeline_folder: Path, dynamics: str, storage: str
+    policy: Any, pipeline_folder: Path, dynamics: str, density: str | None, storage: str
 ) -> None:
     """Everything is computed again from the stored states: the velocity by diffusers, the rest in scalars."""
-    chosen = settings(dynamics=dynamics, storage=storage)
+    chosen = settings(dynamics=dynamics, storage=storage, density=density)
     found = sample(policy, chosen, range(4))
     assert found.states.dtype == getattr(torch, storage)
     assert found.states.shape == (3, 5, *SHAPE)
@@ -94,6 +94,8 @@ def test_stored_states_have_the_recorded_log_probs(
             std = nxt * math.sin(0.7 * math.pi / 2)
             mean = (1 - nxt) * (x - sigma * v) + math.sqrt(nxt**2 - std**2) * (x + (1 - sigma) * v)
         expected = Normal(mean, std).log_prob(x_next).flatten(1).mean(1)
+        if dynamics == "cps" and density is None:
+            expected = -((x_next - mean) ** 2).flatten(1).mean(1)
         assert torch.allclose(found.log_probs[:, step], expected, atol=1e-3, rtol=1e-4)
 
 

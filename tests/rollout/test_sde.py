@@ -102,6 +102,15 @@ def test_log_prob_is_the_mean_of_normal_log_densities(seed: int, std: float) -> 
     assert torch.allclose(log_prob(x_next, Transition(mean, spread)), expected, rtol=1e-5, atol=1e-6)
 
 
+@given(st.integers(0, 2**16))
+def test_the_unscaled_density_is_the_squared_distance(seed: int) -> None:
+    x_next, mean = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(seed))
+    move = Transition(mean, torch.full((3, 1, 1, 1), 0.01), "unscaled")
+    expected = [-sum((a - b) ** 2 for a, b in zip(x.tolist(), m.tolist(), strict=True)) / 16
+                for x, m in zip(x_next.flatten(1), mean.flatten(1), strict=True)]  # fmt: skip
+    assert log_prob(x_next, move).tolist() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", sorted(DYNAMICS))
 def test_gradients_reach_the_velocity(name: str) -> None:
     x, v = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))

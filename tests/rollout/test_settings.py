@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,25 @@ def test_a_window_is_accepted_exactly_when_it_fits(steps: int, start: int, stop:
 def test_a_refusal_names_the_value(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         RolloutSettings(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "window", "size", "density"),
+    [
+        ({}, (0, 9), 9, "gaussian"),
+        ({"dynamics": "cps"}, (0, 5), 3, "unscaled"),
+        ({"dynamics": "cps", "steps": 4}, (0, 2), 2, "unscaled"),
+        ({"dynamics": "cps", "window_start": 7}, (7, 8), 1, "unscaled"),
+        ({"dynamics": "cps", "window_stop": 9}, (0, 9), 9, "unscaled"),
+        ({"dynamics": "cps", "window_size": 2, "density": "gaussian"}, (0, 5), 2, "gaussian"),
+        ({"density": "unscaled"}, (0, 9), 9, "unscaled"),
+    ],
+)
+def test_cps_has_a_window_and_a_density_of_its_own(
+    changes: dict[str, Any], window: tuple[int, int], size: int, density: str
+) -> None:
+    settings = RolloutSettings(**changes)
+    assert (settings.window_range, settings.trained_steps, settings.log_density) == (window, size, density)
 
 
 def test_the_sde_takes_levels_that_cps_refuses() -> None:

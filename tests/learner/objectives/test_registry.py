@@ -23,7 +23,7 @@ from learner.objectives.registry import (
     objective_settings,
 )
 from learner.settings import MOVED, LearnerSettings, with_moved_keys
-from rollout.settings import explain
+from rollout.settings import RolloutSettings, explain
 from tests.support.paths import ROOT
 
 OWN = """
@@ -133,13 +133,19 @@ def test_what_is_not_a_section_is_refused() -> None:
 )
 def test_an_objective_that_cannot_be_loaded_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_objective(section(**values), "cps")
+        check_objective(section(**values), RolloutSettings(dynamics="cps"))
 
 
 def test_an_objective_names_the_dynamics_that_it_learns_from() -> None:
-    check_objective(section(), "sde")
+    check_objective(section(), RolloutSettings())
     with pytest.raises(ValueError, match=r"rollout\.dynamics: got 'sde', but own_objectives:Fine .* cps"):
-        check_objective(section(name="own_objectives:Fine"), "sde")
+        check_objective(section(name="own_objectives:Fine"), RolloutSettings())
+
+
+def test_guard_needs_the_ratio_of_gaussians() -> None:
+    check_objective(section(ratio="guard"), RolloutSettings(dynamics="cps", density="gaussian"))
+    with pytest.raises(ValueError, match=r"ratio: guard .* set rollout\.density to gaussian"):
+        check_objective(section(ratio="guard"), RolloutSettings(dynamics="cps"))
 
 
 def test_the_report_draws_what_is_titled() -> None:
