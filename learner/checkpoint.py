@@ -23,11 +23,16 @@ COUNTS: Final = "learner.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """The number of ranks that wrote a checkpoint, their stage of ZeRO, and the optimizer steps before it."""
+    """The number of ranks that wrote a checkpoint, their stage of ZeRO, and the optimizer steps before it.
+
+    ``loss_scale`` is the state of a `LossScale`: the bits by which it is lowered, and the steps since. It is
+    missing in the oldest checkpoints, where in half precision the trained parameters are rounded.
+    """
 
     world: int
     zero_stage: int
     updates: int
+    loss_scale: tuple[int, int] | None = None
 
 
 def save(folder: Path, ema: Ema, counts: Counts, *, writes: bool) -> None:

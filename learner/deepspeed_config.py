@@ -11,42 +11,38 @@ from rollout.settings import finite
 from rollout.text_files import TextFileError, read_text
 
 
-def deepspeed_config(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
+def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
     """Derive the engine's configuration from the settings, and merge the user's JSON into it.
 
     Gradient accumulation is ours: each loss carries its exact weight, and `step` is called once per update.
+    Precision is ours as well: for DeepSpeed all trained parameters are float32.
 
     Raises:
         ValueError: if the user's JSON cannot be read or contradicts our own keys.
     """
-    own = _derived(settings, dtype)
+    own = _derived(settings)
     return own if settings.deepspeed is None else _merged(own, _read(settings.deepspeed), settings.deepspeed)
 
 
-def _derived(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
-    half = dtype == "bfloat16"
+def _derived(settings: LearnerSettings) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": settings.zero_stage, "overlap_comm": False}
     if settings.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if settings.offload == "parameters":
         zero["offload_param"] = {"device": "cpu"}
-    config: dict[str, Any] = {
+    return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": settings.max_grad_norm,
-        # We detect non-finite gradients ourselves, in the same way for every stage and precision.
-        "bf16": {"enabled": half, "check_grad_overflow": False},
+        # Without ZeRO, DeepSpeed reports no norm: our optimizer clips instead.
+        "gradient_clipping": settings.max_grad_norm if settings.zero_stage else 0.0,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    if half and settings.zero_stage > 0:  # without ZeRO, DeepSpeed accumulates in the model's precision
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    if settings.zero_stage == 0:  # in float32 DeepSpeed reports no norm then: our optimizer clips instead
-        config["gradient_clipping"] = 0.0 if not half else settings.max_grad_norm
-    return config
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -44,29 +44,28 @@ def join(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:
 
 
 def build_engine(
-    transformer: Any, parameters: NamedParameters, settings: LearnerSettings, dtype: str, horizon: int
+    transformer: Any, parameters: NamedParameters, settings: LearnerSettings, horizon: int
 ) -> Any:
     """Wrap the transformer in an engine; ``horizon`` is the run's length in optimizer steps."""
     import deepspeed
 
-    optimizer = build_optimizer(parameters, settings, dtype)
+    optimizer = build_optimizer(parameters, settings)
     schedule = LearningRateSchedule(settings.schedule, settings.warmup, horizon)
     engine, *_ = deepspeed.initialize(
         model=transformer,
         model_parameters=[p for _, p in parameters],
         optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, schedule),
-        config=deepspeed_config(settings, dtype),
+        config=deepspeed_config(settings),
     )
     return engine
 
 
-def build_frozen(transformer: Any, settings: LearnerSettings, dtype: str) -> Any:
+def build_frozen(transformer: Any, settings: LearnerSettings) -> Any:
     """Wrap a frozen model under ZeRO-3, for a reference policy that is too large to be whole on a rank."""
     import deepspeed
 
-    config = deepspeed_config(settings, dtype)
-    engine, *_ = deepspeed.initialize(model=transformer, config=config)
+    engine, *_ = deepspeed.initialize(model=transformer, config=deepspeed_config(settings))
     return engine
 
 
@@ -89,7 +88,7 @@ def whole(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 class Masters:
-    """The float32 master values of trained parameters, under any stage of ZeRO.
+    """The values of trained parameters, float32, under any stage of ZeRO.
 
     Each rank has its own share: all values of a parameter, or under ZeRO-3 an equal part of them, padded.
     """
@@ -100,15 +99,12 @@ class Masters:
 
     def share(self, parameter: Any) -> Tensor:
         """Return this rank's share, float32; a collective operation."""
-        if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
+        if not hasattr(parameter, "ds_id"):
             return cast(Tensor, parameter.detach())
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
+        from deepspeed.utils import safe_get_local_fp32_param
 
-        if hasattr(parameter, "ds_id"):
-            found: Tensor = safe_get_local_fp32_param(parameter)
-            return found.flatten()
-        full: Tensor | None = safe_get_full_fp32_param(parameter)
-        return cast(Tensor, parameter.detach().float()) if full is None else full
+        found: Tensor = safe_get_local_fp32_param(parameter)
+        return found.flatten()
 
     def assemble(self, parameter: Any, share: Tensor) -> Tensor:
         """Assemble a whole parameter from every rank's share, on every rank; a collective operation."""

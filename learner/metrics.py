@@ -17,7 +17,7 @@ class UpdateMetrics:
 
     def __init__(self, metrics: Sequence[Metric], steps: int) -> None:
         """Start empty, for the objective's ``metrics``; ``steps`` is the schedule's length."""
-        self.means = [metric for metric in metrics if metric.reduce == "mean"]
+        self.means = [metric for metric in metrics if metric.reduce != "max"]
         self.largest = [metric for metric in metrics if metric.reduce == "max"]
         self.steps = steps
         self.sums: list[Tensor] = []
@@ -40,7 +40,8 @@ class UpdateMetrics:
         weights, fresh = part.weights, float(first) * part.weights
         found = {name: value.detach().float() for name, value in terms.metrics.items()}
         columns = [weights, fresh, mean_grad_norms**2, weights * part.advantages**2] + [
-            (fresh if metric.fresh else weights) * found[metric.name] for metric in self.means
+            (fresh if metric.fresh else weights) * found[metric.name] ** (2 if metric.reduce == "rms" else 1)
+            for metric in self.means
         ]
         table = torch.zeros(self.steps, len(columns), device=weights.device)
         self.sums.append(table.index_add(0, part.steps, torch.stack(columns, 1)))
@@ -88,7 +89,8 @@ class UpdateMetrics:
         totals = {True: fresh, False: weight}
         return {
             **{
-                metric.name: value / totals[metric.fresh] if totals[metric.fresh] else 0.0
+                metric.name: (value / totals[metric.fresh] if totals[metric.fresh] else 0.0)
+                ** (0.5 if metric.reduce == "rms" else 1.0)
                 for metric, value in zip(self.means, rest, strict=True)
             },
             "advantage_rms": (advantage / weight) ** 0.5,

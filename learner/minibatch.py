@@ -13,7 +13,7 @@ from torch import Tensor
 from learner.rank_shares import Assignment
 from rollout.families.registry import Schedule, Tensors
 from rollout.records import Conditioning, Keep, Trajectory
-from rollout.tensors import unpack
+from rollout.tensors import borrow, unpack, upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,34 +62,77 @@ class Transitions(Minibatch):
     means: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransitionTable:
+    """All transitions of a share, of which only a mini-batch at a time is on the device.
+
+    ``rows`` has the small columns of all of them, on the device; the trajectories stay where they arrived, in
+    their storage precision, and are not copied.
+    """
+
+    rows: Minibatch
+    trajectories: Sequence[Trajectory]
+    schedule: Schedule
+    size: int
+    log_probs: Sequence[Tensor] | None = None
+    """Old log-probs by mini-batch, if they are not the trajectories'."""
+
+    def __iter__(self) -> Iterator[Transitions]:
+        """Make mini-batches of at most ``size`` rows: equally many on ranks with equally many rows."""
+        for number, part in enumerate(self.rows.split(self.size)):
+            found = self._transitions(part, number * self.size)
+            yield found if self.log_probs is None else replace(found, log_probs=self.log_probs[number])
+
+    def _transitions(self, part: Minibatch, first: int) -> Transitions:
+        schedule, steps = self.schedule, part.steps
+        spans = self._spans(first, first + len(part.weights))
+
+        def gathered(name: Keep, after: int = 0) -> Tensor:
+            found = [
+                borrow(getattr(one, name))[span.start + after : span.stop + after] for one, span in spans
+            ]
+            return upload(torch.cat(found), schedule.sigmas.device).float()
+
+        return Transitions(
+            **{field.name: getattr(part, field.name) for field in fields(part)},
+            states=gathered("states"),
+            next_states=gathered("states", after=1),
+            sigmas=schedule.sigmas[steps],
+            next_sigmas=schedule.sigmas[steps + 1],
+            timesteps=schedule.timesteps[steps],
+            log_probs=gathered("log_probs"),
+            means=gathered("means"),
+        )
+
+    def _spans(self, first: int, stop: int) -> list[tuple[Trajectory, range]]:
+        """Return the trajectories that rows [first, stop) belong to, each with its steps among them."""
+        count = len(self.trajectories[0].steps)
+        return [
+            (self.trajectories[i], range(max(first - i * count, 0), min(stop - i * count, count)))
+            for i in range(first // count, -(-stop // count))
+        ]
+
+
 def transitions(
     share: Sequence[Assignment],
     trajectories: Mapping[int, Trajectory],
     conditionings: Mapping[int, Conditioning],
     schedule: Schedule,
     *,
+    size: int,
     advantage_clip: float = math.inf,
-) -> Transitions:
-    """Build the transitions of a share's trajectories, on the device of the schedule.
+) -> TransitionTable:
+    """Build the transitions of a share's trajectories, for the device of the schedule, ``size`` at a time.
 
     Each candidate's weight is divided evenly among its trained steps. Advantages are clipped to plus and
     minus ``advantage_clip``.
     """
     device = schedule.sigmas.device
     mine = [trajectories[one.trajectory] for one in share]
-    states = torch.stack(_kept(mine, "states")).float().to(device)
     steps = torch.cat([unpack(one.steps) for one in mine]).to(device)
-    return Transitions(
-        **_rows(share, conditionings, states.shape[1] - 1, advantage_clip, device),
-        steps=steps,
-        states=states[:, :-1].flatten(0, 1),
-        next_states=states[:, 1:].flatten(0, 1),
-        sigmas=schedule.sigmas[steps],
-        next_sigmas=schedule.sigmas[steps + 1],
-        timesteps=schedule.timesteps[steps],
-        log_probs=torch.cat(_kept(mine, "log_probs")).to(device),
-        means=torch.cat(_kept(mine, "means")).to(device),
-    )
+    columns = _rows(share, conditionings, len(mine[0].steps), advantage_clip, device)
+    rows = Minibatch(steps=steps, **columns)
+    return TransitionTable(rows=rows, trajectories=mine, schedule=schedule, size=size)
 
 
 def _rows(
@@ -115,7 +158,3 @@ def _rows(
             for name in conditionings[owners[0]].arrays
         },
     }
-
-
-def _kept(trajectories: Sequence[Trajectory], name: Keep) -> list[Tensor]:
-    return [unpack(getattr(one, name)) for one in trajectories]

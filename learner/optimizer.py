@@ -36,7 +36,7 @@ class HoldingAdamW(_Holding, torch.optim.AdamW):
     """AdamW with float32 moments, from torch itself, so that nothing is compiled at the start."""
 
 
-def build_optimizer(parameters: NamedParameters, settings: LearnerSettings, dtype: str) -> Any:
+def build_optimizer(parameters: NamedParameters, settings: LearnerSettings) -> Any:
     """Build the optimizer of the trained parameters.
 
     Raises:
@@ -48,7 +48,7 @@ def build_optimizer(parameters: NamedParameters, settings: LearnerSettings, dtyp
         betas=settings.betas,
         weight_decay=settings.weight_decay,
     )
-    if settings.zero_stage == 0 and dtype == "float32":
+    if settings.zero_stage == 0:
         optimizer.max_norm = settings.max_grad_norm
     return optimizer
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from learner.engine import build_frozen
 from learner.settings import LearnerSettings
@@ -16,7 +17,7 @@ from rollout.settings import ModelSettings
 
 
 class Reference:
-    """The model to call for the reference policy; a copy is kept on the CPU between updates."""
+    """The model to call for the reference policy; a copy stays on the CPU, and is lent to the device."""
 
     def __init__(
         self, transformer: Any, model: ModelSettings, learner: LearnerSettings, device: str, *, used: bool
@@ -27,23 +28,30 @@ class Reference:
         if used and not model.lora_rank:
             self.copy = copy.deepcopy(transformer).eval().requires_grad_(False)
         self.partitioned = self.copy is not None and learner.zero_stage == 3
+        self.pinned: list[tuple[Tensor, Tensor]] = []
+        if self.copy is not None and not self.partitioned and device != "cpu":
+            self.pinned = [(p, p.detach().cpu().pin_memory()) for p in _tensors(self.copy)]
+            self._return()
 
     def join(self) -> None:
         """Partition the copy over the ranks under ZeRO-3; a collective operation."""
         if self.partitioned:
-            self.copy = build_frozen(self.copy, self.learner, self.model.dtype)
+            self.copy = build_frozen(self.copy, self.learner)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """Keep the copy on the device while the context lasts, which is an update."""
-        moves = self.copy is not None and not self.partitioned and self.device != "cpu"
-        if moves:
-            self.copy.to(self.device)
+        for tensor, kept in self.pinned:
+            tensor.data = kept.to(self.device, non_blocking=True)
         try:
             yield
         finally:
-            if moves:
-                self.copy.to("cpu")
+            self._return()
+
+    def _return(self) -> None:
+        """Free the device; the copy is frozen, so nothing has to be copied back."""
+        for tensor, kept in self.pinned:
+            tensor.data = kept
 
     @contextmanager
     def active(self, engine: Any) -> Iterator[Any]:
@@ -54,3 +62,7 @@ class Reference:
                 return
             with adapter_off(self.transformer):
                 yield engine
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

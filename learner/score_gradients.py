@@ -82,7 +82,8 @@ class ScoreGradients:
         alone = Assignment(trajectory=0, group_id=0, advantage=1.0, weight=1.0)
         schedule = self.policy.schedule(self.rollout.steps)
         schedule = Schedule(schedule.sigmas.to(device), schedule.timesteps.to(device))
-        rows = transitions([alone], {0: trajectory}, {0: conditioning}, schedule)
+        size = len(trajectory.steps)
+        (rows,) = transitions([alone], {0: trajectory}, {0: conditioning}, schedule, size=size)
         move = self.predictor.transition(rows)
         log_ratio = log_prob(rows.next_states, move) - rows.log_probs
         # The ratio is 1, far from the clip range, since this policy sampled: minus the loss is the score.

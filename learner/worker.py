@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from learner import engine as deepspeed_engine
 from learner.checkpoint_upload import Storage
 from learner.ema import Ema
 from learner.finite_check import FiniteCheck, not_finite
+from learner.loss_scale import LossScale
 from learner.metrics import UpdateMetrics
 from learner.minibatch import Minibatch
 from learner.objectives.base import Models
@@ -80,10 +81,11 @@ class LearnerWorker:
         """Form the process group with the other ranks and build the engine; every rank calls it."""
         self.rank, self.world = rank, world
         deepspeed_engine.join(rank, world, address, port, gpu=self.gpu)
+        self.loss_scale = LossScale(self.parameters, self.model.dtype)
         self.finite_check = FiniteCheck(self.parameters, self.device)
         self.reference.join()
         self.engine = deepspeed_engine.build_engine(
-            self.policy.transformer, self.parameters, self.settings, self.model.dtype, self.horizon
+            self.policy.transformer, self.parameters, self.settings, self.horizon
         )
         masters = deepspeed_engine.Masters(rank, world)
         self.ema = Ema(self.parameters, masters, self.settings.ema_decay, self.settings.ema_every)
@@ -123,14 +125,10 @@ class LearnerWorker:
         """
         started = time.perf_counter()
         metrics = UpdateMetrics(self.objective.metrics, self.rollout.steps)
-        schedule = self.policy.schedule(self.rollout.steps)
-        schedule = Schedule(schedule.sigmas.to(self.device), schedule.timesteps.to(self.device))
         with self.reference.on_device():
-            for number, share in enumerate(work.shares):
-                parts = self.objective.minibatches(
-                    share, work.trajectories, work.conditionings, schedule=schedule, size=self.micro_batch
-                )
-                self._accumulate(parts, metrics, first=number == 0)
+            for number, (share, parts) in enumerate(zip(work.shares, self._minibatches(work), strict=True)):
+                largest = max(one.weight for one in share)
+                self._accumulate(parts, metrics, largest, first=number == 0)
                 self._apply(metrics)
         found = metrics.reduce(seconds=time.perf_counter() - started)
         counts = {"skipped_in_a_row": self.skipped_in_a_row, "updates": self.updates}
@@ -140,15 +138,29 @@ class LearnerWorker:
             broken=not_finite(self.parameters, self.rank),
         )
 
-    def _accumulate(self, parts: Iterable[Minibatch], metrics: UpdateMetrics, *, first: bool) -> None:
+    def _minibatches(self, work: RankUpdate) -> Sequence[Iterable[Minibatch]]:
+        """Build the mini-batches of every share, as the objective wants them."""
+        schedule = self.policy.schedule(self.rollout.steps)
+        schedule = Schedule(schedule.sigmas.to(self.device), schedule.timesteps.to(self.device))
+        data, size = (work.trajectories, work.conditionings), self.micro_batch
+        shares = [
+            self.objective.minibatches(share, *data, schedule=schedule, size=size) for share in work.shares
+        ]
+        return self.objective.prepared(self.models, shares)
+
+    def _accumulate(
+        self, parts: Iterable[Minibatch], metrics: UpdateMetrics, largest: float, *, first: bool
+    ) -> None:
+        """Add up the gradients of mini-batches, of which ``largest`` is a candidate's largest weight."""
         for part in parts:
             terms = self.objective.loss(self.models, part)
             prediction: Any = terms.prediction
             prediction.retain_grad()
             loss = (part.weights * terms.losses).sum()
             # DeepSpeed averages over ranks; the weights already count every trajectory of the world.
-            self.engine.backward(loss * self.world)
-            mean_grad_norms = prediction.grad.flatten(1).norm(dim=1) / self.world
+            factor = self.world * self.loss_scale.set(prediction[0].numel(), largest)
+            self.engine.backward(loss * factor)
+            mean_grad_norms = prediction.grad.flatten(1).norm(dim=1) / factor
             metrics.add(terms, part, loss.detach(), mean_grad_norms, first=first)
 
     def _apply(self, metrics: UpdateMetrics) -> None:
@@ -158,6 +170,7 @@ class LearnerWorker:
         metrics.learning_rate = float(self.engine.get_lr()[0])
         self.engine.step()
         metrics.grad_norms.append(deepspeed_engine.grad_norm(self.engine))
+        self.loss_scale.record(overflowed=optimizer.hold)
         if optimizer.hold:
             metrics.skipped += 1
             self.skipped_in_a_row += 1
@@ -179,17 +192,30 @@ class LearnerWorker:
         return self.storage.saved(wait)
 
     def restore(self, url: str) -> None:
-        """Restore the state that `save` wrote, on any number of ranks; every rank calls it."""
+        """Restore the state that `save` wrote, on any number of ranks; every rank calls it.
+
+        Raises:
+            ValueError: if its trained parameters are in half precision, as in the oldest checkpoints.
+        """
         with self.storage.fetched(url) as path:
             counts = checkpoint.load(path, self.ema)
+            if counts.loss_scale is None and self.model.dtype != "float32":
+                raise ValueError(
+                    f"{url}: trained in {self.model.dtype} by an older version, which rounded parameters; "
+                    "export its weights, and start a run from these"
+                )
             self.updates = counts.updates
+            self.loss_scale.lowered, self.loss_scale.steps = counts.loss_scale or (0, 0)
             with checkpoint.readable(path, counts, self.world, converts=self.rank == 0) as (found, universal):
                 deepspeed_engine.restore(self.engine, found, universal=universal)
 
     def _write(self, path: Path) -> None:
         deepspeed_engine.save(self.engine, path)
         counts = checkpoint.Counts(
-            world=self.world, zero_stage=self.settings.zero_stage, updates=self.updates
+            world=self.world,
+            zero_stage=self.settings.zero_stage,
+            updates=self.updates,
+            loss_scale=(self.loss_scale.lowered, self.loss_scale.steps),
         )
         checkpoint.save(path, self.ema, counts, writes=self.rank == 0)
 

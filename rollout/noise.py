@@ -37,6 +37,17 @@ def initial_latents(noises: Sequence[Noise], shape: tuple[int, ...]) -> Tensor:
     return _normal([(noise.initial, 0) for noise in noises], shape)
 
 
+def held_out_latents(noises: Sequence[Noise], shape: tuple[int, ...]) -> Tensor:
+    """Draw the start states of held-out images, (N, *shape) float32 on the CPU.
+
+    By torch's generator, of whose seed 32 bits count: so anyone can draw such an image again with diffusers.
+    """
+    import torch
+
+    generators = [torch.Generator().manual_seed(noise.initial) for noise in noises]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
 def path_noise(noises: Sequence[Noise], step: int, shape: tuple[int, ...]) -> Tensor:
     """Draw the standard normal noise of one step of the SDE, (N, *shape) float32 on the CPU."""
     return _normal([(noise.path, step + 1) for noise in noises], shape)

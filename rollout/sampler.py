@@ -21,8 +21,8 @@ class Rollout:
     """N candidates after ``steps`` steps: their states ``x`` and the predicted ``clean`` latents.
 
     Both are (N, ...); after the last step they are equal. Of the trained steps so far: ``states``
-    (N, S + 1, ...) in the storage precision, ``log_probs`` (N, S) and ``means`` (N, S, ...); without any,
-    (N, 0).
+    (N, S + 1, ...) in the storage precision, ``log_probs`` (N, S) and, if kept, ``means`` (N, S, ...);
+    without any, (N, 0).
     """
 
     steps: int
@@ -77,6 +77,7 @@ def denoise(
     *,
     begun: Rollout | None = None,
     stop: int | None = None,
+    keep_means: bool = False,
 ) -> Rollout:
     """Sample a batch of candidates, or continue ``begun`` ones, up to step ``stop`` or to the end.
 
@@ -105,10 +106,16 @@ def denoise(
         x = (move.mean + move.std * noise).to(storage).float()
         states.append(x)
         log_probs.append(log_prob(x, move))
-        means.append(move.mean)
+        means += [move.mean] if keep_means else []
     nothing = torch.empty(len(x), 0)
     stacked = [torch.stack(one, 1) if one else nothing for one in (states, log_probs, means)]
     return Rollout(stop, x, clean, stacked[0].to(storage), stacked[1], stacked[2])
+
+
+def started(x: Tensor) -> Rollout:
+    """Return candidates at their start states ``x`` (N, ...), before the first step."""
+    nothing = torch.empty(len(x), 0)
+    return Rollout(0, x, x, nothing, nothing, nothing)
 
 
 def _so_far(begun: Rollout | None) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

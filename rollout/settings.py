@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rollout.retired_keys import Retired, without_retired
 
+Dtype = Literal["float32", "float16", "bfloat16"]
+
 
 class Settings(BaseModel):
     """Base of every settings section: frozen, and unknown keys and numbers that are not finite are errors."""
@@ -24,19 +26,19 @@ class Settings(BaseModel):
         return without_retired(section, cls.retired)
 
 
-class ModelSettings(Settings):
-    """The pipeline to train, and the part of it that is trained."""
 CPS_WINDOW: Final = 3
 """Steps of the window that the public implementations train with coefficient-preserving sampling."""
 
 
+class ModelSettings(Settings):
+    """The pipeline to train, and the part of it that is trained."""
 
     path: str = Field(description="diffusers pipeline: a folder, or a hub name")
     family: str | None = Field(
         None, description="module:Class of your own adapter; default: the one for the pipeline's class"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="compute precision of the transformer"
+    dtype: Dtype = Field(
+        "float32", description="compute precision of the transformer; what is trained stays in float32"
     )
     lora_rank: int = Field(0, ge=0, description="rank of the LoRA adapter; 0 trains every parameter")
     lora_alpha: int = Field(64, gt=0, description="scale of the LoRA adapter")
@@ -50,7 +52,7 @@ CPS_WINDOW: Final = 3
     compile: bool = Field(
         False,
         description="compile the transformer's blocks: slow first calls, then faster ones; "
-        "in bfloat16 sampler and learner then round differently",
+        "in half precision sampler and learner then round differently",
     )
 
     @property
@@ -89,13 +91,13 @@ class RolloutSettings(Settings):
     dynamics: Literal["sde", "cps"] = Field(
         "sde", description="stochastic steps: Flow-GRPO's SDE, or coefficients-preserving sampling"
     )
-    noise_level: float = Field(0.7, gt=0, le=1.5, description="noise level a of the stochastic steps")
-    window_start: int = Field(0, ge=0, description="first step that may be stochastic and trained")
     density: Literal["gaussian", "unscaled"] | None = Field(
         None,
         description="log-density of a stochastic step; unscaled leaves 1 / (2 std^2) out, as published for "
         "cps, with a clip of 1e-5; default: unscaled with cps, else gaussian",
     )
+    noise_level: float = Field(0.7, gt=0, le=1.5, description="noise level a of the stochastic steps")
+    window_start: int = Field(0, ge=0, description="first step that may be stochastic and trained")
     window_stop: int | None = Field(
         None, description="one past the last such step; default: steps - 1, with cps steps / 2"
     )
@@ -138,17 +140,17 @@ class RolloutSettings(Settings):
     def trained_steps(self) -> int:
         """The number of steps of each trajectory that are stochastic, stored and trained."""
         start, stop = self.window_range
-        return self.window_size or stop - start
-
         if self.window_size is None and self.window_stop is None and self.dynamics == "cps":
             return min(CPS_WINDOW, stop - start)
-    @property
-    def same_window(self) -> bool:
+        return self.window_size or stop - start
+
     @property
     def log_density(self) -> Literal["gaussian", "unscaled"]:
         """The log-density of a stochastic step."""
         return self.density or ("unscaled" if self.dynamics == "cps" else "gaussian")
 
+    @property
+    def same_window(self) -> bool:
         """True if every group trains the same steps, since the window fills its range."""
         start, stop = self.window_range
         return self.trained_steps == stop - start

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rollout.batches import Batch, batches
 from rollout.families.registry import Schedule, Tensors, load_policy
-from rollout.noise import candidate_noises
+from rollout.noise import candidate_noises, held_out_latents
 from rollout.records import (
     Begun,
     Chunk,
@@ -28,9 +28,9 @@ from rollout.records import (
     WeightsId,
     WeightsMismatch,
 )  # fmt: skip
-from rollout.sampler import Rollout, denoise, trained_window
+from rollout.sampler import Rollout, denoise, started, trained_window
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import keep_freed_memory, pack, unpack
+from rollout.tensors import keep_freed_memory, pack, unpack, upload
 from rollout.weights import bucket_of, load_flat, trainable
 
 
@@ -198,9 +198,10 @@ class RolloutWorker:
         schedule, size = self._schedule(self.settings.eval_steps), self.settings.batch
         parts = []
         for i in range(0, len(prompts), size):
-            encoded = [self._encode(prompt.text) for prompt in prompts[i : i + size]]
+            encoded, mine = [self._encode(one.text) for one in prompts[i : i + size]], noises[i : i + size]
+            x = upload(held_out_latents(mine, self.policy.latent_shape()), self.policy.device)
             owners = range(len(encoded))
-            parts.append(self._denoise(encoded, owners, noises[i : i + size], schedule, range(0)))
+            parts.append(self._denoise(encoded, owners, mine, schedule, range(0), begun=started(x)))
         images, finite = self._decode(parts)
         return finite, images
 
@@ -228,7 +229,10 @@ class RolloutWorker:
         **part: Any,
     ) -> Rollout:
         conditioning = {name: _rows([one[name] for one in encoded], owners) for name in encoded[0]}
-        return denoise(self.policy, self.settings, conditioning, noises, schedule, window, **part)
+        keep_means = "means" in self.keeps
+        return denoise(
+            self.policy, self.settings, conditioning, noises, schedule, window, keep_means=keep_means, **part
+        )
 
     def _window(self, batch: Batch) -> range:
         return trained_window(self.settings, self.seed, batch[0].group_id)

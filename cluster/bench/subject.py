@@ -159,7 +159,7 @@ class _Engine:
 
     def __init__(self, transformer: nn.Module, worker: LearnerWorker) -> None:
         self.transformer, self.rate = transformer, worker.settings.learning_rate
-        self.basic_optimizer: Any = build_optimizer(worker.parameters, worker.settings, worker.model.dtype)
+        self.basic_optimizer: Any = build_optimizer(worker.parameters, worker.settings)
         self.basic_optimizer.max_norm = worker.settings.max_grad_norm
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

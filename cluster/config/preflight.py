@@ -63,7 +63,7 @@ def check(settings: RunSettings, *, reach: Callable[[ClusterSettings], None] | N
     try:
         check_objective(settings.learner.objective, settings.rollout)
         check_strategy(settings.selection.strategy, settings.selection.candidates, settings.selection.keep)
-        deepspeed_config(settings.learner, settings.model.dtype)
+        deepspeed_config(settings.learner)
     except ValueError as error:
         raise UserError(str(error)) from None
     for reward in settings.distinct_rewards.values():

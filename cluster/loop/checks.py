@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.config.errors import RunStopped
 from cluster.loop.run import Run, Step
+from cluster.record.events import warn
 from cluster.record.nonfinite import BROKEN
 from cluster.record.nothing_learned import first_few, nothing_learned
 from cluster.record.run_folder import RunFolder
@@ -88,8 +89,10 @@ def _weights(run: Run, update: Update) -> None:
 
 
 def _healthy(run: Run, step: int, made: Step, metrics: Mapping[str, float]) -> None:
-    """Stop at metrics that the objective knows to be a defect."""
+    """Stop at metrics that the objective knows to be a defect, and log those that it doubts."""
     objective, dtype = load_objective(run.settings.learner.objective), run.settings.model.dtype
     on_policy = step - 1 == min(group.version for group in made.groups)
     if defect := objective.healthy(metrics, on_policy=on_policy, dtype=dtype):
         raise RunStopped(defect)
+    if doubt := objective.doubts(metrics, on_policy=on_policy):
+        warn("objective in doubt", story=doubt)

@@ -7,7 +7,7 @@ functions that compute tensors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
@@ -36,16 +36,16 @@ class ObjectiveSettings(Settings):
 class Metric:
     """A metric of an update, by its name in metrics.jsonl.
 
-    ``mean`` metrics are reported as the weighted mean over rows, for all steps together and for each; ``max``
-    ones as the largest value. ``fresh`` restricts a metric to rows before the first optimizer step of a
-    batch, when the policy is still the behaviour policy. With a ``title`` the report draws a chart, which
-    ``note`` explains.
+    ``mean`` metrics are reported as the weighted mean over rows, for all steps together and for each, ``rms``
+    ones as the root of the mean square, ``max`` ones as the largest value. ``fresh`` restricts a metric to
+    rows before the first optimizer step of a batch, when the policy is still the behaviour policy. With a
+    ``title`` the report draws a chart, which ``note`` explains.
     """
 
     name: str
     title: str = ""
     note: str = ""
-    reduce: Literal["mean", "max"] = "mean"
+    reduce: Literal["mean", "rms", "max"] = "mean"
     fresh: bool = False
 
 
@@ -128,15 +128,20 @@ class Objective(ABC):
         *,
         schedule: Schedule,
         size: int,
-    ) -> Iterator[Minibatch]:
+    ) -> Iterable[Minibatch]:
         """Build the mini-batches of a rank's share, of at most ``size`` rows, for `loss`.
 
         By default rows are transitions between the states around every trained step. Shares of all ranks
-        have equally many candidates and must yield equally many mini-batches.
+        have equally many candidates and must yield equally many mini-batches. Mini-batches should be made as
+        they are iterated over, so that the device has one at a time.
         """
         from learner.minibatch import transitions
 
-        return transitions(share, trajectories, conditionings, schedule).split(size)
+        return transitions(share, trajectories, conditionings, schedule, size=size)
+
+    def prepared(self, models: Models, shares: Sequence[Any]) -> Sequence[Any]:
+        """Complete the mini-batches of all shares before the first optimizer step of a batch."""
+        return shares
 
     @abstractmethod
     def loss(self, models: Models, part: Any) -> Terms:
@@ -149,6 +154,13 @@ class Objective(ABC):
         """Describe in one line a defect that the metrics of an update prove; return "" if they look right.
 
         ``on_policy`` is True if the candidates were sampled with the same weights that the update started
-        from, in the precision ``dtype``.
+        from, in the precision ``dtype``. A run stops at a defect.
+        """
+        return ""
+
+    def doubts(self, metrics: Mapping[str, float], *, on_policy: bool) -> str:
+        """Describe in one line what the user should know of an update's metrics; return "" if nothing.
+
+        The run continues, and the description becomes an event in its log.
         """
         return ""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from learner.objectives.base import Metric, Models, Objective, ObjectiveSettings, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.minibatch import Transitions
+    from learner.minibatch import Transitions, TransitionTable
     from learner.rank_shares import Assignment
     from rollout.families.registry import Schedule
     from rollout.records import Conditioning, Keep, Trajectory
     from rollout.sde import Transition
 
-RATIO_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Largest distance of on-policy ratios from 1 that rounding explains, by precision."""
+ROUNDING: Final = 1e-4
+"""Largest distance of on-policy ratios from 1 that rounding explains in float32."""
+CLIPPED: Final = 0.5
+"""Share of on-policy ratios beyond the clip range from which a run cannot learn."""
+REMEDY: Final = (
+    "set learner.micro_batch to rollout.batch, learner.objective.old_log_probs to learner, "
+    "or a wider learner.objective.clip"
+)
 
 
 class FlowGRPOSettings(ObjectiveSettings):
@@ -34,6 +40,11 @@ class FlowGRPOSettings(ObjectiveSettings):
         gt=0,
         description="ratios are clipped to 1 +- this; tiny, since log-probs are means over dimensions "
         "(published: 1e-4)",
+    )
+    old_log_probs: Literal["sampler", "learner"] = Field(
+        "sampler",
+        description="learner computes the old log-probs again, a pass more per pair: for samplers that round "
+        "differently, since compiled or of another kind",
     )
     ratio: Literal["plain", "guard"] = Field(
         "plain", description="guard centres each step's ratio and evens out the steps (GRPO-Guard)"
@@ -50,6 +61,12 @@ class FlowGRPOSettings(ObjectiveSettings):
     kl: Literal["gaussian", "flow_grpo"] = Field(
         "gaussian", description="gaussian divides by 2 std^2; flow_grpo by 2 s^2, without the step size"
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FlowGRPOSettings:
+        if self.ratio == "guard" and self.old_log_probs == "learner":
+            raise ValueError("ratio = 'guard' needs the sampler's means: leave old_log_probs out")
+        return self
 
 
 class FlowGRPO(Objective):
@@ -69,17 +86,21 @@ class FlowGRPO(Objective):
         Metric(name="clip_fraction", title="Clipped", note="Share of ratios outside the clip range."),
         Metric(name="kl", title="KL", note="Distance of the step distributions from the reference model's."),
         Metric(
-            name="drift",
-            title="Log-prob gap",
-            note="Mean distance of the sampler's and the learner's log-probs of fresh candidates.",
+            name="log_ratio",
+            title="Log-ratio at the start",
+            note="Mean log-ratio before the first optimizer step: 0, unless sampler and learner differ.",
             fresh=True,
         ),
+        Metric(name="log_ratio_rms", reduce="rms", fresh=True),
+        Metric(name="fresh_clip_fraction", fresh=True),
     )
 
     @property
     def keeps(self) -> frozenset[Keep]:
-        """States and log-probs, for GRPO-Guard also the means of the behaviour policy."""
-        return super().keeps | (frozenset({"means"}) if self.settings.ratio == "guard" else frozenset())
+        """States and what the ratio needs of the behaviour policy: log-probs, for GRPO-Guard also means."""
+        found: set[Keep] = {"states"}
+        found |= {"log_probs"} if self.settings.old_log_probs == "sampler" else set()
+        return frozenset(found | ({"means"} if self.settings.ratio == "guard" else set()))
 
     @property
     def needs_reference(self) -> bool:
@@ -94,13 +115,28 @@ class FlowGRPO(Objective):
         *,
         schedule: Schedule,
         size: int,
-    ) -> Iterator[Transitions]:
+    ) -> TransitionTable:
         """Build the transitions of a share, with clipped advantages."""
         from learner.minibatch import transitions
 
         clip = self.settings.advantage_clip
-        rows = transitions(share, trajectories, conditionings, schedule, advantage_clip=clip)
-        return rows.split(size)
+        return transitions(share, trajectories, conditionings, schedule, size=size, advantage_clip=clip)
+
+    def prepared(self, models: Models, shares: Sequence[TransitionTable]) -> Sequence[TransitionTable]:
+        """Compute the old log-probs with the learner's own weights, if it is to."""
+        if self.settings.old_log_probs == "sampler":
+            return shares
+        import torch
+
+        from rollout.sde import log_prob
+
+        with torch.no_grad():
+            return [
+                replace(
+                    share, log_probs=[log_prob(p.next_states, models.policy.transition(p)) for p in share]
+                )
+                for share in shares
+            ]
 
     def loss(self, models: Models, part: Transitions) -> Terms:
         """Compute max(-A ratio, -A clip(ratio, 1 +- c)) + beta KL per row."""
@@ -125,22 +161,51 @@ class FlowGRPO(Objective):
 
     def _figures(self, ratio: Tensor, kl: Tensor) -> dict[str, Tensor]:
         off = (ratio - 1).abs()
+        clipped = off > self.settings.clip
         return {
             "ratio_max_deviation": off,
             "ratio_mean": ratio,
-            "clip_fraction": off > self.settings.clip,
+            "clip_fraction": clipped,
             "kl": kl,
-            "drift": ratio.log().abs(),
+            "log_ratio": ratio.log(),
+            "log_ratio_rms": ratio.log(),
+            "fresh_clip_fraction": clipped,
         }
 
     def healthy(self, metrics: Mapping[str, float], *, on_policy: bool, dtype: str) -> str:
-        """Report on-policy ratios that differ from 1 by more than rounding, since these prove a defect."""
-        off, tolerance = metrics["ratio_max_deviation"], RATIO_TOLERANCE[dtype]
-        if not on_policy or not off > tolerance:
+        """Report on-policy ratios that rounding cannot explain, or of which most have no gradient left.
+
+        Rounding shifts log-ratios downwards, by half the mean square of its effect in units of the step's
+        standard deviation. Beyond the clip range, candidates with negative advantages then lose their
+        gradient and the others do not.
+        """
+        if not on_policy:
             return ""
+        off, lost = metrics["ratio_max_deviation"], metrics["fresh_clip_fraction"]
+        if dtype == "float32" and off > ROUNDING:
+            return (
+                f"sampler and learner disagree: on-policy ratios are off by {off:.2g}, "
+                f"more than {ROUNDING:g} in float32"
+            )
+        if lost > CLIPPED:
+            return (
+                f"sampler and learner disagree: {lost:.0%} of the on-policy ratios are beyond the clip range "
+                f"of {self.settings.clip:g} in {dtype}, so most candidates have no gradient; {REMEDY}"
+            )
+        return ""
+
+    def doubts(self, metrics: Mapping[str, float], *, on_policy: bool) -> str:
+        """Report steps whose on-policy log-ratios are, on average, beyond half the clip range."""
+        half = self.settings.clip / 2
+        found = {name: value for name, value in metrics.items() if name.startswith("log_ratio_rms.t")}
+        step, worst = max(found.items(), key=lambda one: one[1], default=("", 0.0))
+        if not on_policy or worst <= half:
+            return ""
+        number = step.removeprefix("log_ratio_rms.t")
+        mean = metrics[f"log_ratio.t{number}"]
         return (
-            f"sampler and learner disagree: on-policy ratios are off by {off:.2g}, "
-            f"more than {tolerance:g} in {dtype}"
+            f"at denoising step {number}, on-policy log-ratios have mean {mean:.2g} and "
+            f"spread {worst:.2g}, more than half the clip range of {self.settings.clip:g}: {REMEDY}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import diffusers
@@ -49,6 +50,9 @@ class DiffusersPolicy(ABC):
         self.rollout = rollout
         self.device = torch.device(device)
         self.dtype = getattr(torch, model.dtype)
+        # If all parameters are trained, they are float32 and autocast rounds them. A model on the meta device
+        # is only counted, as if they were stored rounded.
+        self.autocasts = model.dtype != "float32" and not model.trains_adapter and device != "meta"
         self.index = DiffusionPipeline.load_config(model.path)
         self.vae_config: dict[str, Any] = AutoencoderKL.load_config(model.path, subfolder="vae")
         self._negative: Tensors = {}
@@ -71,21 +75,28 @@ class DiffusersPolicy(ABC):
     def _load_pipeline(self, path: str) -> Any:
         # Components that were saved as missing (T5, usually) must be passed to diffusers as None.
         absent = {name: None for name, entry in self.index.items() if entry == [None, None]}
-        pipeline = DiffusionPipeline.from_pretrained(path, dtype=self.dtype, **absent)
+        # The autoencoder in float32: half precision is visible in flat areas, and decoding is cheap.
+        dtypes = {"default": self.dtype, "transformer": self._stored, "vae": torch.float32}
+        pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtypes, **absent)
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae.float().to(self.device)  # half precision is visible in flat areas; decoding is cheap
+        pipeline.vae.to(self.device)
         if self.rollout.decode != "whole":
             pipeline.vae.enable_slicing()
         if self.rollout.decode == "tiled":
             pipeline.vae.enable_tiling()
         return pipeline
 
+    @property
+    def _stored(self) -> torch.dtype:
+        """The precision in which the transformer's weights are loaded; diffusers keeps some in float32."""
+        return torch.float32 if self.autocasts else self.dtype
+
     def _load_part(self, path: str, name: str, **options: Any) -> Any:
         return getattr(diffusers, self.index[name][1]).from_pretrained(path, subfolder=name, **options)
 
     def _load_transformer(self, path: str) -> Any:
         if self.device.type != "meta":
-            return self._load_part(path, "transformer", dtype=self.dtype)
+            return self._load_part(path, "transformer", dtype=self._stored)
         # On the meta device a model has only shapes, which are enough to count; nothing is read.
         made = getattr(diffusers, self.index["transformer"][1])
         with self.device:
@@ -222,23 +233,22 @@ class DiffusersPolicy(ABC):
         return self.embedder(text) | (self._negative if self.guided else {})
 
     def velocity(self, model: Velocity, x: Tensor, timestep: Tensor, conditioning: Tensors) -> Tensor:
-        """Compute the velocity (N, ...) in float32; with guidance both branches run as one batch.
+        """Compute the velocity (N, ...) in float32, with guidance from two passes of N rows each.
 
-        Where gradients are recorded, the branch without the prompt runs separately and has none: it is a
-        constant that guidance extrapolates from, as in Flow-GRPO's paper. The value is the same.
+        The pass without the prompt records no gradient: it is a constant that guidance extrapolates from, as
+        in Flow-GRPO's paper. Sampler and learner make the same passes, since in half precision the number of
+        rows may change how a GPU rounds.
         """
         text = {name: value for name, value in conditioning.items() if not name.startswith("negative_")}
-        x = x.to(self.dtype)
         if not self.guided:
-            return self.predict(model, x, timestep, text).float()
-        empty = {name: conditioning[f"negative_{name}"] for name in text}
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                without = self.predict(model, x, timestep, empty)
-            return self.combine(without.float(), self.predict(model, x, timestep, text).float())
-        both = {name: torch.cat([empty[name], value]) for name, value in text.items()}
-        v = self.predict(model, torch.cat([x, x]), torch.cat([timestep, timestep]), both)
-        return self.combine(*v.float().chunk(2))
+            return self._branch(model, x, timestep, text)
+        with torch.no_grad():
+            without = self._branch(model, x, timestep, {n: conditioning[f"negative_{n}"] for n in text})
+        return self.combine(without, self._branch(model, x, timestep, text))
+
+    def _branch(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype) if self.autocasts else nullcontext():
+            return self.predict(model, x.to(self.dtype), timestep, text).float()
 
     def combine(self, without: Tensor, with_prompt: Tensor) -> Tensor:
         """Combine two velocities (N, ...) by classifier-free guidance."""

@@ -1,4 +1,4 @@
-"""Preparation of the transformer: its trained parameters, attention backend and compilation."""
+"""Preparation of the transformer: its trained parameters and their precision, attention and compilation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any, Final
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from rollout.families.adapter_files import AdapterError, check_keys, read_adapter
 from rollout.settings import ModelSettings
@@ -19,10 +22,29 @@ Those of SD3.5 differ by attention, position, adapter on or off, gradients and s
 """
 
 
+class RoundingLinear(nn.Linear):
+    """A layer with float32 weights that computes in the precision of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the rounded weights."""
+        return linear(x, self.weight.to(x.dtype), self.bias if self.bias is None else self.bias.to(x.dtype))
+
+
+class Float32Linear(nn.Linear):
+    """A layer that computes in float32 under autocast as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.float(), self.weight, self.bias)
+
+
 def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed: int, pipeline: str) -> str:
     """Freeze the untrained parameters and add an adapter, if any; a new one is drawn from the seed.
 
-    ``pipeline`` names the diffusers class that converts the family's other layouts of adapters.
+    Trained parameters are float32, whatever the precision of the computation: in half precision most updates
+    would be rounded away. ``pipeline`` names the diffusers class that converts the family's other layouts of
+    adapters.
 
     Returns:
         A summary of the adapter ``model.lora_path``; empty without one.
@@ -32,7 +54,7 @@ def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed
             ``model.lora_targets`` names a module that it lacks.
     """
     transformer.requires_grad_(not model.trains_adapter)
-    dtype, summary = transformer.dtype, ""  # read once: diffusers searches every module for it on each access
+    summary = ""
     if model.lora_path is not None:
         summary = _load(transformer, model, pipeline)
     elif model.lora_rank:
@@ -45,9 +67,35 @@ def prepare(transformer: Any, model: ModelSettings, targets: Sequence[str], seed
         )
         _check_targets(transformer, model.lora_targets)
         _add(transformer, config)
-    for parameter in transformer.parameters():  # peft makes adapters in float32; sampler and learner agree
-        parameter.data = parameter.data.to(dtype)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad and not parameter.is_meta:
+            parameter.data = parameter.data.float()
+    if model.dtype != "float32":
+        _round(transformer) if model.trains_adapter else _keep_in_float32(transformer)
     return summary
+
+
+def _round(transformer: nn.Module) -> None:
+    """Let adapters compute in the precision of the frozen layers; peft would run them in float32."""
+    for layer in transformer.modules():
+        if isinstance(layer, LoraLayer):
+            factors = [*layer.lora_A.values(), *layer.lora_B.values()]
+            if all(type(factor) is nn.Linear for factor in factors):
+                for factor in factors:
+                    factor.__class__ = RoundingLinear
+                layer.cast_input_dtype_enabled = False
+
+
+def _keep_in_float32(transformer: Any) -> None:
+    """Exempt from autocast the layers that diffusers keeps in float32."""
+    for name, module in transformer.named_modules():
+        if type(module) is nn.Linear and stays_float32(transformer, name):
+            module.__class__ = Float32Linear
+
+
+def stays_float32(transformer: Any, name: str) -> bool:
+    """Return True if diffusers keeps the module or parameter of that name in float32."""
+    return any(part in name for part in transformer._keep_in_fp32_modules or ())
 
 
 def _check_targets(transformer: Any, targets: Sequence[str]) -> None:

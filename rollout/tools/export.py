@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rollout.families.registry import Tensors, family_class, load_policy
+from rollout.families.transformer import stays_float32
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.weights import trainable
 
@@ -54,8 +55,10 @@ def write_pipeline(weights: Path, model: ModelSettings, rollout: RolloutSettings
     if model.trains_adapter:
         transformer.fuse_lora()
         transformer.unload_lora()
-    # Not diffusers' own `to`, which warns, for every model, that some parts may have to stay float32.
-    torch.nn.Module.to(transformer, getattr(torch, model.dtype)).save_pretrained(folder / "transformer")
+    for name, tensor in (*transformer.named_parameters(), *transformer.named_buffers()):
+        if tensor.is_floating_point() and not stays_float32(transformer, name):
+            tensor.data = tensor.data.to(getattr(torch, model.dtype))
+    transformer.save_pretrained(folder / "transformer")
     _copy_others(model.path, folder)
 
 

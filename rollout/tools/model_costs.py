@@ -50,7 +50,7 @@ class Sizes:
     decoding: Cost
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counter of the bytes of all live storages, and of their peak."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -95,7 +95,7 @@ def cost_of(module: nn.Module, work: Callable[[], Any]) -> Cost:
     with _without_scores():
         with FlopCounterMode(display=False) as counter:
             work()
-        with _LiveBytes(module) as live:
+        with LiveBytes(module) as live:
             work()
     return Cost(float(counter.get_total_flops()), float(live.peak))
 
@@ -133,7 +133,7 @@ def sizes_of(
     return Sizes(
         parameters=sum(p.numel() for p in transformer.parameters()),
         trained=sum(p.numel() for _, p in trainable(transformer)),
-        weights=_bytes(transformer),
+        weights=_bytes(transformer, least=4 if model.dtype != "float32" and not model.trains_adapter else 0),
         autoencoder=_bytes(vae),
         pairs=together,
         sampling=sampling,
@@ -143,8 +143,10 @@ def sizes_of(
     )
 
 
-def _bytes(module: nn.Module) -> float:
-    return float(sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())))
+def _bytes(module: nn.Module, least: int = 0) -> float:
+    """Count the bytes of a module; where all is trained, an element has at ``least`` the 4 of float32."""
+    own = (*module.parameters(), *module.buffers())
+    return float(sum(t.numel() * max(t.element_size(), least) for t in own))
 
 
 def _pass(policy: Any, count: int, tokens: int) -> Callable[[], Tensor]:

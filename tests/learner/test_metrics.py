@@ -56,7 +56,9 @@ def test_sums_become_weighted_means() -> None:
             "loss": (0.4 - 1.0 + 0.2) / 2,
             "ratio_mean": (0.25 * 2.05 + 0.5 * 1.2 + 0.5) / 2,
             "ratio_max_deviation": 0.05,  # of the first update only
-            "drift": math.log(1.05) / 2,  # likewise
+            "log_ratio": math.log(1.05) / 2,  # likewise
+            "log_ratio_rms": math.log(1.05) / math.sqrt(2),
+            "fresh_clip_fraction": 0,
             "clip_fraction": (0.5 + 1.0) / 2,
             "kl": (0.05 + 0.2 + 0.8) / 2,
             "advantage_rms": math.sqrt((0.25 + 0.25 * 9 + 0.5 + 1) / 2),

@@ -30,7 +30,7 @@ def test_the_learning_rate_falls_to_nothing_with_the_run(kind: str, middle: floa
 
 def test_a_held_step_changes_nothing() -> None:
     parameter = nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer([("w", parameter)], LearnerSettings(gpus=0), "float32")
+    optimizer = build_optimizer([("w", parameter)], LearnerSettings(gpus=0))
     parameter.grad = torch.full((3,), torch.nan)
     optimizer.hold = True
     optimizer.step()
@@ -45,7 +45,7 @@ def test_a_held_step_changes_nothing() -> None:
 def test_without_zero_the_optimizer_clips_and_tells_the_norm() -> None:
     parameter = nn.Parameter(torch.zeros(4))
     settings = LearnerSettings(gpus=0, zero_stage=0, max_grad_norm=0.5)
-    optimizer = build_optimizer([("w", parameter)], settings, "float32")
+    optimizer = build_optimizer([("w", parameter)], settings)
     parameter.grad = torch.full((4,), 3.0)
     optimizer.step()
     assert optimizer.norm == pytest.approx(6.0)

@@ -12,16 +12,19 @@ from learner.digests import digests
 from tests.support.ranks import SAVED, Case, Life, Task, in_world, resumed
 from tests.support.tiny_learner import rollout_settings, sample
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2}
 
 QUICK = [Case(1), Case(3, lora=4, beta=10)]
-EVERY = [Case(stage, dtype, lora) for dtype in TOLERANCE for lora in (0, 4) for stage in range(4)]
+EVERY = [
+    Case(stage, dtype, lora) for dtype in ("float32", "bfloat16") for lora in (0, 4) for stage in range(4)
+]
+ROUNDED = [Case(1, "float16", 4), Case(3, "float16", 4), Case(2, "float16")]
 OFFLOADED = [
     Case(1, offload="optimizer"),
     Case(2, "bfloat16", offload="optimizer"),
     Case(3, offload="parameters"),
 ]
-SLOW = [*EVERY, *OFFLOADED, Case(1, beta=10), Case(3, beta=10)]
+SLOW = [*EVERY, *ROUNDED, *OFFLOADED, Case(1, beta=10), Case(3, beta=10)]
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def test_a_kl_that_counts_is_the_same_on_all_ranks(found: Lives) -> None:
 def test_the_start_is_on_policy(found: Lives) -> None:
     for life in (found.alone, found.pair[0]):
         assert life.metrics[0]["ratio_max_deviation"] < (1e-5 if found.case.dtype == "float32" else 5e-3)
-        assert life.metrics[0]["drift"] < life.metrics[1]["drift"]
+        assert life.metrics[0]["log_ratio_rms"] < life.metrics[1]["log_ratio_rms"]
 
 
 def test_all_ranks_report_the_same_and_one_publishes(found: Lives) -> None:

@@ -253,14 +253,22 @@ def test_weights_that_end_early_are_refused(pipeline_folder: Path) -> None:
         worker.load(WeightsId(3), 0, 1, "", flat[:-1])
 
 
-def test_a_bfloat16_model_samples_nearly_the_same(worker: RolloutWorker, pipeline_folder: Path) -> None:
-    rough = start(pipeline_folder, model={"dtype": "bfloat16"}, storage="bfloat16")
-    assert {p.dtype for p in rough.policy.transformer.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_model_in_half_precision_samples_nearly_the_same(
+    worker: RolloutWorker, pipeline_folder: Path, name: str, lora_rank: int
+) -> None:
+    rough = start(pipeline_folder, model={"dtype": name, "lora_rank": lora_rank}, storage=name)
+    dtype = getattr(torch, name)
+    assert {p.dtype for _, p in rough.parameters} == {torch.float32}
+    frozen = {p.dtype for n, p in rough.policy.transformer.named_parameters() if "lora" not in n}
+    assert frozen == {dtype if lora_rank else torch.float32}
+    assert {p.dtype for p in rough.policy.pipeline.vae.parameters()} == {torch.float32}
     _, images, conditioning, *trajectories = parts(rough.sample([request(NOISES)]))
     exact = worker.sample([request(NOISES)])[0].images
-    assert np.abs(images.astype(int) - exact.astype(int)).mean() < 5
-    assert unpack(conditioning.arrays["hidden"]).dtype == torch.bfloat16
-    assert unpack(trajectories[0].states).dtype == torch.bfloat16
+    assert 0 < np.abs(images.astype(int) - exact.astype(int)).mean() < 5
+    assert unpack(conditioning.arrays["hidden"]).dtype == dtype
+    assert unpack(trajectories[0].states).dtype == dtype
     assert all(np.isfinite(trajectory.log_probs).all() for trajectory in trajectories)
 
 

@@ -25,7 +25,10 @@ from tests.support.saving import written_at
 PROMPTS = tuple(Prompt(index=index, text=f"prompt {index}") for index in range(5))
 START = np.array([0.1, 0.9, 0.5, 0.5, 0.2])
 """What the held-out prompts score before training."""
-METRICS = {"ratio_max_deviation": 0.0, "skipped_updates": 0.0, "skipped_in_a_row": 0.0, "learning_rate": 0.1}
+METRICS = {
+    "ratio_max_deviation": 0.0, "fresh_clip_fraction": 0.0, "skipped_updates": 0.0, "skipped_in_a_row": 0.0,
+    "learning_rate": 0.1,
+}  # fmt: skip
 
 
 class FakeStages:

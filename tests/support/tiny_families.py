@@ -44,12 +44,12 @@ class Tiny:
 
 @contextmanager
 def starts_from(pipeline: Any, noises: Sequence[Noise]) -> Iterator[None]:
-    """Let a diffusers pipeline draw the candidates' initial noise, packed or not as it does itself."""
+    """Let a diffusers pipeline start from candidates' initial noise, packed or not as it draws its own."""
 
-    def draw(shape: Sequence[int], **_: Any) -> torch.Tensor:
+    def drawn(shape: Sequence[int], **_: Any) -> torch.Tensor:
         return initial_latents(noises, tuple(shape[1:]))
 
-    with patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", draw):
+    with patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", drawn):
         yield
 
 

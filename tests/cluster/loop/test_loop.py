@@ -12,6 +12,8 @@ import pytest
 from cluster.config.errors import DataLost, RunStopped
 from cluster.config.settings import RunSettings
 from cluster.loop.loop import train
+from cluster.record.events import recording
+from cluster.record.names import LOG
 from cluster.record.run_folder import RunFolder
 from rollout.records import Chunk, Noise
 from tests.support.fake_stages import FakeStages, course
@@ -172,6 +174,18 @@ def test_ratios_that_are_not_one_on_policy_stop_the_run(make: Any) -> None:
     stages = make(steps=2)
     stages.update_metrics = {"ratio_max_deviation": 0.5}
     assert "on-policy ratios are off by 0.5" in stopped(stages)
+
+
+def test_ratios_that_come_close_to_the_clip_range_are_an_event(make: Any) -> None:
+    stages = make(steps=2)
+    stages.update_metrics = {"log_ratio.t3": -8e-4, "log_ratio_rms.t3": 9e-4}
+    folder = folder_of(stages.settings)
+    with recording(folder.path.parent, "run"):
+        go(stages)
+    events = [json.loads(line) for line in (folder.path.parent / LOG).read_text().splitlines()]
+    found = [event for event in events if event["event"] == "objective in doubt"]
+    assert [event["step"] for event in found] == [1, 2]
+    assert "at denoising step 3" in found[0]["story"]
 
 
 def test_images_that_are_not_finite_are_counted_and_kept_by_their_seeds(make: Any) -> None:

@@ -136,7 +136,9 @@ def test_the_loss_is_the_clipped_surrogate_plus_beta_times_the_kl() -> None:
     assert found.metrics["ratio_mean"].tolist() == pytest.approx(ratios, rel=1e-4)
     assert found.metrics["ratio_max_deviation"].tolist() == pytest.approx([r - 1 for r in ratios], abs=1e-4)
     assert found.metrics["clip_fraction"].tolist() == [False, False, True]
-    assert found.metrics["drift"].tolist() == pytest.approx([0.0, 0.1, 0.3], abs=1e-4)
+    for name in ("log_ratio", "log_ratio_rms"):
+        assert found.metrics[name].tolist() == pytest.approx([0.0, 0.1, 0.3], abs=1e-4)
+    assert found.metrics["fresh_clip_fraction"].tolist() == [False, False, True]
     assert torch.equal(found.metrics["kl"], kl)
 
 
@@ -160,26 +162,58 @@ def test_guards_loss_is_divided_by_the_step_size() -> None:
 def test_what_it_needs_follows_from_its_settings() -> None:
     plain, guard = FlowGRPO(FlowGRPOSettings()), FlowGRPO(FlowGRPOSettings(ratio="guard", beta=0.1))
     assert plain.keeps == {"states", "log_probs"}
+    assert FlowGRPO(FlowGRPOSettings(old_log_probs="learner")).keeps == {"states"}
     assert guard.keeps == {"states", "log_probs", "means"}
     assert (plain.needs_reference, guard.needs_reference) == (False, True)
 
 
 @pytest.mark.parametrize(
-    ("deviation", "on_policy", "dtype", "words"),
+    ("deviation", "clipped", "on_policy", "dtype", "words"),
     [
-        (5e-5, True, "float32", ""),
-        (2e-4, True, "float32", "off by 0.0002, more than 0.0001 in float32"),
-        (2e-4, True, "bfloat16", ""),
-        (0.3, True, "bfloat16", "more than 0.02 in bfloat16"),
-        (0.3, False, "float32", ""),
+        (5e-5, 0.0, True, "float32", ""),
+        (2e-4, 0.1, True, "float32", "off by 0.0002, more than 0.0001 in float32"),
+        (2e-4, 0.5, True, "float16", ""),
+        (
+            2e-4,
+            0.51,
+            True,
+            "float16",
+            "51% of the on-policy ratios are beyond the clip range of 0.0001 in float16",
+        ),
+        (0.3, 0.9, True, "bfloat16", "so most candidates have no gradient"),
+        (0.3, 0.9, False, "float32", ""),
     ],
 )
 def test_on_policy_ratios_other_than_one_are_a_defect(
-    deviation: float, on_policy: bool, dtype: str, words: str
+    deviation: float, clipped: float, on_policy: bool, dtype: str, words: str
 ) -> None:
-    objective = FlowGRPO(FlowGRPOSettings())
-    found = objective.healthy({"ratio_max_deviation": deviation}, on_policy=on_policy, dtype=dtype)
+    metrics = {"ratio_max_deviation": deviation, "fresh_clip_fraction": clipped}
+    found = FlowGRPO(FlowGRPOSettings()).healthy(metrics, on_policy=on_policy, dtype=dtype)
     assert (words in found) if words else not found
+
+
+@pytest.mark.parametrize(
+    ("clip", "on_policy", "doubted"), [(1e-4, True, True), (3e-4, True, False), (1e-4, False, False)]
+)
+def test_a_step_whose_log_ratios_reach_half_the_clip_range_is_doubted(
+    clip: float, on_policy: bool, doubted: bool
+) -> None:
+    metrics = {
+        "log_ratio.t3": -1e-6,
+        "log_ratio_rms.t3": 2e-6,
+        "log_ratio.t7": -7e-5,
+        "log_ratio_rms.t7": 9e-5,
+    }
+    found = FlowGRPO(FlowGRPOSettings(clip=clip)).doubts(metrics, on_policy=on_policy)
+    assert bool(found) == doubted
+    if doubted:
+        assert "at denoising step 7, on-policy log-ratios have mean -7e-05 and spread 9e-05" in found
+        assert "learner.objective.old_log_probs" in found
+
+
+def test_guard_needs_the_samplers_means() -> None:
+    with pytest.raises(ValueError, match="ratio = 'guard' needs the sampler's means"):
+        FlowGRPOSettings(ratio="guard", old_log_probs="learner")
 
 
 @given(st.integers(0, 2**16))

@@ -151,7 +151,8 @@ def test_guard_needs_the_ratio_of_gaussians() -> None:
 def test_the_report_draws_what_is_titled() -> None:
     older = {"clip": 1e-4, "ratio": "plain"}
     flow = [
-        "ratio_max_deviation", "clip_fraction", "kl", "drift", "grad_norm", "loss", "advantage_rms", "pull",
+        "ratio_max_deviation", "clip_fraction", "kl", "log_ratio", "grad_norm", "loss", "advantage_rms",
+        "pull",
     ]  # fmt: skip
     for learner in ({}, older, {"objective": {"name": "flow_grpo", "clip": 1e-3}}):
         assert [metric.name for metric in drawn_metrics(learner)] == flow

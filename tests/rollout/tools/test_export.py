@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rollout.noise import initial_latents
+from rollout.noise import held_out_latents
 from rollout.records import Noise, Prompt
-from rollout.sampler import denoise
+from rollout.sampler import denoise, started
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.export import ExportError, absent_components, write_lora, write_pipeline
 from rollout.worker import RolloutWorker
@@ -73,7 +73,8 @@ def make_case(base: Path, folder: Path, **model: Any) -> Case:
     images = worker.evaluate([Prompt(index=0, text=TEXT)], [NOISE])[1]
     conditioning = {name: value[None] for name, value in worker.policy.encode(TEXT).items()}
     schedule = worker.policy.schedule(STEPS)
-    clean = denoise(worker.policy, ROLLOUT, conditioning, [NOISE], schedule, range(0)).clean
+    begun = started(held_out_latents([NOISE], worker.policy.latent_shape()))
+    clean = denoise(worker.policy, ROLLOUT, conditioning, [NOISE], schedule, range(0), begun=begun).clean
     return Case(settings, weights, clean.numpy(), images)
 
 
@@ -100,7 +101,7 @@ def test_plain_diffusers_draws_the_evaluation_image(
         "full": (str(tmp_path / "full"), None),
     }
     shape = lora.latents.shape[1:]
-    np.save(tmp_path / "start.npy", initial_latents([NOISE], shape).numpy())
+    np.save(tmp_path / "start.npy", held_out_latents([NOISE], shape).numpy())
     listed = [(*job, f"{name}.npz") for name, job in jobs.items()]
     arguments = json.dumps([CALL, absent_components(str(pipeline_folder)), listed])
     done = subprocess.run(
