@@ -34,7 +34,7 @@ from cluster.record.marker import Commit
 from cluster.record.nothing_learned import nothing_learned
 from cluster.record.run_folder import RunFolder
 from cluster.report.report import write_report
-from cluster.report.summary import summary_table
+from cluster.report.summary_table import summary_table
 from cluster.trackers.display import Display
 from cluster.trackers.prometheus import Prometheus
 from cluster.trackers.ray_job import Job, submission

@@ -25,6 +25,7 @@ def advantages(
     *,
     normalisation: Normalisation,
     rms_match: bool = False,
+    tolerance: float = -1.0,
 ) -> tuple[Floats, ...]:
     """Compute A = (r - mean) / (std + 1e-4) of each group's kept candidates, in their order.
 
@@ -39,7 +40,8 @@ def advantages(
 
     Selecting extremes enlarges advantages and so weakens beta. ``rms_match`` multiplies all of them by one
     number, so that their root mean square is what it would be if every valid candidate were kept under
-    ``batch``: the one reference for every strategy and normalisation.
+    ``batch``, of groups whose margin is above ``tolerance``: the one reference for every strategy and
+    normalisation.
     """
     comparable = valid & (valid.sum(axis=-1, keepdims=True) >= 2)
     spread = _std(rewards[comparable])
@@ -51,7 +53,9 @@ def advantages(
         raw.append((subset - pool.mean()) / (scale + EPSILON) if len(subset) else subset)
     if not rms_match:
         return tuple(raw)
-    factor = _reference_rms(rewards, comparable, spread) / (rms(raw) or 1.0)
+    varied = [np.ptp(row[usable]) > tolerance if usable.any() else False
+              for row, usable in zip(rewards, comparable, strict=True)]  # fmt: skip
+    factor = _reference_rms(rewards[varied], comparable[varied], spread) / (rms(raw) or 1.0)
     return tuple(factor * row for row in raw)
 
 
@@ -66,5 +70,5 @@ def _std(values: Floats) -> float:
 
 
 def _reference_rms(rewards: Floats, comparable: NDArray[np.bool_], spread: float) -> float:
-    groups = [row[usable] for row, usable in zip(rewards, comparable, strict=True) if usable.any()]
+    groups = [row[usable] for row, usable in zip(rewards, comparable, strict=True)]
     return rms([(group - group.mean()) / (spread + EPSILON) for group in groups])

@@ -41,13 +41,14 @@ class Selector:
         """
         _check(step, group_ids, scores)
         batch = self._batch(group_ids, scores)
-        kept = self._choose(batch, scores)
+        kept = self._without_ties(batch, self._choose(batch, scores))
         values = advantages(
             batch.rewards,
             batch.valid,
             kept,
             normalisation=self.settings.advantages,
             rms_match=self.settings.rms_match,
+            tolerance=self._tolerance,
         )
         groups = tuple(
             _statistics(group_id, score, row[valid], len(chosen))
@@ -73,6 +74,20 @@ class Selector:
             for number, part in enumerate(score.weighted.values()):
                 parts[number, group, : len(part)] = part
         return each_margin(batch, parts)
+
+    @property
+    def _tolerance(self) -> float:
+        """The margin at or below which a group is left out as a tie."""
+        return self.settings.tolerance if self.settings.ties == "drop" else -1.0
+
+    def _without_ties(self, batch: Batch, kept: Sequence[Indices]) -> tuple[Indices, ...]:
+        """Empty the groups whose advantages would all be zero, since the rewards they stem from tie."""
+        whole = self.settings.advantages == "candidates"
+        pools = batch.valid if whole else kept
+        return tuple(
+            chosen if len(chosen) and np.ptp(row[pool]) > self._tolerance else chosen[:0]
+            for chosen, row, pool in zip(kept, batch.rewards, pools, strict=True)
+        )
 
     def _batch(self, group_ids: Sequence[int], scores: Sequence[Scores]) -> Batch:
         """Pad the groups to one length with invalid candidates and draw the keys."""

@@ -52,6 +52,11 @@ class SelectionSettings(Settings):
     tolerance: float = Field(
         1e-6, ge=0, description="margin, in units of the reward, at or below which two candidates tie"
     )
+    ties: Literal["drop", "keep"] = Field(
+        "drop",
+        description="prompts whose kept candidates all tie teach nothing, and dilute the others' gradient: "
+        "leave them out, as FlowGRPO does, or train on them",
+    )
     margin: Margin = Field(
         "total",
         description="reward that noise_margin compares: the total, or every weighted one in turn, so that "

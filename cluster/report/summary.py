@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from statistics import fmean
 from typing import Any, Final
-
-from rich.table import Table
 
 from cluster.record.json_lines import Row
 from cluster.record.names import STAGES
 from cluster.record.nothing_learned import nothing_learned
-from cluster.record.run_data import RecordedRun, evaluated, load_run, number, series, total
+from cluster.record.run_data import RecordedRun, evaluated, number, series, total
 from cluster.report.numbers import MISSING, change, duration, show
 
 _FEW: Final = 3  # steps over which a noisy training metric is averaged at both ends
@@ -126,7 +124,8 @@ def headline(run: RecordedRun) -> Headline:
         "model": _model(run.section("model")),
         "strategy": str(selection.get("strategy", "")).replace("_", " "),
         "candidates": _budget(selection),
-        "steps": _steps(run),
+        "trained": _trained_share(run),
+        "steps": steps_of(run),
         "rewards": ", ".join(_reward_names(run)),
         "seed": str(run.config.get("seed", "")),
     }
@@ -138,30 +137,14 @@ def headline(run: RecordedRun) -> Headline:
     )
 
 
-def summary_table(folder: Path) -> Table:
-    """Tabulate the changes and times of a run, for the console."""
-    run = load_run(folder)
-    table = Table(title=f"{headline(run).task}: {_steps(run) or 'no'} steps", title_justify="left")
-    table.add_column("")
-    for name in ("start", "end", "change"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for item in changes(run):
-        table.add_row(item.name, *item.cells)
-    if run.training:
-        _add_times(table, run)
-    return table
-
-
-def _add_times(table: Table, run: RecordedRun) -> None:
-    table.add_section()
-    table.add_row("time", "per step", "total", "share", style="bold")
-    for stage in stage_costs(run):
-        table.add_row(stage.name, duration(stage.per_step), duration(stage.seconds), f"{stage.share:.0%}")
-    whole = total(run.training, "seconds_step")
-    table.add_row("whole step", duration(whole / len(run.training)), duration(whole), "")
-    evaluation = total(run.metrics, "seconds_eval")
-    if evaluation:
-        table.add_row("evaluation", "", duration(evaluation), "")
+def _trained_share(run: RecordedRun) -> str:
+    """Return how much of a step's budget was trained, since ties leave some of it unspent; "" if unknown."""
+    selection, groups = run.section("selection"), run.config.get("groups_per_step")
+    kept = selection.get("candidates" if selection.get("strategy") == "all" else "keep")
+    if not (run.training and groups and kept):
+        return ""
+    most = groups * kept
+    return f"{total(run.training, 'selected') / (most * len(run.training)):.0%} of at most {most} per step"
 
 
 def _ends(rows: Sequence[Row], key: str, few: int) -> Change | None:
@@ -187,7 +170,8 @@ def _budget(selection: Row) -> str:
     return f"{candidates} per prompt" if keep is None else f"{candidates} \u2192 {keep} kept"
 
 
-def _steps(run: RecordedRun) -> str:
+def steps_of(run: RecordedRun) -> str:
+    """Return the steps of a run, of those planned if it ended early."""
     if run.planned and run.last_step < run.planned:
         return f"{run.last_step} of {run.planned}"
     return str(run.last_step or "")

@@ -167,3 +167,36 @@ def test_ties_are_told_by_the_raw_reward_they_are_at() -> None:
 
 def test_it_answers() -> None:
     assert Selector(SelectionSettings(), 0).ping() == "noise_margin"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_groups_that_tie_are_left_out_unless_they_are_to_be_kept(strategy: Any) -> None:
+    """Their advantages are zero, so they would only divide the others' gradient by a larger number."""
+    totals = [[0, 1, 0, 1], [1, 1, 1, 1], [0.2, 0.8, 0.4, 0.6]]
+    dropped = select(totals, strategy=strategy, keep=4, candidates=4)
+    assert {kept.group_id for kept in dropped.kept} == {10, 12}
+    assert dropped.groups[1].selected == 0
+    kept = select(totals, strategy=strategy, keep=4, candidates=4, ties="keep")
+    if strategy in ("all", "random"):
+        assert [one.advantage for one in kept.kept if one.group_id == 11] == [0.0] * 4
+        assert kept.metrics["selected"] == dropped.metrics["selected"] + 4
+    mine = {(one.group_id, one.candidate): one.advantage for one in dropped.kept}
+    assert mine == {(one.group_id, one.candidate): one.advantage for one in kept.kept if one.group_id != 11}
+
+
+def test_a_random_part_that_ties_is_left_out_unless_its_group_varies_and_is_its_measure() -> None:
+    totals = [[1.0] * 12 + [0.0]] * 40
+    parts = select(totals, strategy="random", candidates=13, advantages="selected")
+    assert 0 < len(parts.kept) < 30  # few parts of two hold the one that differs
+    assert all(one.advantage != 0 for one in parts.kept)
+    whole = select(totals, strategy="random", candidates=13, advantages="candidates")
+    assert len(whole.kept) == 80
+    assert all(one.advantage != 0 for one in whole.kept)
+
+
+def test_matched_advantages_refer_to_training_on_every_group_that_varies() -> None:
+    varied, tied = [[0.0, 1.0, 0.5, 0.2]], [[1.0] * 4] * 3
+    for ties in ("drop", "keep"):
+        everything = select(varied + tied, strategy="all", ties=ties)
+        matched = select(varied + tied, strategy="noise_margin", rms_match=True, ties=ties)
+        assert matched.metrics["advantage_rms"] == pytest.approx(everything.metrics["advantage_rms"])

@@ -131,6 +131,11 @@ def weights(worker: LearnerWorker, *, averaged: bool = False) -> NDArray[np.floa
     )
 
 
+def moved(after: NDArray[np.float32], before: NDArray[np.float32]) -> float:
+    """The largest change of any weight."""
+    return float(np.abs(after - before).max())
+
+
 def hand_over(worker: LearnerWorker, receiver: RolloutWorker, version: int) -> WeightsId | None:
     """Publish to a sampler, part by part; returns the weights it then holds."""
     count = worker.parts()

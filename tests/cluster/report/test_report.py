@@ -23,7 +23,8 @@ from cluster.report.held_out import direction, evenly, held_out_section
 from cluster.report.numbers import MISSING, change, duration, show
 from cluster.report.pairs import noise_section, spread, within_share
 from cluster.report.report import write_report
-from cluster.report.summary import changes, stage_costs, summary_table
+from cluster.report.summary import changes, stage_costs
+from cluster.report.summary_table import summary_table
 from cluster.report.thumbnails import THUMBNAIL, THUMBNAIL_BYTES, picture
 from tests.support.report_run import CANDIDATES, GROUPS, KEEP, PICTURED, make_run, save, table
 
@@ -82,7 +83,10 @@ def test_a_run_without_a_guard_has_no_panel(run: Path) -> None:
 
 def test_page_says_what_the_run_is(run: Path) -> None:
     body = body_of(run)
-    for text in ("shapes", "tiny-shapes", "noise margin", "24 → 8 kept", "Held-out reward", "1 in 3 sampled"):
+    for text in (
+        "shapes", "tiny-shapes", "noise margin", "24 → 8 kept", "Held-out reward", "1 in 3 sampled",
+        "100% of at most",
+    ):  # fmt: skip
         assert text in body
     assert "Missing data" not in body
 
