@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,13 @@ from rewards.models.detection import Detection
 from rewards.models.mask2former import Instance, Mask2FormerDetector
 from rewards.models.open_clip import OpenClip
 from rewards.scorer import Judgement, Traits
-from rewards.scorers.geneval_rules import Rules, apply_rules, check_metadata, to_judgement
+from rewards.scorers.geneval_flow_grpo import flow_grpo_score
+from rewards.scorers.geneval_rules import RuleResult, Rules, apply_rules, check_metadata, to_judgement
 from rollout.records import Prompt
 
 RULES: Final = Rules()
+LOWEST: Final = 2.0 - RULES.max_objects
+"""The lowest score by ``flow_grpo_score``: one object is asked for, and the most are found."""
 CLASSES: Final = " ".join(
     """
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire
@@ -53,6 +56,9 @@ class GenEvalScorer:
     ViT-L/14. Its Mask2Former Swin-S is the one of transformers, not of mmdetection, whose weights were
     trained separately: expect the results to agree on most images, not on all.
 
+    ``reward = "flow_grpo"`` scores by FlowGRPO's own soft score (`flow_grpo_score`), down to -14. What it
+    calls strict, exact counts, is not reported.
+
     ``detector`` is a Mask2Former on the Hugging Face hub or a local folder, ``clip``,
     ``clip_weights`` and ``clip_preprocess`` are those of `OpenClip`. The detector sees ``batch`` images at
     once, their shorter side at ``detector_size`` pixels: GenEval's is 800, and the cost grows with the
@@ -72,7 +78,13 @@ class GenEvalScorer:
         detector_size: int = 800,
         batch: int = 8,
         device: str = "auto",
+        reward: Literal["soft", "flow_grpo"] = "soft",
     ) -> None:
+        if reward not in ("soft", "flow_grpo"):
+            raise ValueError(f"reward must be 'soft' or 'flow_grpo', got {reward!r}")
+        self._flow_grpo = reward == "flow_grpo"
+        if self._flow_grpo:
+            self.traits = replace(self.traits, low=LOWEST)  # type: ignore[misc]
         for name, value in (("detector_size", detector_size), ("batch", batch)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -85,8 +97,13 @@ class GenEvalScorer:
         """Detect the objects of every image, name the colours that its metadata uses, and apply the rules."""
         found = self._detector.detect(images, RULES.threshold)
         detections = self._colored(images, found, [prompt.metadata for prompt in prompts])
-        pairs = zip(detections, prompts, strict=True)
-        return to_judgement([apply_rules(objects, prompt.metadata, RULES) for objects, prompt in pairs])
+        return to_judgement(
+            [self._rated(one, p.metadata) for one, p in zip(detections, prompts, strict=True)]
+        )
+
+    def _rated(self, objects: Sequence[Detection], metadata: Mapping[str, Any]) -> RuleResult:
+        found = apply_rules(objects, metadata, RULES)
+        return replace(found, soft=flow_grpo_score(objects, metadata, RULES)) if self._flow_grpo else found
 
     @classmethod
     def check(cls, prompt: Prompt) -> None:

@@ -84,7 +84,7 @@ def apply_rules(detections: Sequence[Detection], metadata: Mapping[str, Any], ru
     over terms: 1 - |found - count| / count, at least 0, for every included class, and 0 or 1 for every
     colour, position and exclusion (an exclusion of an included class is already in its count's term).
     """
-    objects = _counted(detections, metadata.get("tag"), rules)
+    objects = counted(detections, metadata.get("tag"), rules)
     clauses: list[_ClauseResult] = []
     for item in metadata["include"]:
         clauses.append(_apply_clause(item, objects.get(item["class"], []), clauses, rules))
@@ -108,7 +108,7 @@ def to_judgement(results: Sequence[RuleResult]) -> Judgement:
     )
 
 
-def _counted(detections: Sequence[Detection], tag: str | None, rules: Rules) -> dict[str, list[Detection]]:
+def counted(detections: Sequence[Detection], tag: str | None, rules: Rules) -> dict[str, list[Detection]]:
     """Group detections over the threshold by class, most confident first, at most ``max_objects`` of each."""
     threshold = rules.counting_threshold if tag == "counting" else rules.threshold
     kept: dict[str, list[Detection]] = {}

@@ -16,7 +16,7 @@ def _order(features: int, rows: int) -> Tensor:
 
 
 def depend_on_shape(module: nn.Module) -> None:
-    """Let every linear layer add up in an order that the number of rows decides; in exact numbers all agree."""
+    """Let linear layers add up in an order that the number of rows decides; in exact numbers all agree."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             layer.__class__ = _reordered(type(layer))

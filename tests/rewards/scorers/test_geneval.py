@@ -132,6 +132,25 @@ def test_planted_objects_are_judged_by_the_rules(
     assert judged(asked, *objects)[:2] == (pytest.approx(soft), strict)
 
 
+def test_flow_grpos_reward_is_an_option(judged: Any, scorer: GenEvalScorer) -> None:
+    below = prompt("position", want("cat"), want("dog", position=["below", 0]))
+    assert judged(below, RED_CAT, DOG)[:2] == (pytest.approx(2 / 3), 0.0)
+    scorer._flow_grpo = True
+    try:
+        assert judged(below, RED_CAT, DOG)[:2] == (pytest.approx(0.75), 0.0)
+        assert judged(prompt("single_object", want("dog")), *[DOG] * 20)[:2] == (-14.0, 1.0)
+    finally:
+        scorer._flow_grpo = False
+
+
+def test_the_option_widens_the_range_that_scores_may_have(random_detector: Path, tiny_clip: Path) -> None:
+    options: Any = {"detector": str(random_detector), "clip": str(tiny_clip), "device": "cpu"}
+    assert GenEvalScorer(**options, reward="flow_grpo").traits.low == -14
+    assert GenEvalScorer(**options).traits.low == GenEvalScorer.traits.low == 0
+    with pytest.raises(ValueError, match="reward must be 'soft' or 'flow_grpo', got 'strict'"):
+        GenEvalScorer(**options, reward="strict")
+
+
 def test_sixteen_objects_of_a_class_count(judged: Any) -> None:
     sixteen = prompt("counting", want("dog", 16), exclude=[want("dog", 17)])
     assert judged(sixteen, *[DOG] * 20)[:2] == (1.0, 1.0)
