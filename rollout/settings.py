@@ -85,8 +85,11 @@ class RolloutSettings(Settings):
         ge=1,
         description="guidance scale: classifier-free (1 turns it off), or that of a distilled model",
     )
-    text_tokens: int = Field(
-        128, ge=0, description="tokens of a prompt; longer prompts are truncated (SD3: for T5 alone)"
+    text_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="tokens of a prompt; longer prompts are truncated (SD3: for T5 alone); default: the "
+        "family's own, which rollout/README.md lists",
     )
     dynamics: Literal["sde", "cps"] = Field(
         "sde", description="stochastic steps: Flow-GRPO's SDE, or coefficients-preserving sampling"

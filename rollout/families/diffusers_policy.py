@@ -38,6 +38,8 @@ class DiffusersPolicy(ABC):
     """Names of the attention projections, as peft matches them: the whole name, or its end after a dot."""
     text_limit = 512
     """The largest ``rollout.text_tokens`` that the family's pipeline accepts."""
+    text_default = 128
+    """``rollout.text_tokens`` if it is not set; 512 for models that were trained to attend to padding."""
 
     def __init__(
         self, model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool
@@ -47,7 +49,7 @@ class DiffusersPolicy(ABC):
         Raises:
             ValueError: if the image size does not fit the model, or `check` refuses the settings.
         """
-        self.rollout = rollout
+        self.rollout = rollout = self.with_defaults(rollout)
         self.device = torch.device(device)
         self.dtype = getattr(torch, model.dtype)
         # If all parameters are trained, they are float32 and autocast rounds them. A model on the meta device
@@ -71,6 +73,19 @@ class DiffusersPolicy(ABC):
         if model.compile:
             compile_blocks(self.transformer)
         self.high, self.wide = self._grid()
+
+    @classmethod
+    def with_defaults(cls, rollout: RolloutSettings) -> RolloutSettings:
+        """Set the family's own length of prompts where no other is set."""
+        if rollout.text_tokens is not None:
+            return rollout
+        return rollout.model_copy(update={"text_tokens": cls.text_default})
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a prompt."""
+        assert self.rollout.text_tokens is not None  # set by `with_defaults`
+        return self.rollout.text_tokens
 
     def _load_pipeline(self, path: str) -> Any:
         # Components that were saved as missing (T5, usually) must be passed to diffusers as None.
@@ -134,9 +149,9 @@ class DiffusersPolicy(ABC):
         Raises:
             ValueError: if ``rollout.text_tokens`` is above `text_limit`.
         """
-        if self.rollout.text_tokens > self.text_limit:
+        if self.text_tokens > self.text_limit:
             raise ValueError(
-                f"rollout.text_tokens: got {self.rollout.text_tokens}, expected at most {self.text_limit} "
+                f"rollout.text_tokens: got {self.text_tokens}, expected at most {self.text_limit} "
                 f"for a {self.index['_class_name']}"
             )
 
@@ -195,14 +210,17 @@ class DiffusersPolicy(ABC):
         return {"num_inference_steps": steps}
 
     def shifted_spacing(self, steps: int, mu: float | None = None) -> dict[str, Any]:
-        """Return even noise levels, shifted by ``mu``, which by default grows with the number of tokens."""
-        if mu is None:
-            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-            limits = (self.scheduler.config.get(name, default) for name, default in zip(
-                names, (256, 4096, 0.5, 1.15), strict=True
-            ))  # fmt: skip
-            mu = float(calculate_shift(self.high * self.wide, *limits))
-        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
+        """Return even noise levels, shifted by ``mu``, which by default is `shift`."""
+        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": self.shift() if mu is None else mu}
+
+    def shift(self, most: float = 1.15) -> float:
+        """Return the scheduler's shift, which grows with the number of image tokens up to ``most``."""
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        limits = (
+            self.scheduler.config.get(name, default)
+            for name, default in zip(names, (256, 4096, 0.5, most), strict=True)
+        )
+        return float(calculate_shift(self.high * self.wide, *limits))
 
     def schedule(self, steps: int) -> Schedule:
         """Compute the scheduler's noise levels and timesteps.

@@ -16,6 +16,7 @@ from rollout.families.registry import Tensors, Velocity
 class Flux(DiffusersPolicy):
     """FLUX.1: CLIP's pooled and T5's token states; the transformer sees 2 x 2 latents as one token."""
 
+    text_default = 512
     guided = False  # the guidance is distilled: an input of the transformer, not a second pass
     lora_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -37,13 +38,13 @@ class Flux(DiffusersPolicy):
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
         """Encode a prompt to T5's states (L, D) and CLIP's pooled embedding (P,)."""
         hidden, pooled, _ = self.pipeline.encode_prompt(
-            text, device=self.device, max_sequence_length=self.rollout.text_tokens
+            text, device=self.device, max_sequence_length=self.text_tokens
         )
         return {"hidden": hidden[0], "pooled": pooled[0]}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe CLIP, of which only the pooled embedding is used, and T5."""
-        t5 = TextReader("T5", self.rollout.text_tokens, plain(pipeline.tokenizer_2))
+        t5 = TextReader("T5", self.text_tokens, plain(pipeline.tokenizer_2))
         return [clip_reader(pipeline.tokenizer), t5]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:

@@ -18,6 +18,8 @@ from rollout.families.registry import Tensors, Velocity
 class Flux2(DiffusersPolicy):
     """FLUX.2: states of three layers of a language model; positions in time, row, column and text."""
 
+    text_default = 512
+
     @property
     def lora_targets(self) -> Sequence[str]:  # type: ignore[override]
         """Attention projections; outputs of single blocks by full name, which is a list in double blocks."""
@@ -49,13 +51,13 @@ class Flux2(DiffusersPolicy):
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
         """Encode a prompt to states (L, D) of a chat of fixed length, with padding that the model sees."""
         hidden, _ = self.pipeline.encode_prompt(
-            text, device=self.device, max_sequence_length=self.rollout.text_tokens
+            text, device=self.device, max_sequence_length=self.text_tokens
         )
         return {"hidden": hidden[0]}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe the language model on a chat: dev's with a system message, klein's without thinking."""
-        length = self.rollout.text_tokens
+        length = self.text_tokens
         if self.index["_class_name"] == "Flux2KleinPipeline":
             return [chat_reader("Qwen3", pipeline.tokenizer, length, enable_thinking=False)]
 

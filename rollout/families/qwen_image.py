@@ -46,7 +46,7 @@ class QwenImage(DiffusersPolicy):
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
         """Encode a prompt to states (L, D), zeros after its end, and their mask (L,)."""
-        length = self.rollout.text_tokens
+        length = self.text_tokens
         hidden, mask = self.pipeline.encode_prompt(
             " " if negative else text, device=self.device, max_sequence_length=length
         )
@@ -63,7 +63,7 @@ class QwenImage(DiffusersPolicy):
             written = [pipeline.prompt_template_encode.format(text) for text in texts]
             return [length - dropped for length in count(written)]
 
-        return [TextReader("Qwen2.5-VL", self.rollout.text_tokens, chats)]
+        return [TextReader("Qwen2.5-VL", self.text_tokens, chats)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """Predict on packed latents, with the noise level in [0, 1] as input."""

@@ -22,7 +22,7 @@ class Sana(DiffusersPolicy):
     """SANA: Gemma's states with their mask, linear attention, and an autoencoder that shrinks 32 times."""
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    text_limit = 300
+    text_limit = text_default = 300
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Sana(DiffusersPolicy):
             text,
             do_classifier_free_guidance=False,
             device=self.device,
-            max_sequence_length=self.rollout.text_tokens,
+            max_sequence_length=self.text_tokens,
             complex_human_instruction=None if negative else INSTRUCTION,
         )
         return {"hidden": hidden[0], "mask": mask[0]}
@@ -60,7 +60,7 @@ class Sana(DiffusersPolicy):
             written = [instruction + text for text in pipeline._text_preprocessing(list(texts))]
             return [length - kept for length in count(written)]
 
-        return [TextReader("Gemma", self.rollout.text_tokens, instructed)]
+        return [TextReader("Gemma", self.text_tokens, instructed)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """Predict with the transformer, without the variance that some versions learn as well."""

@@ -33,21 +33,28 @@ class SD3(DiffusersPolicy):
         patch = self.transformer.config.patch_size
         return self.transformer.config.in_channels, self.high * patch, self.wide * patch
 
+    def spacing(self, steps: int) -> dict[str, Any]:
+        """Return the number of steps, and the shift by the image's size if the scheduler wants one."""
+        found = super().spacing(steps)
+        return found | (
+            {"mu": self.shift(most=1.16)} if self.scheduler.config.get("use_dynamic_shifting") else {}
+        )
+
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
         """Encode a prompt to joint-attention states (L, D) and a pooled embedding (P,)."""
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
             text, None, None,
             device=self.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self.rollout.text_tokens,
+            max_sequence_length=self.text_tokens,
         )  # fmt: skip
         return {"hidden": hidden[0], "pooled": pooled[0]}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe CLIP, once for two equal tokenizers, and T5 if the model has and uses it."""
         readers = [clip_reader(pipeline.tokenizer)]
-        if pipeline.tokenizer_3 is not None and self.rollout.text_tokens:
-            readers.append(TextReader("T5", self.rollout.text_tokens, plain(pipeline.tokenizer_3)))
+        if pipeline.tokenizer_3 is not None and self.text_tokens:
+            readers.append(TextReader("T5", self.text_tokens, plain(pipeline.tokenizer_3)))
         return readers
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:

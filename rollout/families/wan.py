@@ -18,6 +18,7 @@ from rollout.settings import RolloutSettings
 class Wan(DiffusersPolicy):
     """Wan: UMT5's states; latents are videos, and rewards see their middle frame."""
 
+    text_default = 512
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def check(self) -> None:
@@ -83,7 +84,7 @@ class Wan(DiffusersPolicy):
         hidden, _ = self.pipeline.encode_prompt(
             text,
             do_classifier_free_guidance=False,
-            max_sequence_length=self.rollout.text_tokens,
+            max_sequence_length=self.text_tokens,
             device=self.device,
         )
         return {"hidden": hidden[0]}
@@ -95,7 +96,7 @@ class Wan(DiffusersPolicy):
         def cleaned(texts: Sequence[str]) -> list[int]:
             return count([prompt_clean(text) for text in texts])
 
-        return [TextReader("UMT5", self.rollout.text_tokens, cleaned)]
+        return [TextReader("UMT5", self.text_tokens, cleaned)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """Predict with the transformer.

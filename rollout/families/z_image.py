@@ -42,7 +42,7 @@ class ZImage(DiffusersPolicy):
 
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
         """Encode a prompt to states (L, D), zeros after its end, and their mask (L,)."""
-        length = self.rollout.text_tokens
+        length = self.text_tokens
         (hidden,), _ = self.pipeline.encode_prompt(
             text, device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
         )
@@ -51,7 +51,7 @@ class ZImage(DiffusersPolicy):
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe Qwen3 on a chat with thinking enabled."""
-        return [chat_reader("Qwen3", pipeline.tokenizer, self.rollout.text_tokens, enable_thinking=True)]
+        return [chat_reader("Qwen3", pipeline.tokenizer, self.text_tokens, enable_thinking=True)]
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """Predict on lists, since a prompt's length sets its image's positions; reverse time and velocity."""

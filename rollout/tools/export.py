@@ -71,7 +71,8 @@ def absent_components(path: str) -> tuple[str, ...]:
 
 def call_arguments(path: str, rollout: RolloutSettings, family: str | None = None) -> dict[str, Any]:
     """Return the arguments with which plain diffusers samples a pipeline like a run's evaluations."""
-    arguments: dict[str, Any] = family_class(path, family).arguments(rollout)
+    kind = family_class(path, family)
+    arguments: dict[str, Any] = kind.arguments(kind.with_defaults(rollout))
     return {
         "width": rollout.width,
         "height": rollout.height,

@@ -119,7 +119,7 @@ def sizes_of(
     transformer, together = policy.transformer, pairs(policy.tokens)
     if checkpointing:
         transformer.enable_gradient_checkpointing()
-    tokens = prompt + rollout.text_tokens
+    tokens = prompt + policy.text_tokens
     with torch.no_grad():
         sampling = cost_of(transformer, _pass(policy, rollout.batch, tokens))
         reference = cost_of(transformer, _pass(policy, together, tokens))

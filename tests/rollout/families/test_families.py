@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 
 from rollout.families.registry import FAMILIES, ModelFolderError, family_class, family_of, load_policy
 from rollout.noise import candidate_noises
@@ -87,6 +92,37 @@ def swap_scheduler(folder: Path, scheduler: SchedulerMixin) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
     shutil.rmtree(folder / "scheduler")
     scheduler.save_pretrained(folder / "scheduler")
+
+
+def test_sd3_may_shift_by_the_images_size(tmp_path: Path) -> None:
+    folder = TINY["sd3"].save(tmp_path / "sd3")
+    swap_scheduler(folder, FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=9.0))
+    rollout = TINY["sd3"].settings(guidance=1.0)
+    policy = load_policy(ModelSettings(path=str(folder)), rollout, device="cpu", seed=0)
+    arguments = call_arguments(str(folder), rollout)
+    policy.pipeline("a cat", output_type="latent", **arguments)
+    expected = policy.pipeline.scheduler.sigmas.clone()
+    found = policy.schedule(rollout.eval_steps).sigmas
+    assert torch.equal(found, expected)
+    smaller = load_policy(
+        ModelSettings(path=str(folder)), TINY["sd3"].settings(width=16), device="cpu", seed=0, whole=False
+    )
+    assert not torch.equal(smaller.schedule(rollout.eval_steps).sigmas, found)
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_prompts_have_the_familys_own_length_by_default(name: str, tmp_path: Path) -> None:
+    tiny = TINY[name]
+    folder = tiny.save(tmp_path / name)
+    policy = load_policy(
+        ModelSettings(path=str(folder)), tiny.settings(text_tokens=None), device="cpu", seed=0, whole=False
+    )
+    own = {"FluxPipeline": 512, "Flux2Pipeline": 512, "Flux2KleinPipeline": 512, "WanPipeline": 512}
+    expected = {**own, "SanaPipeline": 300}.get(policy.index["_class_name"], 128)
+    assert policy.text_tokens == expected
+    arguments = call_arguments(str(folder), tiny.settings(text_tokens=None))
+    assert arguments["max_sequence_length"] == expected
+    policy.check_text_tokens()
 
 
 SOLVERS = {
