@@ -101,6 +101,11 @@ class LearnerSettings(Settings):
             raise ValueError("offload = 'optimizer' needs zero_stage 1, 2 or 3, got 0")
         if self.offload == "parameters" and self.zero_stage != 3:
             raise ValueError(f"offload = 'parameters' needs zero_stage 3, got {self.zero_stage}")
+        if self.ranks > 1 and 0 < self.gpus <= 0.5:
+            raise ValueError(
+                f"gpus must be above 0.5 with {self.ranks} ranks, got {self.gpus:g}: else two share a GPU, "
+                "which NCCL refuses; give samplers and rewards what is left of each"
+            )
         if self.optimizer == "adamw8bit" and (self.gpus == 0 or self.offload != "none"):
             raise ValueError("optimizer 'adamw8bit' works on GPUs only: set gpus and leave offload out")
         return self

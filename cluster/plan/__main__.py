@@ -20,6 +20,7 @@ from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from cluster.config.sources import resolve
 from cluster.plan.estimate import Estimate, Hardware, Need
+from cluster.plan.placement import crowded
 
 UNITS: Final = {"GB": 1e9, "GIB": 2**30}
 
@@ -100,6 +101,7 @@ def shortages(estimate: Estimate, hardware: Hardware) -> list[str]:
         for need in estimate.needs
         if not need.fits
     ]
+    problems = problems or crowded(estimate.needs, hardware.memory)
     wanted = sum(need.count * need.gpus for need in estimate.needs)
     if wanted > hardware.gpus:
         arithmetic = " + ".join(f"{n.count} x {n.gpus:g} {n.role}" for n in estimate.needs if n.gpus)
@@ -120,6 +122,8 @@ def _memory_table(needs: Sequence[Need]) -> Table:
 
 def _time_table(settings: RunSettings, estimate: Estimate, hardware: Hardware) -> Table:
     table = Table("", "", title="time", title_justify="left")
+    for name, seconds in estimate.parts.items():
+        table.add_row(f"  {name}", f"{seconds:.2f} s")
     for name, seconds in estimate.stages.items():
         table.add_row(f"{name}, per step", f"{seconds:.2f} s")
     table.add_row("a step" + (" (stages overlap)" if estimate.overlaps else ""), f"{estimate.step:.2f} s")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class Hardware:
 class Need:
     """The bytes that one process of a role needs, by part, and the bytes available to it.
 
-    These are its share of a GPU, or the machine's memory. Without parts the need is unknown.
+    These are its GPU's, which it may share with others, or the machine's memory. Without parts the need is
+    unknown.
     """
 
     role: str
@@ -37,18 +38,22 @@ class Need:
 
     @property
     def fits(self) -> bool:
-        """True if one process fits into the available memory."""
+        """True if one process, alone, fits into the available memory."""
         return self.total <= self.available
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The seconds of every stage of a step, the needs of every role, and the basis of the estimate."""
+    """The seconds of every stage of a step, the needs of every role, and the basis of the estimate.
+
+    ``parts`` are seconds of work within stages, which may overlap.
+    """
 
     stages: Mapping[str, float]
     needs: Sequence[Need]
     overlaps: bool
     basis: str
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def step(self) -> float:

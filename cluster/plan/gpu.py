@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Final
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from cluster.plan.estimate import Estimate, Hardware, Need
+from cluster.plan.placement import Placement, place
+from cluster.plan.reward_costs import reward_memory, seconds_per_image
 from cluster.plan.step import sampling_passes
+from learner.objectives.base import Objective
 from learner.objectives.registry import load_objective
 from learner.settings import LearnerSettings
 from rollout.tools.model_costs import Sizes, sizes_of
@@ -20,8 +24,11 @@ from rollout.tools.random_models import ENCODERS, PUBLISHED, TOKENS, save_config
 
 OVERHEAD_GB: Final = 1.5
 """Overhead of a process on a GPU: its context, the libraries' workspaces, and the allocator's rounding."""
-FLOAT32: Final = 1 / 15
-"""Speed in float32, in which images are decoded, as a share of the bfloat16 peak: 67 of 989 on an H100."""
+FLOAT32: Final = 0.3
+"""Speed of decoding, which is in float32 with convolutions in TF32, as a share of that of other work.
+
+16 images of 512 pixels took 0.33 s on an H100 (BENCHMARKS.md): 120 TFLOP/s of the 396 expected of it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +48,80 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
     model = _count(settings)
     rollout, learner = settings.rollout, settings.learner
     needs = (
-        _need("rollout", rollout.workers, rollout.gpus, hardware, _sampler(settings, model)),
         _need("learner", learner.ranks, learner.gpus, hardware, _learner(settings, model.sizes)),
+        _need("rollout", rollout.workers, rollout.gpus, hardware, _sampler(settings, model)),
         *(
-            Need(reward.name, reward.workers, reward.gpus, {}, reward.gpus * hardware.memory)
+            _need(reward.name, reward.workers, reward.gpus, hardware, reward_memory(reward))
             for reward in settings.distinct_rewards.values()
             if reward.gpus
         ),
     )
-    flops = hardware.flops * hardware.share
+    placed, flops = place(needs), hardware.flops * hardware.share
+    sampling = _sampling(settings, model.sizes) / (flops * _busy(placed, "rollout", rollout.workers))
+    learning = _learning(settings, model.sizes) / (flops * _busy(placed, "learner", learner.ranks))
+    scoring, unknown = _scoring(settings, placed, flops)
+    left_out = ", ".join([*unknown, "weights", "evaluations"])
+    return Estimate(
+        stages={"sample and score": _together(sampling, scoring, placed), "learn": learning},
+        needs=needs,
+        # On the same GPUs, sampling ahead while the learner works gains nothing.
+        overlaps=settings.max_staleness > 0 and not placed.shared("rollout", "learner"),
+        basis=f"{flops / 1e12:.0f} TFLOP/s per GPU; not counted: {left_out}",
+        parts={"sample": sampling, **{f"score by {name}": seconds for name, seconds in scoring.items()}},
+    )
+
+
+def _together(sampling: float, scoring: Mapping[str, float], placed: Placement) -> float:
+    """Combine the seconds of sampling and of scoring, which overlap unless they are on the same GPUs."""
+    same = sum(seconds for name, seconds in scoring.items() if placed.shared("rollout", name))
+    beside = [seconds for name, seconds in scoring.items() if not placed.shared("rollout", name)]
+    return max([sampling + same, *beside])
+
+
+def _busy(placed: Placement, role: str, count: int) -> int:
+    """Count the GPUs, or else the CPU processes, that work for a role at once."""
+    return placed.hosts(role) or count
+
+
+def _sampling(settings: RunSettings, sizes: Sizes) -> float:
     images = settings.groups_per_step * (settings.selection.candidates + settings.selection.previews)
-    passes = sampling_passes(settings) * model.sizes.sampling.flops
-    sampling = (passes + images * model.sizes.decoding.flops / FLOAT32) / rollout.batch
-    pairs = settings.groups_per_step * settings.selection.keep * rollout.trained_steps
-    anchored = _anchored(learner)
-    training = model.sizes.training.flops + anchored * model.sizes.reference.flops
-    share_of_gpu = min(rollout.gpus, 1) or 1
-    stages = {
-        "sample": sampling / (flops * rollout.workers * share_of_gpu),
-        "learn": pairs / model.sizes.pairs * training / (flops * learner.ranks),
-    }
-    basis = f"{flops / 1e12:.0f} TFLOP/s per GPU; rewards, weights and evaluations are not counted"
-    return Estimate(stages, needs, settings.max_staleness > 0, basis)
+    passes = sampling_passes(settings) * sizes.sampling.flops
+    return (passes + images * sizes.decoding.flops / FLOAT32) / settings.rollout.batch
 
 
-def _anchored(learner: LearnerSettings) -> bool:
-    """Return whether the objective also calls the start policy."""
+def _learning(settings: RunSettings, sizes: Sizes) -> float:
+    pairs = settings.groups_per_step * settings.selection.keep * settings.rollout.trained_steps
+    objective = _objective(settings.learner)
+    passes = sizes.training.flops + objective.needs_reference * sizes.reference.flops
+    again = getattr(objective.settings, "old_log_probs", "") == "learner"
+    return pairs / sizes.pairs * (passes + again * sizes.reference.flops)
+
+
+def _scoring(settings: RunSettings, placed: Placement, flops: float) -> tuple[dict[str, float], list[str]]:
+    """Return the seconds of scoring by reward, and the rewards of unknown cost."""
+    images = settings.groups_per_step * (settings.selection.candidates + settings.selection.previews)
+    found, unknown = {}, []
+    for reward in settings.rewards:
+        each = seconds_per_image(reward, settings.rollout, flops)
+        if each is None:
+            unknown.append(f"the reward {reward.name}")
+            continue
+        found[reward.name] = images * each / _busy(placed, reward.name, reward.workers)
+    return found, unknown
+
+
+def _objective(learner: LearnerSettings) -> Objective:
     try:
-        return load_objective(learner.objective).needs_reference
+        return load_objective(learner.objective)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
 def _need(name: str, count: int, gpus: float, hardware: Hardware, parts: dict[str, float]) -> Need:
     overhead = {"overhead": OVERHEAD_GB * 1e9}
-    return Need(name, count, gpus, parts | overhead if gpus else parts, gpus * hardware.memory)
+    return Need(
+        name, count, gpus, parts | overhead if gpus and parts else parts, max(1, gpus) * hardware.memory
+    )
 
 
 def _sampler(settings: RunSettings, model: _Model) -> dict[str, float]:
@@ -90,12 +136,11 @@ def _sampler(settings: RunSettings, model: _Model) -> dict[str, float]:
 
 def _learner(settings: RunSettings, sizes: Sizes) -> dict[str, float]:
     learner, model = settings.learner, settings.model
-    anchored = _anchored(learner)
+    anchored = _objective(learner).needs_reference
     stage, ranks = learner.zero_stage, learner.ranks
-    half = model.dtype == "bfloat16"
     sharded = {level: 1 / ranks if stage >= level else 1.0 for level in (1, 2, 3)}
     moments = 2 if learner.optimizer == "adamw8bit" else 8
-    optimizer = sizes.trained * (moments + 4 * half) * sharded[1]
+    optimizer = sizes.trained * moments * sharded[1]
     return {
         "weights": 0.0 if learner.offload == "parameters" else sizes.weights * sharded[3],
         "gradients": 4 * sizes.trained * sharded[2],

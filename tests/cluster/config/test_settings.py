@@ -60,7 +60,7 @@ def test_the_objectives_keys_have_flags_also_by_their_older_names(flags: tuple[s
 def test_a_flag_wins_over_a_file_of_an_older_version(tmp_path: Path, flag: str) -> None:
     path = tmp_path / "older.toml"
     text = to_toml(from_flags()).replace('[learner.objective]\nname = "flow_grpo"\n', "")
-    path.write_text(text.replace("clip = 0.001\n", ""))
+    path.write_text(text.replace("clip = 0.001\n", "").replace('old_log_probs = "sampler"\n', ""))
     older = read_toml(str(path))
     older["learner"] = {**older["learner"], "clip": 1e-4, "beta": 0.5}
     path.write_text(tomli_w.dumps(older))
@@ -181,8 +181,8 @@ def test_every_wrong_key_is_named_at_once() -> None:
 
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
     assert refusal(source="shape") == (
-        "no preset or TOML file 'shape'; presets are preference, sd35-geneval, sd35-ocr, sd35-pickscore, "
-        "shapes, words"
+        "no preset or TOML file 'shape'; presets are flux-pickscore, preference, sd35-geneval, "
+        "sd35-geneval-fast, sd35-ocr, sd35-pickscore, sd35-pickscore-fast, shapes, wan-ocr, words"
     )
 
 
