@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
+from cluster.config.sources import preset_names, resolve
+from learner.objectives.flow_grpo import FlowGRPO, FlowGRPOSettings
+from learner.objectives.registry import load_objective
+from rollout.families.registry import load_policy
 from rollout.records import WeightsId
+from tests.support.paths import ROOT
+from tests.support.summation import depend_on_shape
 from tests.support.tiny_learner import (
     hand_over,
     learner_settings,
@@ -70,3 +79,77 @@ def test_the_learner_may_make_the_old_log_probs_itself(pipeline_folder: Path) ->
     )  # those of the second update are of the same, older policy
     assert moved(found["learner"][1], found["right"][1]) < 1e-5
     assert moved(found["sampler"][1], found["right"][1]) > 1e-4
+
+
+def bundled(folder: Path) -> Path:
+    """The bundled model with SD3's own schedule, shifted by 3."""
+    shutil.copytree(ROOT / "rollout" / "tiny" / "shapes", folder)
+    shutil.rmtree(folder / "scheduler")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def fresh(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, micro_batch: int, objective: dict[str, Any], dtype: str,
+    **changes: Any,
+) -> dict[str, float]:  # fmt: skip
+    """The metrics of fresh candidates, where sums depend on the number of rows as on a GPU: odd or even."""
+
+    def rounding(*arguments: Any, **options: Any) -> Any:
+        policy = load_policy(*arguments, **options)
+        depend_on_shape(policy.transformer)
+        return policy
+
+    monkeypatch.setattr("rollout.worker.load_policy", rounding)
+    monkeypatch.setattr("learner.worker.load_policy", rounding)
+    model = model_settings(folder, dtype=dtype, lora_rank=8)
+    rollout = rollout_settings(**{"steps": 10, "guidance": 4.5, "batch": 12} | changes)
+    learner = learner_settings(updates=1, micro_batch=micro_batch, objective=objective)
+    found = sample(model, rollout, keeps=load_objective(learner.objective).keeps, candidates=12)
+    kept = [one for one in found.kept if one.group_id == 0]  # twelve candidates: whole passes of twelve
+    return update(start(model, rollout, learner), *replace(found, kept=kept).calls(updates=1)[0])
+
+
+def by_step(metrics: dict[str, float], name: str) -> list[float]:
+    return [abs(value) for key, value in metrics.items() if key.startswith(f"{name}.t")]
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if resolve(name, {}).rollout.gpus])
+def test_with_a_presets_settings_rounding_leaves_the_clip_range_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every trained step the mean log-ratio of fresh candidates is within a quarter of the clip range."""
+    settings = resolve(name, {})
+    rollout, objective = settings.rollout, cast(Any, settings.learner.objective)
+    same = {"steps": rollout.steps, "dynamics": rollout.dynamics, "noise_level": rollout.noise_level}
+    assert settings.learner.micro_batch == rollout.batch  # here both twelve
+    metrics = fresh(
+        bundled(tmp_path / "model"), monkeypatch, micro_batch=12, dtype=settings.model.dtype,
+        guidance=rollout.guidance, storage=rollout.storage,
+        objective=objective.model_copy(update={"beta": 0.0}).model_dump(), **same,
+    )  # fmt: skip
+    trained = 3 if rollout.dynamics == "cps" else rollout.trained_steps
+    assert len(by_step(metrics, "log_ratio")) == trained
+    assert max(by_step(metrics, "log_ratio_rms")) <= objective.clip / 4
+    assert metrics["grad_norm"] > 0
+
+
+def test_with_passes_of_another_size_it_does_not_and_the_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, clip = bundled(tmp_path / "model"), {"name": "flow_grpo", "clip": 1e-4}
+    half = fresh(folder, monkeypatch, micro_batch=5, objective=clip, dtype="float16")
+    objective = FlowGRPO(FlowGRPOSettings(clip=1e-4))
+    assert max(by_step(half, "log_ratio")) > 2.5e-5
+    assert "set learner.micro_batch to rollout.batch" in objective.doubts(half, on_policy=True)
+    rough = fresh(folder, monkeypatch, micro_batch=5, objective=clip, dtype="bfloat16")
+    assert "most candidates have no gradient" in objective.healthy(rough, on_policy=True, dtype="bfloat16")
+    own = {**clip, "old_log_probs": "learner"}
+    assert (
+        max(
+            by_step(
+                fresh(folder, monkeypatch, micro_batch=5, objective=own, dtype="bfloat16"), "log_ratio_rms"
+            )
+        )
+        == 0
+    )

@@ -1,4 +1,4 @@
-"""Sums whose order depends on the shape of a batch, as those of a GPU's kernels do, on a CPU."""
+"""Sums that depend on the shape of a batch, as a GPU's do, on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def _order(features: int, rows: int) -> Tensor:
 
 
 def depend_on_shape(module: nn.Module) -> None:
-    """Let linear layers add up in an order that the number of rows decides; in exact numbers all agree."""
+    """Let linear layers compute with another kernel for another number of rows; exact numbers would agree.
+
+    The order of the sums differs with every number of rows; for odd ones the bias is added after rounding.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             layer.__class__ = _reordered(type(layer))
@@ -29,6 +32,9 @@ def _reordered(kind: Any) -> Any:
             order = _order(self.in_features, len(x))
             weight = self.weight if torch.is_autocast_enabled(x.device.type) else self.weight.to(x.dtype)
             bias = self.bias if self.bias is None else self.bias.to(weight.dtype)
-            return linear(x[..., order], weight[:, order], bias)
+            if len(x) % 2 == 0 or bias is None:
+                return linear(x[..., order], weight[:, order], bias)
+            found = linear(x[..., order], weight[:, order])
+            return found + bias.to(found.dtype)
 
     return Reordered
