@@ -21,6 +21,7 @@ from rewards.options import check_options
 from rewards.registry import resolve
 from rewards.settings import RewardSettings
 from rewards.suitability import refusal
+from rollout.families.published import PUBLISHED_SIZES
 from rollout.families.registry import ModelFolderError, family_of
 from rollout.prompts import PromptFileError, load_prompts
 from rollout.records import Prompt
@@ -128,10 +129,19 @@ def processes(settings: RunSettings) -> dict[str, int]:
 def memory_gb(settings: RunSettings) -> float:
     """Estimate the memory of all processes together, in GB."""
     counts = processes(settings)
-    size = sum(p.stat().st_size for p in Path(settings.model.path).glob("**/*.safetensors")) / 1e9
+    size = _model_gb(settings)
     copies = counts["rollout"] + 4 * counts["learner"]  # parameters, gradient, two moments
     base = sum(PROCESS_GB[kind] * count for kind, count in counts.items())
     return base + copies * size + settings.cluster.object_store_gb
+
+
+def _model_gb(settings: RunSettings) -> float:
+    """Return the size of a model's files, or that of a published one by its name."""
+    model = settings.model
+    if published := PUBLISHED_SIZES.get(model.path):
+        trained = not model.trains_adapter
+        return (published.weights(model.dtype, trained=trained) + published.text(model.dtype)) / 1e9
+    return sum(path.stat().st_size for path in Path(model.path).glob("**/*.safetensors")) / 1e9
 
 
 def _check_memory(settings: RunSettings) -> None:

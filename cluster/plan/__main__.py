@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     console, estimate = Console(), _estimate(settings, hardware)
     problems = shortages(estimate, hardware)
     console.print(_memory_table(estimate.needs))
-    console.print(_time_table(settings, estimate, hardware))
+    if estimate.stages:
+        console.print(_time_table(settings, estimate, hardware))
     console.print(f"from {estimate.basis}", markup=False, highlight=False)
     for problem in problems:
         console.print(f"does not fit: {problem}", markup=False, highlight=False, soft_wrap=True)
@@ -89,9 +90,10 @@ def _estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
         from cluster.plan import cpu
 
         return cpu.estimate(settings)
-    from cluster.plan import gpu
+    from cluster.plan import gpu, weights_only
 
-    return gpu.estimate(settings, hardware)
+    known = gpu.countable(settings.model.path)
+    return gpu.estimate(settings, hardware) if known else weights_only.estimate(settings, hardware)
 
 
 def shortages(estimate: Estimate, hardware: Hardware) -> list[str]:

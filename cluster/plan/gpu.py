@@ -39,6 +39,11 @@ class _Model:
     encoders: float
 
 
+def countable(path: str) -> bool:
+    """Return whether the model's configuration is here, or known without a download."""
+    return Path(path).is_dir() or path in PUBLISHED
+
+
 def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
     """Estimate the memory per role and the seconds per step.
 
@@ -156,16 +161,11 @@ def _count(settings: RunSettings) -> _Model:
     with ExitStack() as stack:
         if Path(model.path).is_dir():
             encoders = _on_disk(Path(model.path))
-        elif model.path in PUBLISHED:
+        else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             save_configs(PUBLISHED[model.path], folder)
             model = model.model_copy(update={"path": str(folder)})
             encoders = 2.0 * ENCODERS
-        else:
-            raise UserError(
-                f"model.path: {model.path} is not a folder, and of the hub's models only those of "
-                f"{', '.join(PUBLISHED)} are known without a download"
-            )
         try:
             sizes = _sizes(settings, model.path)
         except ValueError as error:

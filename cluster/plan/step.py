@@ -6,6 +6,7 @@ from rich.table import Table
 
 from cluster.config.preflight import Inputs, memory_gb, processes
 from cluster.config.settings import RunSettings
+from learner.objectives.registry import load_objective
 
 
 def sampling_passes(settings: RunSettings) -> int:
@@ -35,7 +36,13 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     table.add_row("batches of them", f"{batches} of at most {rollout.batch}, for {rollout.workers} samplers")
     table.add_row("candidates trained, at most", f"{kept} ({selection.keep} per prompt)")
     table.add_row("transformer passes, sampling", f"{passes * halves}")
-    table.add_row("transformer passes, training", f"{kept * rollout.trained_steps * halves}")
+    trained = f"{kept * rollout.trained_steps * halves}"
+    objective = load_objective(learner.objective)
+    table.add_row("transformer passes, training", trained)
+    if objective.needs_reference:
+        table.add_row("transformer passes, start policy", trained)
+    if getattr(objective.settings, "old_log_probs", "") == "learner":
+        table.add_row("transformer passes, old log-probs", trained)
     table.add_row("optimizer steps", f"{learner.updates}")
     table.add_row("images scored", f"{sampled + previews} by {', '.join(r.name for r in settings.rewards)}")
     table.add_row("held-out images", f"{len(inputs.held_out) * settings.eval_samples}")

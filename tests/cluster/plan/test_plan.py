@@ -174,12 +174,25 @@ def test_the_table_and_the_exit_status(capsys: pytest.CaptureFixture[str]) -> No
         (["shapes", "--share", "2"], "--share: got '2', expected a number above 0 and at most 1"),
         (["shapes", "--gpus", "none"], "--gpus: got 'none', expected a number above 0"),
         (["shapes", "--learner.bta", "1"], "unrecognized arguments: --learner.bta"),
-        (["sd35-ocr", "--model.path", "some/model"], "model.path: some/model is not a folder"),
+        (["sd35-ocr", "--model.path", "some/model"], "the passes of some/model cannot be counted"),
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_counted_is_refused_if_its_weights_do_not_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["flux-pickscore", "--gpus", "8", "--model.path", "black-forest-labs/FLUX.2-dev"]
+    assert main([*arguments, "--rollout.offload_text", "false"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "does not fit: rollout needs 112.4 GB and has 80.0 GB" in shown
+    assert "GPU-hours" not in shown
+    assert main(arguments) == 1  # the encoders apart, sampler and learner do not fit on one GPU
+    assert "1 learner + 1 rollout + 1 pickscore on one GPU need" in " ".join(capsys.readouterr().out.split())
+    assert main(["flux-pickscore", "--gpus", "8"]) == 0
 
 
 def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, previews: int = 0) -> Estimate:
