@@ -19,8 +19,8 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
     size = PUBLISHED_SIZES.get(model.path)
     if size is None:
         raise UserError(
-            f"model.path: the passes of {model.path} cannot be counted, only those of SD3 and SD3.5 in a folder, "
-            f"and it is none of the published models whose size is known: {', '.join(PUBLISHED_SIZES)}"
+            f"model.path: the passes of {model.path} cannot be counted, only those of SD3 and SD3.5, and "
+            f"it is none of the published models whose size is known: {', '.join(PUBLISHED_SIZES)}"
         )
     weights = size.weights(model.dtype, trained=not model.trains_adapter)
     part = 1 / learner.ranks if learner.zero_stage == 3 else 1.0

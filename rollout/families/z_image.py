@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from rollout.families.diffusers_policy import DiffusersPolicy
 from rollout.families.prompt_lengths import TextReader, chat_reader
@@ -18,6 +19,11 @@ class ZImage(DiffusersPolicy):
     """Z-Image: Qwen3's penultimate states in one stream with the image; time and velocity are reversed."""
 
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Load the pipeline, as every family."""
+        super().__init__(*arguments, **options)
+        self.lengths = WeakTensorKeyDictionary()
 
     @staticmethod
     def arguments(rollout: RolloutSettings) -> dict[str, Any]:
@@ -55,7 +61,7 @@ class ZImage(DiffusersPolicy):
 
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:
         """Predict on lists, since a prompt's length sets its image's positions; reverse time and velocity."""
-        lengths = text["mask"].sum(1).tolist()
+        lengths = self._lengths(text["mask"])
         found = model(
             list(x.unsqueeze(2)),
             (1000 - timestep) / 1000,
@@ -63,3 +69,10 @@ class ZImage(DiffusersPolicy):
             return_dict=False,
         )[0]
         return -torch.stack(list(found)).squeeze(2)
+
+    def _lengths(self, mask: Tensor) -> list[int]:
+        """Return the lengths of prompts; read once per batch, since the host waits for the device."""
+        if mask not in self.lengths:
+            self.lengths[mask] = mask.sum(1).tolist()
+        found: list[int] = self.lengths[mask]
+        return found

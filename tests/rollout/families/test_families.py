@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -123,6 +124,28 @@ def test_prompts_have_the_familys_own_length_by_default(name: str, tmp_path: Pat
     arguments = call_arguments(str(folder), tiny.settings(text_tokens=None))
     assert arguments["max_sequence_length"] == expected
     policy.check_text_tokens()
+
+
+def test_z_image_reads_the_lengths_of_a_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = TINY["z_image"].settings(guidance=1.0)
+    folder = TINY["z_image"].save(tmp_path / "z")
+    policy = load_policy(ModelSettings(path=str(folder)), rollout, device="cpu", seed=0)
+    encoded = [policy.encode(text) for text in ("a cat", "two blue crosses above a green square")]
+    conditioning = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0]}
+    reads: list[int] = []
+    summed = torch.Tensor.sum
+    mask = id(conditioning["mask"])
+
+    def counted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        reads.append(1) if id(tensor) == mask else None
+        return summed(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "sum", counted)
+    denoise(policy, rollout, conditioning, candidate_noises(0, 0, 0, 2), policy.schedule(4), range(0))
+    assert len(reads) == 1
+    del conditioning
+    gc.collect()
+    assert len(policy.lengths) == 0
 
 
 SOLVERS = {
