@@ -78,6 +78,10 @@ class RunSettings(Settings):
         None, description="fsspec URL for checkpoints; default: in the run folder"
     )
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept, newest first")
+    best_by: str = Field(
+        "eval_reward",
+        description="held-out metric whose checkpoint with the highest value is kept besides; empty: none",
+    )
     max_empty_batches: int = Field(5, ge=1, description="steps in a row without a margin before stopping")
     prompts: PromptSettings
     model: ModelSettings

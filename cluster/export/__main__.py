@@ -35,7 +35,9 @@ def _parser() -> Parser:
         help="the LoRA adapter alone, or the whole pipeline (a LoRA is fused into it)",
     )  # fmt: skip
     parser.add_argument("--ema", action="store_true", help="the averaged weights; default: the current ones")
-    parser.add_argument("--step", type=int, help="which committed checkpoint; default: the newest")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="which committed checkpoint; default: the newest")
+    which.add_argument("--best", action="store_true", help="the one with the best held-out score (best_by)")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: RUN/export/WHAT-step-N")
     parser.add_argument(
         "--push", metavar="OWNER/NAME",

@@ -43,7 +43,7 @@ def check(options: argparse.Namespace) -> Export:
         raise UserError(
             "--what lora: the run trained every parameter (model.lora_rank = 0); use --what pipeline"
         )
-    step, weights = _checkpoint(run, settings, options.step, options.ema)
+    step, weights = _checkpoint(run, settings, options.step, options.ema, best=options.best)
     if options.push is not None:
         _check_push(options.push)
     try:
@@ -61,12 +61,18 @@ def check(options: argparse.Namespace) -> Export:
 
 
 def _checkpoint(
-    run: RunFolder, settings: RunSettings, wanted: int | None, averaged: bool
+    run: RunFolder, settings: RunSettings, wanted: int | None, averaged: bool, *, best: bool
 ) -> tuple[int, Path]:
     checkpoints = checkpoints_of(settings, run)
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{checkpoints.root} has no committed checkpoint")
+    if best:
+        wanted = checkpoints.best()
+        if wanted is None:
+            raise UserError(
+                f"--best: {checkpoints.root} has no checkpoint of a step with {settings.best_by or 'best_by'}"
+            )
     if wanted is not None and wanted not in steps:
         known = ", ".join(map(str, steps))
         raise UserError(f"--step {wanted}: {checkpoints.root} has no such checkpoint, only {known}")

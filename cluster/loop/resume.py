@@ -20,7 +20,7 @@ from rollout.settings import explain
 
 SAFE: Final = (
     "folder", "preset", "steps", "eval_every", "image_every", "checkpoint_every", "checkpoints",
-    "keep_checkpoints", "max_empty_batches", "cluster.*", "rollout.*workers", "rollout.gpus",
+    "keep_checkpoints", "best_by", "max_empty_batches", "cluster.*", "rollout.*workers", "rollout.gpus",
     "rollout.threads", "learner.ranks", "learner.gpus", "learner.threads", "learner.bucket_mb",
     "learner.max_skipped", "rewards.*.workers", "rewards.*.gpus", "rewards.*.deadline",
     "rewards.*.threads", "rewards.*.attempts", "rewards.*.runtime_env*",

@@ -46,7 +46,7 @@ class Saver(Protocol):
 
 
 class Checkpoints(StoredCheckpoints):
-    """The checkpoints of a run in progress, of which the newest are kept.
+    """The checkpoints of a run in progress, of which the newest and the best are kept.
 
     Everything outside the learner is a pure function of the seed and the step: prompts, noise, ties and
     shuffles, and so the groups in flight, which a resumed run samples again. So a checkpoint is the learner's
@@ -60,9 +60,15 @@ class Checkpoints(StoredCheckpoints):
         keep: int,
         settings: dict[str, Any] | None = None,
         record: RunFolder | None = None,
+        best_by: str = "",
     ) -> None:
-        """Manage the checkpoints below a URL; ``keep`` remain, each with settings and parts of the record."""
+        """Manage the checkpoints below a URL; ``keep`` remain, each with settings and parts of the record.
+
+        Besides these the one with the highest value of the metric ``best_by`` remains, if there is such a
+        metric after the step of a checkpoint.
+        """
         super().__init__(url)
+        self.best_by = best_by
         self.keep, self.settings, self.record = keep, settings or {}, record
         self.pending: tuple[int, int] | None = None
 
@@ -128,8 +134,17 @@ class Checkpoints(StoredCheckpoints):
         self.filesystem.pipe_file(draft, to_marker(commit))
         self.filesystem.mv(draft, path)
         note("checkpoint committed", checkpoint=step)
+        best = self.best()
         for old in self.steps()[: -self.keep]:
-            self._remove(old)
+            if old != best:
+                self._remove(old)
+
+    def best(self) -> int | None:
+        """Return the step with a checkpoint whose metric ``best_by`` is highest, the newest of equals."""
+        history = self.record.history() if self.record else []
+        values = {row["step"]: row.get(self.best_by) for row in history}
+        known = [(values[step], step) for step in self.steps() if values.get(step) is not None]
+        return max(known)[1] if known else None
 
     def _check_visible(self, step: int, written: Sequence[Written]) -> None:
         """Wait until this machine sees all files that the ranks have written.
@@ -195,4 +210,5 @@ class Checkpoints(StoredCheckpoints):
 def checkpoints_of(settings: RunSettings, folder: RunFolder) -> Checkpoints:
     """Open the checkpoints of a run: at its ``checkpoints`` URL, else in its folder."""
     place = settings.checkpoints or str(folder.checkpoints)
-    return Checkpoints(place, settings.keep_checkpoints, settings.model_dump(mode="json"), folder)
+    values = settings.model_dump(mode="json")
+    return Checkpoints(place, settings.keep_checkpoints, values, folder, best_by=settings.best_by)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -84,6 +85,21 @@ def test_the_current_weights_of_the_newest_commit_are_the_default(lora_run: Made
     current, average, older = (found[name][key] for name in found)
     assert np.allclose(current, 1.5 * average)
     assert not np.allclose(current, older)
+
+
+def test_the_best_checkpoint_may_be_older(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_run(tmp_path / "run", pipeline_folder, lora_rank=2)
+    metrics = made.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    worse = [{**line, "eval_reward": 0.9 if line["step"] == 2 else 0.1} for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in worse))
+    assert export.main([str(made.folder), "--what", "lora", "--best"]) == 0
+    assert (made.folder / "export/lora-step-2" / LORA_FILE).exists()
+    metrics.unlink()
+    said = refused(capsys, made.folder, "--what", "lora", "--best")
+    assert "has no checkpoint of a step with eval_reward" in said
 
 
 def test_the_card_says_what_was_done(lora_run: MadeRun, pipeline_folder: Path, tmp_path: Path) -> None:

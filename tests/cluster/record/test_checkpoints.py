@@ -97,6 +97,24 @@ def test_only_the_newest_checkpoints_are_kept(checkpoints: Checkpoints, learner:
     assert files(checkpoints, 9) == []
 
 
+def test_the_best_one_is_kept_besides(root: str, learner: Any, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "record")
+    folder.path.mkdir()
+    scores: dict[int, float | None] = {2: 0.4, 4: 0.9, 5: 1.0, 6: 0.9, 8: None, 10: 0.7}
+    lines = [{"step": step, "eval_reward": score} for step, score in scores.items()]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept = Checkpoints(root, keep=1, record=folder, best_by="eval_reward")
+    commit(kept, learner, 2)
+    assert kept.best() == 2
+    commit(kept, learner, 4, 6, 8, 10)  # step 5 was evaluated, and not saved
+    assert kept.steps() == [6, 10]  # the newer of equals
+    assert kept.best() == 6
+    other = Checkpoints(root, keep=1, record=folder, best_by="eval_strict")
+    assert other.best() is None
+    commit(other, learner, 12)
+    assert other.steps() == [12]
+
+
 def test_a_failed_checkpoint_is_none_and_the_older_ones_stay(checkpoints: Checkpoints, learner: Any) -> None:
     commit(checkpoints, learner, 1, 2)
     learner.fails = True
