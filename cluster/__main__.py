@@ -13,6 +13,7 @@ from cluster.process import leave
 COMMANDS: Final = {
     "train": ("cluster.train", "train a model, or continue a run"),
     "plan": ("cluster.plan.__main__", "estimate the memory, time and cost of a run"),
+    "embed": ("cluster.embed", "encode prompts beforehand, so that samplers load no text encoders"),
     "submit": ("cluster.submit.__main__", "run as a job of a remote Ray cluster, and manage runs there"),
     "watch": ("cluster.watch.__main__", "show a run's progress in a terminal"),
     "report": ("cluster.report.__main__", "write the report of a run again"),

@@ -21,7 +21,7 @@ ORDER = (
     "actors local report export interrupts",
     "loop",
     "trackers study plan",
-    "watch service",
+    "watch service embed",
     "train",
     "submit bench __main__",
 )

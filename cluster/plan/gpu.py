@@ -133,7 +133,7 @@ def _sampler(settings: RunSettings, model: _Model) -> dict[str, float]:
     sizes, rollout = model.sizes, settings.rollout
     return {
         "weights": sizes.weights,
-        "encoders": 0.0 if rollout.offload_text else model.encoders,
+        "encoders": 0.0 if rollout.offload_text or rollout.embeddings else model.encoders,
         "autoencoder": sizes.autoencoder,
         "activations": max(sizes.sampling.live, sizes.decoding.live),
     }

@@ -25,7 +25,7 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
     weights = size.weights(model.dtype, trained=not model.trains_adapter)
     part = 1 / learner.ranks if learner.zero_stage == 3 else 1.0
     held = 0.0 if learner.offload == "parameters" else weights * part
-    text = 0.0 if rollout.offload_text else size.text(model.dtype)
+    text = 0.0 if rollout.offload_text or rollout.embeddings else size.text(model.dtype)
 
     def need(role: str, count: int, gpus: float, parts: dict[str, float]) -> Need:
         return Need(role, count, gpus, parts, max(1, gpus) * hardware.memory)

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from rollout.families.embeddings import Embedder
+from rollout.families.embeddings import Embedder, known_identity, source_of
+from rollout.families.pipeline_parts import add_text_encoders, read_pipeline, text_encoders
 from rollout.families.prompt_lengths import TextReader
 from rollout.families.registry import Schedule, Tensors, Velocity
 from rollout.families.transformer import compile_blocks, prepare, switch_attention
@@ -50,7 +51,7 @@ class DiffusersPolicy(ABC):
             ValueError: if the image size does not fit the model, or `check` refuses the settings.
         """
         self.rollout = rollout = self.with_defaults(rollout)
-        self.device = torch.device(device)
+        self.device, self.path = torch.device(device), model.path
         self.dtype = getattr(torch, model.dtype)
         # If all parameters are trained, they are float32 and autocast rounds them. A model on the meta device
         # is only counted, as if they were stored rounded.
@@ -60,8 +61,8 @@ class DiffusersPolicy(ABC):
         self._negative: Tensors = {}
         self.check()
         if whole:
-            self.pipeline = self._load_pipeline(model.path)
-            self.embedder = Embedder(self.pipeline, self.embed, rollout, self.device)
+            self.pipeline = self._load_pipeline()
+            self.embedder = self._embedder()
             transformer, self.scheduler = self.pipeline.transformer, self.pipeline.scheduler
         else:
             transformer = self._load_transformer(model.path)
@@ -87,19 +88,38 @@ class DiffusersPolicy(ABC):
         assert self.rollout.text_tokens is not None  # set by `with_defaults`
         return self.rollout.text_tokens
 
-    def _load_pipeline(self, path: str) -> Any:
-        # Components that were saved as missing (T5, usually) must be passed to diffusers as None.
-        absent = {name: None for name, entry in self.index.items() if entry == [None, None]}
+    def _load_pipeline(self) -> Any:
         # The autoencoder in float32: half precision is visible in flat areas, and decoding is cheap.
         dtypes = {"default": self.dtype, "transformer": self._stored, "vae": torch.float32}
-        pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtypes, **absent)
-        pipeline.set_progress_bar_config(disable=True)
+        known = known_identity(self.rollout.embeddings, self._source())
+        pipeline = read_pipeline(self.path, self.index, dtypes, text_encoders(self.index) if known else ())
         pipeline.vae.to(self.device)
         if self.rollout.decode != "whole":
             pipeline.vae.enable_slicing()
         if self.rollout.decode == "tiled":
             pipeline.vae.enable_tiling()
         return pipeline
+
+    def load_text(self, device: str) -> None:
+        """Load the text encoders alone, to fill ``rollout.embeddings`` with a policy of the meta device."""
+        self.device = torch.device(device)
+        self.pipeline = read_pipeline(self.path, self.index, {"default": self.dtype}, ("transformer", "vae"))
+        self.pipeline.register_modules(transformer=self.transformer)  # whose sizes some families need
+        self.embedder = self._embedder()
+
+    def _embedder(self) -> Embedder:
+        def load() -> None:
+            add_text_encoders(self.pipeline, self.path, self.index, self.dtype)
+
+        return Embedder(
+            self.pipeline, self.embed, self.rollout, self.device, source=self._source(), load=load
+        )
+
+    def _source(self) -> str:
+        """Recognise what determines embeddings, if they are stored."""
+        if self.rollout.embeddings is None:
+            return ""
+        return source_of(self.path, self.index["_class_name"], str(self.dtype), self.text_tokens)
 
     @property
     def _stored(self) -> torch.dtype:

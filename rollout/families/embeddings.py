@@ -1,4 +1,4 @@
-"""Cache of encoded prompts, and text encoders that occupy the GPU only while they run."""
+"""Cache of encoded prompts, and text encoders that are loaded, or on the GPU, only while they are needed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,30 +22,87 @@ from rollout.settings import RolloutSettings
 from rollout.weights import checksum, flatten
 
 Embed = Callable[..., Tensors]
+EDGE: Final = 2**20
+"""Bytes at both ends of a file by which it is recognised."""
+
+
+def known_identity(folder: Path | None, source: str) -> list[Any] | None:
+    """Return the identity of encoders from files ``source``, if they have filled the folder before."""
+    if folder is None:
+        return None
+    try:
+        found: list[Any] = json.loads(_record(folder, source).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
+
+
+def _record(folder: Path, source: str) -> Path:
+    return folder / f"encoders-{source}.json"
+
+
+def source_of(path: str, *parts: Any) -> str:
+    """Recognise the files of a pipeline's text encoders and vocabularies, without reading all of them.
+
+    Those of a local folder by their names, sizes and ends; a model of the hub by its commit. ``parts`` are
+    whatever else determines embeddings.
+    """
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
+    folder = Path(path)
+    if not folder.is_dir():
+        digest.update(Path(hf_hub_download(path, "model_index.json")).parent.name.encode())
+        return digest.hexdigest()
+    files = [file for kind in ("text_encoder*", "tokenizer*") for file in folder.glob(f"{kind}/**/*")]
+    for file in sorted(files):
+        if file.is_file():
+            digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
+            with file.open("rb") as content:
+                digest.update(content.read(EDGE))
+                content.seek(max(0, file.stat().st_size - EDGE))
+                digest.update(content.read())
+    return digest.hexdigest()
 
 
 class Embedder:
     """A family's ``embed`` behind a cache.
 
     With ``rollout.embeddings`` its results are stored in that folder, by a hash of the prompt and of all that
-    determines them: the encoders' weights, the vocabularies, the precision and the length. With
+    determines them: the encoders' weights, the vocabularies, the precision and the length. If the pipeline's
+    encoders have filled the folder before, they are loaded only for a prompt that is not there. With
     ``rollout.offload_text`` the encoders are in the CPU's memory, and on the device only for a new prompt.
     """
 
-    def __init__(self, pipeline: Any, embed: Embed, rollout: RolloutSettings, device: torch.device) -> None:
-        """Move the encoders to their device and identify them."""
-        self.embed, self.folder, self.device = embed, rollout.embeddings, device
-        self.offload = rollout.offload_text
-        parts = pipeline.components
-        self.encoders = {
-            name: part
-            for name, part in sorted(parts.items())
-            if name.startswith("text_encoder") and isinstance(part, nn.Module)
-        }
-        self._place("cpu" if self.offload else device)
+    def __init__(
+        self, pipeline: Any, embed: Embed, rollout: RolloutSettings, device: torch.device, *,
+        source: str = "", load: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Move the encoders to their device and identify them; ``load`` adds missing ones to the pipeline."""
+        self.pipeline, self.embed, self.folder, self.device = pipeline, embed, rollout.embeddings, device
+        self.offload, self.load, self.text_tokens = rollout.offload_text, load, rollout.text_tokens
+        known = known_identity(self.folder, source)
+        self.encoders: dict[str, nn.Module] = {}
+        if known is None:
+            self._prepare()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.identity = [type(pipeline).__name__, rollout.text_tokens, *self._contents(parts)]
+            self.identity = known or self._identity()
+            if known is None and source:
+                with atomic(_record(self.folder, source)) as draft:
+                    draft.write_text(json.dumps(self.identity), encoding="utf-8")
+
+    def _prepare(self) -> None:
+        """Load the encoders if they are missing, and move them to their device."""
+        self.load()
+        self.encoders = {
+            name: part
+            for name, part in sorted(self.pipeline.components.items())
+            if name.startswith("text_encoder") and isinstance(part, nn.Module)
+        }
+        self._place("cpu" if self.offload else self.device)
+
+    def _identity(self) -> list[Any]:
+        parts = self.pipeline.components
+        return [type(self.pipeline).__name__, self.text_tokens, *self._contents(parts)]
 
     def __call__(self, text: str, *, negative: bool = False) -> Tensors:
         """Return the named conditioning tensors of one prompt, on the device."""
@@ -64,6 +122,8 @@ class Embedder:
         return found
 
     def _encode(self, text: str, negative: bool) -> Tensors:
+        if not self.encoders:
+            self._prepare()
         with self._on_device():
             return self.embed(text, negative=negative)
 

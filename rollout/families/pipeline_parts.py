@@ -1,0 +1,38 @@
+"""Loading of diffusers pipelines in parts, of which the text encoders may follow later."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+Index = Mapping[str, Any]
+"""The content of a pipeline's model_index.json."""
+
+
+def read_pipeline(path: str, index: Index, dtypes: dict[str, torch.dtype], leave_out: Iterable[str]) -> Any:
+    """Read a pipeline, each component in its precision, or the "default"."""
+    # Components that were saved as missing (T5, usually) must be passed to diffusers as None.
+    absent = {name: None for name, entry in index.items() if entry == [None, None]}
+    absent |= dict.fromkeys(leave_out)
+    pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtypes, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def text_encoders(index: Index) -> list[str]:
+    """Return the names of a pipeline's text encoders."""
+    named = [name for name in index if name.startswith("text_encoder")]
+    return [name for name in named if index[name][0] is not None]
+
+
+def add_text_encoders(pipeline: Any, path: str, index: Index, dtype: torch.dtype) -> None:
+    """Load the text encoders that were left out of a pipeline."""
+    for name in text_encoders(index):
+        if getattr(pipeline, name) is None:
+            library, kind = index[name]
+            load = getattr(importlib.import_module(library), kind).from_pretrained
+            pipeline.register_modules(**{name: load(path, subfolder=name, dtype=dtype)})
