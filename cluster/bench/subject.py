@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,14 @@ from cluster.loop.production import oversampled
 from learner.ema import Ema
 from learner.engine import Masters
 from learner.finite_check import FiniteCheck
+from learner.loss_scale import LossScale
 from learner.optimizer import build_optimizer
 from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.families.registry import ModelFolderError, family_of
 from rollout.records import Prompt, SampleRequest, group_of
-from rollout.settings import ModelSettings, RolloutSettings
+from rollout.settings import Dtype, ModelSettings, RolloutSettings
 from rollout.worker import RolloutWorker
 from selection.records import Kept
 
@@ -48,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", help="a pipeline: a folder or a hub name")
     what.add_argument("--random", default="tiny", metavar="NAME", help="real configuration, random weights")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU")
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="default: float16 on a GPU")
     parser.add_argument("--size", type=int, help="pixels on a side; default 512, of the tiny model 32")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
     parser.add_argument("--guidance", type=float, default=4.5)
@@ -76,7 +77,7 @@ def subject(options: argparse.Namespace) -> Iterator[Subject]:
         UserError: if the model does not exist.
     """
     gpu = torch.cuda.is_available() and not options.cpu
-    dtype = options.dtype or ("bfloat16" if gpu else "float32")
+    dtype = options.dtype or ("float16" if gpu else "float32")
     tiny = not options.model and options.random == "tiny"
     size = options.size or (TINY_SIZE if tiny else 512)
     with tempfile.TemporaryDirectory() as scratch:
@@ -149,9 +150,10 @@ class PlainLearner(LearnerWorker):
         if not torch.distributed.is_initialized():
             where = f"tcp://{address}:{port}"
             torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
+        self.loss_scale = LossScale(self.parameters, self.model.dtype)
         self.finite_check = FiniteCheck(self.parameters, self.device)
         self.engine = _Engine(self.policy.transformer, self)
-        self.ema = Ema(self.parameters, _PlainMasters(0, 1), self.settings.ema_decay, self.settings.ema_every)
+        self.ema = Ema(self.parameters, Masters(0, 1), self.settings.ema_decay, self.settings.ema_every)
 
 
 class _Engine:
@@ -174,11 +176,3 @@ class _Engine:
 
     def get_lr(self) -> list[float]:
         return [self.rate]
-
-
-class _PlainMasters(Masters):
-    """Master parameters that are the trained parameters themselves."""
-
-    def share(self, parameter: Any) -> Tensor:
-        values: Tensor = parameter.detach().float()
-        return values

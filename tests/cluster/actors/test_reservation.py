@@ -128,9 +128,25 @@ def test_ranks_that_fit_no_node_are_spread_over_several(joining: Any) -> None:
 
 @pytest.mark.ray
 def test_shares_of_a_gpu_and_labels(joining: Any) -> None:
-    group = reserve(joining(0.5, 2, 0.25, 4, nodes={"learner": "learner", "rollout": "learner"}), print)
+    group = reserve(joining(0.6, 2, 0.3, 2, nodes={"learner": "learner", "rollout": "learner"}), print)
     assert {label(node) for node in placed(group)} == {"learner"}
+    # As in the presets: no two ranks share a GPU, and each has a sampler beside it.
+    role = ActorSpec(name="learner", target="datetime:timedelta", gpus=0.6, group=group)
+    beside = ActorSpec(name="rollout", target="datetime:timedelta", gpus=0.3, node="learner")
+    ranks, samplers = ([spawn(spec, number) for number in range(2)] for spec in (role, beside))
+    found = [
+        sorted(ray.get([actor.__ray_call__.remote(_gpu) for actor in actors], timeout=60))
+        for actors in (ranks, samplers)
+    ]
+    assert found == [[0, 1], [0, 1]]
+    for actor in (*ranks, *samplers):
+        ray.kill(actor)
     remove_placement_group(group)
+
+
+def _gpu(_: object) -> int:
+    (gpu,) = ray.get_gpu_ids()
+    return int(gpu)
 
 
 def _node(_: object) -> str:
