@@ -40,7 +40,7 @@ class UpdateMetrics:
         weights, fresh = part.weights, float(first) * part.weights
         found = {name: value.detach().float() for name, value in terms.metrics.items()}
         columns = [weights, fresh, mean_grad_norms**2, weights * part.advantages**2] + [
-            (fresh if metric.fresh else weights) * found[metric.name] ** (2 if metric.reduce == "rms" else 1)
+            (fresh if metric.fresh else weights) * found[metric.name] ** metric.exponent
             for metric in self.means
         ]
         table = torch.zeros(self.steps, len(columns), device=weights.device)
@@ -90,7 +90,7 @@ class UpdateMetrics:
         return {
             **{
                 metric.name: (value / totals[metric.fresh] if totals[metric.fresh] else 0.0)
-                ** (0.5 if metric.reduce == "rms" else 1.0)
+                ** (1 / metric.exponent)
                 for metric, value in zip(self.means, rest, strict=True)
             },
             "advantage_rms": (advantage / weight) ** 0.5,

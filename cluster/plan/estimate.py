@@ -16,6 +16,10 @@ class Hardware:
     share: float
     price: float | None = None
 
+    def need(self, role: str, count: int, gpus: float, parts: Mapping[str, float]) -> Need:
+        """Return the need of a role, with the memory of the GPUs that a process is on."""
+        return Need(role, count, gpus, parts, max(1, gpus) * self.memory)
+
 
 @dataclass(frozen=True, slots=True)
 class Need:

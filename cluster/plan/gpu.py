@@ -97,9 +97,8 @@ def _sampling(settings: RunSettings, sizes: Sizes) -> float:
 def _learning(settings: RunSettings, sizes: Sizes) -> float:
     pairs = settings.groups_per_step * settings.selection.keep * settings.rollout.trained_steps
     objective = _objective(settings.learner)
-    passes = sizes.training.flops + objective.needs_reference * sizes.reference.flops
-    again = getattr(objective.settings, "old_log_probs", "") == "learner"
-    return pairs / sizes.pairs * (passes + again * sizes.reference.flops)
+    frozen = (objective.needs_reference + objective.recomputes) * sizes.reference.flops
+    return pairs / sizes.pairs * (sizes.training.flops + frozen)
 
 
 def _scoring(settings: RunSettings, placed: Placement, flops: float) -> tuple[dict[str, float], list[str]]:
@@ -123,10 +122,8 @@ def _objective(learner: LearnerSettings) -> Objective:
 
 
 def _need(name: str, count: int, gpus: float, hardware: Hardware, parts: dict[str, float]) -> Need:
-    overhead = {"overhead": OVERHEAD_GB * 1e9}
-    return Need(
-        name, count, gpus, parts | overhead if gpus and parts else parts, max(1, gpus) * hardware.memory
-    )
+    overhead = {"overhead": OVERHEAD_GB * 1e9} if gpus and parts else {}
+    return hardware.need(name, count, gpus, parts | overhead)
 
 
 def _sampler(settings: RunSettings, model: _Model) -> dict[str, float]:

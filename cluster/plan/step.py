@@ -41,7 +41,7 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     table.add_row("transformer passes, training", trained)
     if objective.needs_reference:
         table.add_row("transformer passes, start policy", trained)
-    if getattr(objective.settings, "old_log_probs", "") == "learner":
+    if objective.recomputes:
         table.add_row("transformer passes, old log-probs", trained)
     table.add_row("optimizer steps", f"{learner.updates}")
     table.add_row("images scored", f"{sampled + previews} by {', '.join(r.name for r in settings.rewards)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from cluster.plan.estimate import Estimate, Hardware, Need
+from cluster.plan.estimate import Estimate, Hardware
 from cluster.plan.reward_costs import reward_memory
 from rollout.families.published import PUBLISHED_SIZES
 
@@ -22,21 +22,18 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
             f"model.path: the passes of {model.path} cannot be counted, only those of SD3 and SD3.5, and "
             f"it is none of the published models whose size is known: {', '.join(PUBLISHED_SIZES)}"
         )
-    weights = size.weights(model.dtype, trained=not model.trains_adapter)
+    weights = size.weights(model)
     part = 1 / learner.ranks if learner.zero_stage == 3 else 1.0
     held = 0.0 if learner.offload == "parameters" else weights * part
-    text = 0.0 if rollout.offload_text or rollout.embeddings else size.text(model.dtype)
-
-    def need(role: str, count: int, gpus: float, parts: dict[str, float]) -> Need:
-        return Need(role, count, gpus, parts, max(1, gpus) * hardware.memory)
+    text = 0.0 if rollout.offload_text or rollout.embeddings else size.text(model)
 
     return Estimate(
         stages={},
         needs=(
-            need("learner", learner.ranks, learner.gpus, {"weights": held}),
-            need("rollout", rollout.workers, rollout.gpus, {"weights": weights, "encoders": text}),
+            hardware.need("learner", learner.ranks, learner.gpus, {"weights": held}),
+            hardware.need("rollout", rollout.workers, rollout.gpus, {"weights": weights, "encoders": text}),
             *(
-                need(reward.name, reward.workers, reward.gpus, reward_memory(reward))
+                hardware.need(reward.name, reward.workers, reward.gpus, reward_memory(reward))
                 for reward in settings.distinct_rewards.values()
                 if reward.gpus
             ),

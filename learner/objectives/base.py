@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from learner.rank_shares import Assignment
     from rollout.families.registry import Schedule
     from rollout.records import Conditioning, Keep, Trajectory
+    from rollout.settings import RolloutSettings
     from selection.records import Kept
 
 
@@ -47,6 +48,11 @@ class Metric:
     note: str = ""
     reduce: Literal["mean", "rms", "max"] = "mean"
     fresh: bool = False
+
+    @property
+    def exponent(self) -> int:
+        """The power of a row's value that is averaged, and whose root is reported."""
+        return 2 if self.reduce == "rms" else 1
 
 
 COMMON: Final = (
@@ -115,6 +121,23 @@ class Objective(ABC):
     def needs_reference(self) -> bool:
         """True if the loss calls the frozen start policy."""
         return False
+
+    @property
+    def recomputes(self) -> bool:
+        """True if `prepared` runs the policy on every row once more, without a gradient."""
+        return False
+
+    def check(self, rollout: RolloutSettings) -> None:
+        """Refuse the settings of candidates that the objective cannot learn from.
+
+        Raises:
+            ValueError: naming the key, the value and what was expected.
+        """
+        if rollout.dynamics not in self.sampling:
+            raise ValueError(
+                f"rollout.dynamics: got {rollout.dynamics!r}, but {self.settings.name} learns from "
+                f"{', '.join(sorted(self.sampling))}"
+            )
 
     def units(self, kept: Sequence[Kept]) -> Sequence[Sequence[int]]:
         """Group places in ``kept`` that stay together in an update and on a rank, equally many each."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rollout.families.registry import Schedule
     from rollout.records import Conditioning, Keep, Trajectory
     from rollout.sde import Transition
+    from rollout.settings import RolloutSettings
 
 ROUNDING: Final = 1e-4
 """Largest distance of on-policy ratios from 1 that rounding explains in float32."""
@@ -99,13 +100,27 @@ class FlowGRPO(Objective):
     def keeps(self) -> frozenset[Keep]:
         """States and what the ratio needs of the behaviour policy: log-probs, for GRPO-Guard also means."""
         found: set[Keep] = {"states"}
-        found |= {"log_probs"} if self.settings.old_log_probs == "sampler" else set()
+        found |= set() if self.recomputes else {"log_probs"}
         return frozenset(found | ({"means"} if self.settings.ratio == "guard" else set()))
 
     @property
     def needs_reference(self) -> bool:
         """True if the KL has a positive weight."""
         return self.settings.beta > 0
+
+    @property
+    def recomputes(self) -> bool:
+        """True if the learner computes the old log-probs itself."""
+        return self.settings.old_log_probs == "learner"
+
+    def check(self, rollout: RolloutSettings) -> None:
+        """Refuse also GRPO-Guard on densities that are no Gaussians'."""
+        super().check(rollout)
+        if self.settings.ratio == "guard" and rollout.log_density != "gaussian":
+            raise ValueError(
+                "learner.objective.ratio: guard centres the ratio of Gaussians; "
+                "set rollout.density to gaussian"
+            )
 
     def minibatches(
         self,
@@ -124,7 +139,7 @@ class FlowGRPO(Objective):
 
     def prepared(self, models: Models, shares: Sequence[TransitionTable]) -> Sequence[TransitionTable]:
         """Compute the old log-probs with the learner's own weights, if it is to."""
-        if self.settings.old_log_probs == "sampler":
+        if not self.recomputes:
             return shares
         import torch
 
@@ -161,14 +176,14 @@ class FlowGRPO(Objective):
 
     def _figures(self, ratio: Tensor, kl: Tensor) -> dict[str, Tensor]:
         off = (ratio - 1).abs()
-        clipped = off > self.settings.clip
+        clipped, log_ratio = off > self.settings.clip, ratio.log()
         return {
             "ratio_max_deviation": off,
             "ratio_mean": ratio,
             "clip_fraction": clipped,
             "kl": kl,
-            "log_ratio": ratio.log(),
-            "log_ratio_rms": ratio.log(),
+            "log_ratio": log_ratio,
+            "log_ratio_rms": log_ratio,
             "fresh_clip_fraction": clipped,
         }
 

@@ -95,19 +95,7 @@ def check_objective(settings: ObjectiveSettings, rollout: RolloutSettings) -> No
         ValueError: naming the key, the value and what was expected.
     """
     objective = load_objective(settings)
-    if rollout.dynamics not in objective.sampling:
-        raise ValueError(
-            f"rollout.dynamics: got {rollout.dynamics!r}, but {settings.name} learns from "
-            f"{', '.join(sorted(objective.sampling))}"
-        )
-    if (
-        isinstance(settings, FlowGRPOSettings)
-        and settings.ratio == "guard"
-        and rollout.log_density != "gaussian"
-    ):
-        raise ValueError(
-            "learner.objective.ratio: guard centres the ratio of Gaussians; set rollout.density to gaussian"
-        )
+    objective.check(rollout)
     names = metric_names(objective)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
