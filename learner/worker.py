@@ -64,6 +64,8 @@ class LearnerWorker:
         )
         self.models = self._models()
         self.parameters = trainable(self.policy.transformer)
+        self.loss_scale = LossScale(self.parameters, model.dtype)
+        self.finite_check = FiniteCheck(self.parameters, self.device)  # sees gradients without the scale
         self.buckets = buckets(self.parameters, learner.bucket_mb * 1e6)
         self.staging: Tensor | None = None
         self.storage = Storage()
@@ -81,8 +83,6 @@ class LearnerWorker:
         """Form the process group with the other ranks and build the engine; every rank calls it."""
         self.rank, self.world = rank, world
         deepspeed_engine.join(rank, world, address, port, gpu=self.gpu)
-        self.loss_scale = LossScale(self.parameters, self.model.dtype)
-        self.finite_check = FiniteCheck(self.parameters, self.device)
         self.reference.join()
         self.engine = deepspeed_engine.build_engine(
             self.policy.transformer, self.parameters, self.settings, self.horizon

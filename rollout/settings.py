@@ -60,6 +60,11 @@ class ModelSettings(Settings):
         """True if a LoRA adapter is trained instead of the model's own parameters."""
         return self.lora_rank > 0 or self.lora_path is not None
 
+    @property
+    def autocasts(self) -> bool:
+        """True if all parameters are trained, in float32, and rounded for every pass by autocast."""
+        return self.dtype != "float32" and not self.trains_adapter
+
     @model_validator(mode="after")
     def _one_adapter(self) -> ModelSettings:
         if self.lora_path is not None and self.lora_rank:

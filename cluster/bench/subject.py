@@ -19,8 +19,6 @@ from cluster.config.errors import UserError
 from cluster.loop.production import oversampled
 from learner.ema import Ema
 from learner.engine import Masters
-from learner.finite_check import FiniteCheck
-from learner.loss_scale import LossScale
 from learner.optimizer import build_optimizer
 from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
@@ -150,8 +148,6 @@ class PlainLearner(LearnerWorker):
         if not torch.distributed.is_initialized():
             where = f"tcp://{address}:{port}"
             torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
-        self.loss_scale = LossScale(self.parameters, self.model.dtype)
-        self.finite_check = FiniteCheck(self.parameters, self.device)
         self.engine = _Engine(self.policy.transformer, self)
         self.ema = Ema(self.parameters, Masters(0, 1), self.settings.ema_decay, self.settings.ema_every)
 

@@ -139,8 +139,7 @@ def _model_gb(settings: RunSettings) -> float:
     """Return the size of a model's files, or that of a published one by its name."""
     model = settings.model
     if published := PUBLISHED_SIZES.get(model.path):
-        trained = not model.trains_adapter
-        return (published.weights(model.dtype, trained=trained) + published.text(model.dtype)) / 1e9
+        return (published.weights(model) + published.text(model)) / 1e9
     return sum(path.stat().st_size for path in Path(model.path).glob("**/*.safetensors")) / 1e9
 
 

@@ -134,10 +134,11 @@ class Checkpoints(StoredCheckpoints):
         self.filesystem.pipe_file(draft, to_marker(commit))
         self.filesystem.mv(draft, path)
         note("checkpoint committed", checkpoint=step)
-        best = self.best()
-        for old in self.steps()[: -self.keep]:
-            if old != best:
-                self._remove(old)
+        if older := self.steps()[: -self.keep]:
+            best = self.best()
+            for old in older:
+                if old != best:
+                    self._remove(old)
 
     def best(self) -> int | None:
         """Return the step with a checkpoint whose metric ``best_by`` is highest, the newest of equals."""

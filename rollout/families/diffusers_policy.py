@@ -6,6 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import diffusers
@@ -53,9 +54,8 @@ class DiffusersPolicy(ABC):
         self.rollout = rollout = self.with_defaults(rollout)
         self.device, self.path = torch.device(device), model.path
         self.dtype = getattr(torch, model.dtype)
-        # If all parameters are trained, they are float32 and autocast rounds them. A model on the meta device
-        # is only counted, as if they were stored rounded.
-        self.autocasts = model.dtype != "float32" and not model.trains_adapter and device != "meta"
+        # A model on the meta device is only counted, as if its parameters were stored rounded.
+        self.autocasts = model.autocasts and device != "meta"
         self.index = DiffusionPipeline.load_config(model.path)
         self.vae_config: dict[str, Any] = AutoencoderKL.load_config(model.path, subfolder="vae")
         self._negative: Tensors = {}
@@ -91,7 +91,7 @@ class DiffusersPolicy(ABC):
     def _load_pipeline(self) -> Any:
         # The autoencoder in float32: half precision is visible in flat areas, and decoding is cheap.
         dtypes = {"default": self.dtype, "transformer": self._stored, "vae": torch.float32}
-        known = known_identity(self.rollout.embeddings, self._source())
+        known = known_identity(self.rollout.embeddings, self._source)
         pipeline = read_pipeline(self.path, self.index, dtypes, text_encoders(self.index) if known else ())
         pipeline.vae.to(self.device)
         if self.rollout.decode != "whole":
@@ -111,10 +111,9 @@ class DiffusersPolicy(ABC):
         def load() -> None:
             add_text_encoders(self.pipeline, self.path, self.index, self.dtype)
 
-        return Embedder(
-            self.pipeline, self.embed, self.rollout, self.device, source=self._source(), load=load
-        )
+        return Embedder(self.pipeline, self.embed, self.rollout, self.device, source=self._source, load=load)
 
+    @cached_property
     def _source(self) -> str:
         """Recognise what determines embeddings, if they are stored."""
         if self.rollout.embeddings is None:

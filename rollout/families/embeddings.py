@@ -74,7 +74,7 @@ class Embedder:
 
     def __init__(
         self, pipeline: Any, embed: Embed, rollout: RolloutSettings, device: torch.device, *,
-        source: str = "", load: Callable[[], None] = lambda: None,
+        source: str, load: Callable[[], None],
     ) -> None:  # fmt: skip
         """Move the encoders to their device and identify them; ``load`` adds missing ones to the pipeline."""
         self.pipeline, self.embed, self.folder, self.device = pipeline, embed, rollout.embeddings, device
@@ -86,7 +86,7 @@ class Embedder:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.identity = known or self._identity()
-            if known is None and source:
+            if known is None:
                 with atomic(_record(self.folder, source)) as draft:
                     draft.write_text(json.dumps(self.identity), encoding="utf-8")
 

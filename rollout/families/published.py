@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rollout.settings import ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +16,13 @@ class PublishedSize:
     transformer: float
     encoders: float
 
-    def weights(self, dtype: str, *, trained: bool) -> float:
-        """Compute the bytes of the transformer; ``trained`` parameters are float32."""
-        return self.transformer * (4 if trained or dtype == "float32" else 2)
+    def weights(self, model: ModelSettings) -> float:
+        """Compute the bytes of the transformer, whose parameters are float32 if all are trained."""
+        return self.transformer * (4 if model.autocasts or model.dtype == "float32" else 2)
 
-    def text(self, dtype: str) -> float:
+    def text(self, model: ModelSettings) -> float:
         """Compute the bytes of the text encoders."""
-        return self.encoders * (4 if dtype == "float32" else 2)
+        return self.encoders * (4 if model.dtype == "float32" else 2)
 
 
 T5_CLIP: Final = 4.89e9

@@ -133,7 +133,7 @@ def sizes_of(
     return Sizes(
         parameters=sum(p.numel() for p in transformer.parameters()),
         trained=sum(p.numel() for _, p in trainable(transformer)),
-        weights=_bytes(transformer, least=4 if model.dtype != "float32" and not model.trains_adapter else 0),
+        weights=_bytes(transformer, least=4 if model.autocasts else 0),
         autoencoder=_bytes(vae),
         pairs=together,
         sampling=sampling,
