@@ -83,34 +83,53 @@ def reserve(settings: RunSettings, print_line: Callable[[str], None]) -> Placeme
     """
     learner, *others = demands(settings)
     together = "STRICT_PACK" if _fits_one_node(learner, _nodes()) else "PACK"
-    places = [_Reservation([learner], together), _Reservation(others, "PACK")]
+    ranks = _Reservation([learner], together)
+    # Small shares fill GPU after GPU, and may leave no GPU with room for a rank: its place is taken first.
+    # Whole GPUs are asked for at once, so that a cluster that grows does so once.
+    shared = not float(learner.gpus).is_integer()
+    rest = _Reservation(others, "PACK", after=ranks if shared else None)
     try:
-        _wait(settings, places, print_line)
+        _wait(settings, [ranks, rest], print_line)
     except BaseException:
-        for each in reversed(places):  # the learner's last, else the other group would take its resources
-            remove_placement_group(each.group)
+        for each in (rest, ranks):  # the ranks' last, else the other group would take their resources
+            each.remove()
         raise
-    remove_placement_group(places[1].group)  # so that a lost sampler may be replaced on another node
-    return places[0].group
+    rest.remove()  # so that a lost sampler may be replaced on another node
+    return ranks.ask()
 
 
 class _Reservation:
-    """A placement group and its actors."""
+    """A placement group and its actors, asked for at once or once another one is placed."""
 
-    def __init__(self, wanted: Sequence[Demand], strategy: str) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: Sequence[Demand], strategy: str, after: _Reservation | None = None) -> None:
+        self.wanted, self.strategy, self.after = wanted, strategy, after
         self.placed = False
-        every = [demand for demand in wanted for _ in range(demand.count)]
-        self.group: PlacementGroup = placement_group(
-            [demand.bundle for demand in every],
-            strategy=strategy,
-            bundle_label_selector=[demand.selector for demand in every],
-        )
+        self._group: PlacementGroup | None = None
+        if not after:
+            self.ask()
+
+    def ask(self) -> PlacementGroup:
+        """Ask for the resources, once; return their placement group."""
+        if not self._group:
+            every = [demand for demand in self.wanted for _ in range(demand.count)]
+            self._group = placement_group(
+                [demand.bundle for demand in every],
+                strategy=self.strategy,
+                bundle_label_selector=[demand.selector for demand in every],
+            )
+        return self._group
 
     def ready(self, seconds: float) -> bool:
         """Wait for the resources, at least Ray's minimum of a second; return whether they are reserved."""
-        self.placed = self.placed or bool(self.group.wait(max(1, ceil(seconds))))
+        if self.after and not self.after.ready(seconds):
+            return False
+        self.placed = self.placed or bool(self.ask().wait(max(1, ceil(seconds))))
         return self.placed
+
+    def remove(self) -> None:
+        """Give the resources back, if they were asked for."""
+        if self._group:
+            remove_placement_group(self._group)
 
 
 def _wait(settings: RunSettings, places: Sequence[_Reservation], print_line: Callable[[str], None]) -> None:

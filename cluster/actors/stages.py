@@ -153,4 +153,5 @@ def start_stages(settings: RunSettings, learners: PlacementGroup | None = None) 
     """Start every actor of a run in parallel, the learner's ranks in their placement group."""
     observer = None if settings.guard.action == "off" else ImageObserver(settings)
     learner = Learner(settings, learner_spec(settings, learners))
+    # Samplers before rewards: the smallest shares fill GPU after GPU, and would leave a sampler without one.
     return RayStages(Samplers(settings), Rewards(settings), Selector(settings), learner, observer)

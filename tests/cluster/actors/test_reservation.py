@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from cluster.actors.actor_spec import NODE_LABEL, ActorSpec, spawn
 from cluster.actors.reservation import Demand, Node, arithmetic, demands, reserve
@@ -89,7 +95,8 @@ def joining(configure: Any, nodes: str) -> Any:
         found: RunSettings = configure(
             learner={"gpus": gpus, "ranks": ranks},
             rollout={"gpus": samplers, "workers": workers},
-            cluster={"address": nodes, "wait": 1, **more},
+            # The actors of the test before may still be leaving, and Ray asks less often as it waits.
+            cluster={"address": nodes, "wait": 60, **more},
         )
         return found
 
@@ -144,6 +151,19 @@ def test_shares_of_a_gpu_and_labels(joining: Any) -> None:
     remove_placement_group(group)
 
 
+@pytest.mark.ray
+def test_small_shares_wait_until_the_ranks_have_their_places(joining: Any) -> None:
+    taken = placement_group([{"GPU": 1}], bundle_label_selector=[{NODE_LABEL: "learner"}])
+    ray.get(taken.ready())
+    free = threading.Timer(2, remove_placement_group, [taken])
+    free.start()
+    # Asked for at once, both samplers would take the other GPU and leave no room for the second rank.
+    group = reserve(joining(0.6, 2, 0.3, 2, nodes={"learner": "learner", "rollout": "learner"}), print)
+    free.join()
+    assert len(placed(group)) == 2
+    remove_placement_group(group)
+
+
 def _gpu(_: object) -> int:
     (gpu,) = ray.get_gpu_ids()
     return int(gpu)
@@ -165,7 +185,7 @@ def test_equal_actors_go_to_different_nodes(nodes: str) -> None:
 @pytest.mark.ray
 def test_a_run_without_room_is_refused_with_the_arithmetic(joining: Any) -> None:
     with pytest.raises(UserError) as caught:
-        reserve(joining(1, 1, 1, 4), print)
+        reserve(joining(1, 1, 1, 4, wait=1), print)
     assert re.fullmatch(
         r"the cluster lacks resources for the run after 1 s: "
         r"GPUs: 5 needed \(learner 1 x 1, rollout 4 x 1\), 4 available \(nodes: 3, at most 2 on one\); "
