@@ -29,7 +29,7 @@ from learner.reference import Reference
 from learner.settings import LearnerSettings
 from rollout.families.registry import Schedule, load_policy
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import keep_freed_memory
+from rollout.tensors import allow_tf32, keep_freed_memory
 from rollout.weights import buckets, checksum, flatten, numel_of, trainable
 
 
@@ -53,6 +53,7 @@ class LearnerWorker:
         self.device = "cuda" if self.gpu else "cpu"
         if not self.gpu:
             keep_freed_memory()
+        allow_tf32(model.dtype)
         self.model, self.rollout, self.settings, self.horizon = model, rollout, learner, horizon
         self.policy = load_policy(model, rollout, device=self.device, seed=seed, whole=False)
         if learner.gradient_checkpointing:

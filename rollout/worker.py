@@ -30,7 +30,7 @@ from rollout.records import (
 )  # fmt: skip
 from rollout.sampler import Rollout, denoise, started, trained_window
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tensors import keep_freed_memory, pack, unpack, upload
+from rollout.tensors import allow_tf32, keep_freed_memory, pack, unpack, upload
 from rollout.weights import bucket_of, load_flat, trainable
 
 
@@ -57,6 +57,7 @@ class RolloutWorker:
         self.device = "cuda" if rollout.gpus > 0 and torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             keep_freed_memory()
+        allow_tf32(model.dtype)
         self.settings = rollout
         self.seed, self.keeps = seed, keeps
         self.policy = load_policy(model, rollout, device=self.device, seed=seed)

@@ -81,6 +81,19 @@ def test_the_learner_may_make_the_old_log_probs_itself(pipeline_folder: Path) ->
     assert moved(found["sampler"][1], found["right"][1]) > 1e-4
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_float32_model_convolves_in_float32_on_a_gpu(
+    pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Torch's default is TF32, which has float16's ten bits; matrix products are exact by default."""
+    model, rollout = model_settings(pipeline_folder, dtype=dtype), rollout_settings()
+    for load in (lambda: sampler(model, rollout), lambda: start(model, rollout, learner_settings())):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "float32")
+        load()
+        assert torch.backends.cudnn.allow_tf32 is (dtype != "float32")
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def bundled(folder: Path) -> Path:
     """The bundled model with SD3's own schedule, shifted by 3."""
     shutil.copytree(ROOT / "rollout" / "tiny" / "shapes", folder)
