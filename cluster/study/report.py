@@ -66,7 +66,10 @@ def write_study(folder: Path, results: Path) -> list[Path]:
     folders = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
     tasks = [task for path in folders if (task := _task(path)) is not None]
     if not tasks:
-        raise UserError(f"{folder} has no results: run `python -m cluster.study variance PRESET` first")
+        raise UserError(
+            f"{folder} has no results in a task's folder: run `python -m cluster.study variance PRESET` "
+            "first, or name the folder above the task's"
+        )
     compared = {task.name: task.compared for task in tasks if task.compared}
     published = published_sheet(compared) if compared else None
     found = findings(compared, {task.name: task.runs for task in tasks})

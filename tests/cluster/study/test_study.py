@@ -136,7 +136,7 @@ def test_tables_of_results_have_as_many_cells_in_every_row(tmp_path: Path) -> No
 
 def test_no_results_are_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert "has no results" in capsys.readouterr().err
+    assert "has no results in a task's folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
