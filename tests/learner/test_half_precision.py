@@ -16,10 +16,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from cluster.config.sources import preset_names, resolve
 from learner.objectives.flow_grpo import FlowGRPO, FlowGRPOSettings
 from learner.objectives.registry import load_objective
-from rollout.families.registry import load_policy
 from rollout.records import WeightsId
 from tests.support.paths import ROOT
-from tests.support.summation import depend_on_shape
+from tests.support.summation import load_rounding_policy
 from tests.support.tiny_learner import (
     hand_over,
     learner_settings,
@@ -107,14 +106,8 @@ def fresh(
     **changes: Any,
 ) -> dict[str, float]:  # fmt: skip
     """The metrics of fresh candidates, where sums depend on the number of rows as on a GPU: odd or even."""
-
-    def rounding(*arguments: Any, **options: Any) -> Any:
-        policy = load_policy(*arguments, **options)
-        depend_on_shape(policy.transformer)
-        return policy
-
-    monkeypatch.setattr("rollout.worker.load_policy", rounding)
-    monkeypatch.setattr("learner.worker.load_policy", rounding)
+    monkeypatch.setattr("rollout.worker.load_policy", load_rounding_policy)
+    monkeypatch.setattr("learner.worker.load_policy", load_rounding_policy)
     model = model_settings(folder, dtype=dtype, lora_rank=8)
     rollout = rollout_settings(**{"steps": 10, "guidance": 4.5, "batch": 12} | changes)
     learner = learner_settings(updates=1, micro_batch=micro_batch, objective=objective)

@@ -11,15 +11,14 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from unittest import mock
 
 from cluster.config.preflight import check
 from cluster.config.sources import resolve
 from cluster.local.in_process import load_scorers
 from cluster.study.compare import run_arm
-from rollout.families.registry import load_policy
-from tests.support.summation import depend_on_shape
+from tests.support.summation import load_rounding_policy
 
 ARMS: Final[dict[str, tuple[str, str]]] = {
     "float32": ("float32", "sampler"),
@@ -28,17 +27,16 @@ ARMS: Final[dict[str, tuple[str, str]]] = {
     "bfloat16, the learner's old log-probs": ("bfloat16", "learner"),
 }
 """The precision and the origin of the old log-probs."""
-STEPS: Final = 40
 
 
-def curve(arm: str, seed: int, steps: int = STEPS) -> list[float]:
+def curve(arm: str, seed: int) -> list[float]:
     """Train on `shapes`, where sums depend on the number of rows; return the held-out score every 10 steps.
 
     The learner's passes have another number of rows than the sampler's, so that they round differently.
     """
     dtype, old_log_probs = ARMS[arm]
     settings = resolve("shapes", {
-        "seed": seed, "steps": steps, "eval_every": 10, "eval_samples": 2,
+        "seed": seed, "steps": 40, "eval_every": 10, "eval_samples": 2,
         "model": {"dtype": dtype}, "rollout": {"threads": 1},
         "learner": {
             "learning_rate": 1e-3, "micro_batch": 79, "threads": 1,
@@ -46,17 +44,11 @@ def curve(arm: str, seed: int, steps: int = STEPS) -> list[float]:
         },
     })  # fmt: skip
     with (
-        mock.patch("rollout.worker.load_policy", _rounding),
-        mock.patch("learner.worker.load_policy", _rounding),
+        mock.patch("rollout.worker.load_policy", load_rounding_policy),
+        mock.patch("learner.worker.load_policy", load_rounding_policy),
     ):
         rows = run_arm(settings, settings.groups_per_step, check(settings), load_scorers(settings))
     return [row["eval_reward"] for row in rows if row.get("eval_reward") is not None]
-
-
-def _rounding(*arguments: Any, **options: Any) -> Any:
-    policy = load_policy(*arguments, **options)
-    depend_on_shape(policy.transformer)
-    return policy
 
 
 def main(folder: Path, seeds: Sequence[int]) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from rollout.families.registry import load_policy
+
 
 @lru_cache(maxsize=256)
 def _order(features: int, rows: int) -> Tensor:
@@ -23,6 +25,13 @@ def depend_on_shape(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             layer.__class__ = _reordered(type(layer))
+
+
+def load_rounding_policy(*arguments: Any, **options: Any) -> Any:
+    """Load a policy as `load_policy` does, whose transformer's sums depend on the shape of a batch."""
+    policy = load_policy(*arguments, **options)
+    depend_on_shape(policy.transformer)
+    return policy
 
 
 @lru_cache
