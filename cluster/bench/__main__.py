@@ -22,6 +22,7 @@ PROG: Final = "python -m cluster.bench"
 """The command in reports."""
 
 BENCHMARKS: Final = {
+    "gpu": ("cluster.bench.gpu.suite", "what works on a GPU, how fast, and what limits it, in minutes"),
     "sampler": ("cluster.bench.sampler", "the sampler against the diffusers pipeline"),
     "learner": ("cluster.bench.learner", "updates: pairs per second, FLOPs, share of the peak, memory"),
     "step": ("cluster.bench.step", "a training step against a straightforward loop"),
@@ -36,7 +37,8 @@ BENCHMARKS: Final = {
 }
 """The module of each benchmark, imported when it is used, so that those without Ray run where it is missing.
 
-A module has ``options(parser)`` and ``measure(options, rest)``, which returns a `BenchmarkReport`.
+A module has ``options(parser)`` and ``measure(options, rest)``, which returns a report with a table, a
+``write(path, command)`` and whether it ``failed``.
 """
 
 CONFIGURED: Final = frozenset({"busy", "overhead"})
@@ -63,13 +65,14 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     module: Any = import_module(BENCHMARKS[name][0])
     parser = Parser(keys=name in CONFIGURED, prog=program(f"bench {name}"), description=module.__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values to this file")
+    parser.set_defaults(command=[*PROG.split(), name, *arguments])
     module.options(parser)
     options, rest = parser.parse_known_args(arguments)
     report = module.measure(options, rest)
     Console().print(report.table())
     if options.json:
-        report.write(options.json, [*PROG.split(), name, *arguments])
-    return Status.DONE
+        report.write(options.json, options.command)
+    return Status.FAILED if report.failed else Status.DONE
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -34,7 +35,8 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport
             objective=FlowGRPOSettings(beta=options.beta),
             micro_batch=options.micro_batch, gradient_checkpointing=options.checkpointing,
         )  # fmt: skip
-        sampled = sampled_work(sampler_of(one), requests(one, options.groups), settings.updates)
+        plain = replace(one, model=one.model.model_copy(update={"compile": False}))  # compiling takes long
+        sampled = sampled_work(sampler_of(plain), requests(one, options.groups), settings.updates)
         torch.cuda.empty_cache()
         learner = learner_of(one, settings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.families.registry import ModelFolderError, family_of
-from rollout.records import Prompt, SampleRequest, group_of
+from rollout.records import Chunk, Keep, Prompt, SampleRequest, group_of
 from rollout.settings import Dtype, ModelSettings, RolloutSettings
 from rollout.worker import RolloutWorker
 from selection.records import Kept
@@ -102,9 +102,9 @@ def _random(name: str, folder: Path, dtype: str) -> str:
     return str(folder)
 
 
-def sampler_of(one: Subject) -> RolloutWorker:
-    """Load a sampler with the start weights."""
-    return RolloutWorker(one.model, one.rollout, seed=0)
+def sampler_of(one: Subject, keeps: Collection[Keep] = ("states", "log_probs")) -> RolloutWorker:
+    """Load a sampler with the start weights, whose trajectories hold ``keeps``."""
+    return RolloutWorker(one.model, one.rollout, seed=0, keeps=keeps)
 
 
 def requests(one: Subject, groups: int, step: int = 0, share: int = 1) -> list[SampleRequest]:
@@ -117,13 +117,18 @@ def requests(one: Subject, groups: int, step: int = 0, share: int = 1) -> list[S
 
 
 def sampled_work(worker: RolloutWorker, asked: Sequence[SampleRequest], updates: int) -> RankUpdate:
-    """Sample, and build the only rank's update, with made-up distinct advantages of alternating sign."""
+    """Sample, and build the only rank's update."""
+    return work_of(asked, worker.sample(asked), updates)
+
+
+def work_of(asked: Sequence[SampleRequest], chunks: Sequence[Chunk], updates: int) -> RankUpdate:
+    """Build the only rank's update, with made-up distinct advantages of alternating sign."""
     kept = [
         Kept(group_id=request.group_id, candidate=i, advantage=(-1) ** i * (0.5 + i / len(request.noises)))
         for request in asked
         for i in range(len(request.noises))
     ]
-    groups = [group_of(one, [chunk]) for one, chunk in zip(asked, worker.sample(asked), strict=True)]
+    groups = [group_of(one, [chunk]) for one, chunk in zip(asked, chunks, strict=True)]
     (work,) = rank_updates(kept, groups, ranks=1, updates=updates, seed=0, step=0)
     return work
 

@@ -46,9 +46,10 @@ def in_turns(
 def flops_of(work: Callable[[], Any], module: str = "Global") -> float:
     """Count the floating-point operations of matrix products, convolutions and attention, by torch's counter.
 
-    ``module`` is the class of a model in the work; without it, all operations are counted.
+    ``module`` is the class of a model in the work; without it, all operations are counted. What is compiled
+    runs uncompiled meanwhile, since counting would compile it once more.
     """
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         work()
     return float(sum(counter.get_flop_counts()[module].values()))
 

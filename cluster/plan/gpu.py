@@ -97,7 +97,8 @@ def _sampling(settings: RunSettings, sizes: Sizes) -> float:
 def _learning(settings: RunSettings, sizes: Sizes) -> float:
     pairs = settings.groups_per_step * settings.selection.keep * settings.rollout.trained_steps
     objective = _objective(settings.learner)
-    frozen = (objective.needs_reference + objective.recomputes) * sizes.reference.flops
+    recomputed = objective.recomputes * (1 - 1 / settings.learner.updates)
+    frozen = (objective.needs_reference + recomputed) * sizes.reference.flops
     return pairs / sizes.pairs * (sizes.training.flops + frozen)
 
 

@@ -124,7 +124,7 @@ class Objective(ABC):
 
     @property
     def recomputes(self) -> bool:
-        """True if `prepared` runs the policy on every row once more, without a gradient."""
+        """True if `prepared` runs the policy once more on all rows but those of the first optimizer step."""
         return False
 
     def check(self, rollout: RolloutSettings) -> None:

@@ -44,8 +44,8 @@ class FlowGRPOSettings(ObjectiveSettings):
     )
     old_log_probs: Literal["sampler", "learner"] = Field(
         "sampler",
-        description="learner computes the old log-probs again, a pass more per pair: for samplers that round "
-        "differently, since compiled or of another kind",
+        description="learner computes the old log-probs again, a pass more per pair after the batch's first "
+        "optimizer step: for samplers that round differently, since compiled or of another kind",
     )
     ratio: Literal["plain", "guard"] = Field(
         "plain", description="guard centres each step's ratio and evens out the steps (GRPO-Guard)"
@@ -138,29 +138,27 @@ class FlowGRPO(Objective):
         return transitions(share, trajectories, conditionings, schedule, size=size, advantage_clip=clip)
 
     def prepared(self, models: Models, shares: Sequence[TransitionTable]) -> Sequence[TransitionTable]:
-        """Compute the old log-probs with the learner's own weights, if it is to."""
+        """Compute the old log-probs with the learner's own weights, if it is to.
+
+        The first share needs none: its optimizer step starts from these weights, so `loss` has them as well.
+        """
         if not self.recomputes:
             return shares
-        import torch
-
-        from rollout.sde import log_prob
-
-        with torch.no_grad():
-            return [
-                replace(
-                    share, log_probs=[log_prob(p.next_states, models.policy.transition(p)) for p in share]
-                )
-                for share in shares
-            ]
+        first, *rest = shares
+        return [first, *(replace(share, log_probs=_log_probs(models, share)) for share in rest)]
 
     def loss(self, models: Models, part: Transitions) -> Terms:
-        """Compute max(-A ratio, -A clip(ratio, 1 +- c)) + beta KL per row."""
+        """Compute max(-A ratio, -A clip(ratio, 1 +- c)) + beta KL per row.
+
+        Without old log-probs, the policy's own are the old ones.
+        """
         from rollout.sde import log_prob
 
         settings, step_size = self.settings, part.sigmas - part.next_sigmas
         reference = models.reference.transition(part) if models.reference else None
         move = models.policy.transition(part)
-        log_ratio = log_prob(part.next_states, move) - part.log_probs
+        log_probs = log_prob(part.next_states, move)
+        log_ratio = log_probs - (part.log_probs if len(part.log_probs) else log_probs.detach())
         if settings.ratio == "guard":
             log_ratio = grpo_guard_log_ratio(log_ratio, move, part.means)
         surrogate, ratio = clipped_surrogate(log_ratio, part.advantages, settings.clip)
@@ -222,6 +220,17 @@ class FlowGRPO(Objective):
             f"at denoising step {number}, on-policy log-ratios have mean {mean:.2g} and "
             f"spread {worst:.2g}, more than half the clip range of {self.settings.clip:g}: {REMEDY}"
         )
+
+
+def _log_probs(models: Models, share: TransitionTable) -> list[Tensor]:
+    """Compute the log-probs of a share by the policy, by mini-batch.
+
+    The passes record gradients, which nobody uses: once compiled, those without are other kernels, which
+    round differently.
+    """
+    from rollout.sde import log_prob
+
+    return [log_prob(part.next_states, models.policy.transition(part)).detach() for part in share]
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from rollout.records import WeightsId
 from rollout.settings import ModelSettings
-from tests.support.tiny_families import TINY, Tiny
+from rollout.tools.tiny_families import TINY, Tiny
 from tests.support.tiny_learner import hand_over, learner_settings, sample, sampler, start, update
 
 pytestmark = pytest.mark.usefixtures("process_group")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_families import TINY
+from rollout.tools.tiny_families import TINY
 
 Folder = Callable[[str], Path]
 

@@ -15,8 +15,8 @@ import torch
 from rollout.check import Question, answer
 from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
+from rollout.tools.tiny_families import TINY
 from tests.rollout.conftest import Folder
-from tests.support.tiny_families import TINY
 
 
 def ask(path: Path | str, rollout: RolloutSettings, *prompts: str, **model: Any) -> Any:

@@ -15,8 +15,8 @@ from rollout.families.registry import load_policy
 from rollout.noise import candidate_noises
 from rollout.records import Prompt, SampleRequest
 from rollout.settings import ModelSettings, RolloutSettings
+from rollout.tools.tiny_families import TINY
 from rollout.worker import RolloutWorker
-from tests.support.tiny_families import TINY
 
 PROMPT = Prompt(index=4, text="a photo of a red circle")
 NOISES = candidate_noises(0, PROMPT.index, 7, 5)

@@ -13,7 +13,7 @@ from rollout.families.registry import Schedule, load_policy
 from rollout.sampler import stochastic, trained_window
 from rollout.sde import log_prob
 from rollout.settings import ModelSettings, RolloutSettings
-from tests.support.tiny_families import TINY
+from rollout.tools.tiny_families import TINY
 
 GROUPS = 600
 SHIFTS = (1.0, 3.0, 5.0, 12.0)

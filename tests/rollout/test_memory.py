@@ -13,7 +13,7 @@ from torch import nn
 from rollout.families.registry import load_policy
 from rollout.families.transformer import compile_blocks
 from rollout.settings import ModelSettings, RolloutSettings
-from tests.support.tiny_families import TINY
+from rollout.tools.tiny_families import TINY
 
 TEXT = "a photo of a red circle"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rollout.tools.tiny_families import TINY
 from tests.support.service_process import FLAGS, Service, metrics_of, prepare
-from tests.support.tiny_families import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

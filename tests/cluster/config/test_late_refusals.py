@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from cluster import service
 from cluster.config.errors import PoolError
 from cluster.train import main
-from tests.support.tiny_families import TINY
+from rollout.tools.tiny_families import TINY
 
 Capture = pytest.CaptureFixture[str]
 DRY = ["shapes", "--dry-run", "--prompts.train", "rollout/tiny/prompts/shapes-train.jsonl"]

@@ -57,7 +57,9 @@ def test_seconds_follow_from_operations() -> None:
     assert screened.parts["sample"] == pytest.approx(sample + more / (0.5e15 * 8))
     assert gpu(learner={"beta": 0.0}).stages["learn"] == pytest.approx(found.stages["learn"] * 2 / 2.5)
     again = gpu(learner={"objective": {"old_log_probs": "learner"}})
-    assert again.stages["learn"] == pytest.approx(found.stages["learn"] * 3 / 2.5)
+    assert again.stages["learn"] == pytest.approx(
+        found.stages["learn"] * 2.75 / 2.5
+    )  # of two steps' pairs, one's
 
 
 APART: dict[str, Any] = {"rollout": {"workers": 4, "gpus": 1}, "learner": {"ranks": 3, "gpus": 1}}

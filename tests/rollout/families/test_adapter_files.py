@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from rollout.families.registry import Tensors, load_policy
 from rollout.settings import ModelSettings
 from rollout.tools.export import write_lora
+from rollout.tools.tiny_families import TINY
 from rollout.weights import trainable
-from tests.support.tiny_families import TINY
 
 RANK, ALPHA = 4, 10
 NAME = "pytorch_lora_weights.safetensors"

@@ -22,7 +22,8 @@ from rollout.noise import candidate_noises
 from rollout.sampler import denoise
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.export import call_arguments
-from tests.support.tiny_families import TINY, starts_from
+from rollout.tools.tiny_families import TINY
+from tests.support.start_noise import starts_from
 
 
 @pytest.fixture

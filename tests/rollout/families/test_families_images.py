@@ -20,8 +20,9 @@ from rollout.records import Prompt
 from rollout.sampler import denoise
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.export import call_arguments, write_lora
+from rollout.tools.tiny_families import TINY, Tiny
 from rollout.worker import RolloutWorker
-from tests.support.tiny_families import TINY, Tiny, starts_from
+from tests.support.start_noise import starts_from
 
 TEXTS = ("a red circle", "two blue crosses above a green square")
 NOISES = candidate_noises(0, 0, 0, len(TEXTS))

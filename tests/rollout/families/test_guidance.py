@@ -9,7 +9,7 @@ import torch
 
 from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
-from tests.support.tiny_families import TINY
+from rollout.tools.tiny_families import TINY
 
 
 @pytest.mark.parametrize("family", ["sd3", "qwen_image", "sana"])

@@ -13,7 +13,7 @@ from rollout.families.registry import load_policy
 from rollout.families.transformer import stays_float32
 from rollout.settings import ModelSettings
 from rollout.tools.export import write_pipeline
-from tests.support.tiny_families import TINY, Tiny
+from rollout.tools.tiny_families import TINY, Tiny
 
 
 @pytest.fixture(scope="module", params=list(TINY))

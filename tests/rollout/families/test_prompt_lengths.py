@@ -10,8 +10,8 @@ import torch
 from rollout.families.prompt_lengths import cut_prompts
 from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings
+from rollout.tools.tiny_families import TINY
 from tests.rollout.conftest import Folder
-from tests.support.tiny_families import TINY
 
 SEEN = {"flux": "T5", "qwen_image": "Qwen2.5-VL", "sana": "Gemma", "z_image": "Qwen3", "flux2_dev": "Mistral",
         "flux2_klein": "Qwen3", "wan": "UMT5", "wan_5b": "UMT5"}  # fmt: skip

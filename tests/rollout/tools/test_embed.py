@@ -11,7 +11,7 @@ import torch
 from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings
 from rollout.tools.embed import fill
-from tests.support.tiny_families import TINY
+from rollout.tools.tiny_families import TINY
 
 TEXTS = ("a red circle", "two blue crosses above a green square")
 

@@ -13,8 +13,8 @@ from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.model_costs import Sizes, sizes_of
 from rollout.tools.random_models import TRANSFORMERS, save_configs
+from rollout.tools.tiny_families import TINY
 from rollout.weights import trainable
-from tests.support.tiny_families import TINY
 
 PROMPT = 14
 

@@ -1,40 +1,39 @@
-"""A tiny random checkpoint of every family in its real format, and settings that fit it."""
+"""Tiny random checkpoints of every family in their real formats, with settings that fit them.
+
+They show that a family works on a device: `cluster.bench.gpu` and the tests use them.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from typing import Any, Final
 
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from rollout.noise import initial_latents
-from rollout.records import Noise
 from rollout.settings import RolloutSettings
-from tests.support import tiny_text
+from rollout.tools import tiny_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tiny:
-    """How a checkpoint is built, and the settings its size asks for."""
+    """A builder of a pipeline, and the settings that its size requires."""
 
     build: Callable[[], diffusers.DiffusionPipeline]
     rollout: dict[str, Any] = field(default_factory=dict)
 
     def settings(self, **changes: Any) -> RolloutSettings:
-        """Never square, so that height and width cannot be mixed up unnoticed."""
+        """Return settings with ``changes``; never square, so that mixing up height and width is noticed."""
         values = {"width": 24, "height": 16, "steps": 4, "eval_steps": 4, "guidance": 3.0, "text_tokens": 48,
                   "gpus": 0, "batch": 3}  # fmt: skip
         return RolloutSettings(**{**values, **self.rollout, **changes})
 
     def save(self, folder: Path) -> Path:
+        """Write the pipeline, always with the same weights, and return its folder."""
         torch.manual_seed(5)
         pipeline = self.build()
         stir(pipeline.transformer)
@@ -42,30 +41,20 @@ class Tiny:
         return folder
 
 
-@contextmanager
-def starts_from(pipeline: Any, noises: Sequence[Noise]) -> Iterator[None]:
-    """Let a diffusers pipeline start from candidates' initial noise, packed or not as it draws its own."""
-
-    def drawn(shape: Sequence[int], **_: Any) -> torch.Tensor:
-        return initial_latents(noises, tuple(shape[1:]))
-
-    with patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", drawn):
-        yield
-
-
 @torch.no_grad()
 def stir(module: nn.Module) -> None:
-    """Noise on every weight: fresh models ignore much of what they are told."""
+    """Add noise to every weight: fresh models ignore much of their input."""
     for parameter in module.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.4 * parameter.shape[-1] ** -0.5)
 
 
 def dynamic(**config: Any) -> FlowMatchEulerDiscreteScheduler:
+    """Build a scheduler whose shift depends on the number of image tokens."""
     return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **config)
 
 
 def image_vae(**config: Any) -> diffusers.AutoencoderKL:
-    """Halves the image once."""
+    """Build an autoencoder that halves the image once."""
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -81,6 +70,7 @@ def image_vae(**config: Any) -> diffusers.AutoencoderKL:
 
 
 def sd3() -> diffusers.StableDiffusion3Pipeline:
+    """Build the bundled architecture with random weights."""
     from rollout.tiny.build import build_pipeline
 
     pipeline = build_pipeline("shapes", seed=3)
@@ -89,6 +79,7 @@ def sd3() -> diffusers.StableDiffusion3Pipeline:
 
 
 def flux() -> diffusers.FluxPipeline:
+    """Build a FLUX.1."""
     return diffusers.FluxPipeline(
         transformer=diffusers.FluxTransformer2DModel(
             in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
@@ -104,6 +95,7 @@ def flux() -> diffusers.FluxPipeline:
 
 
 def flux2(**text: Any) -> dict[str, Any]:
+    """Build the common components of FLUX.2, given its text encoder."""
     vae = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
@@ -120,15 +112,18 @@ def flux2(**text: Any) -> dict[str, Any]:
 
 
 def flux2_dev() -> diffusers.Flux2Pipeline:
+    """Build a FLUX.2-dev."""
     return diffusers.Flux2Pipeline(**flux2(guidance_embeds=True, **tiny_text.mistral(layers=30)))
 
 
 def flux2_klein() -> diffusers.Flux2KleinPipeline:
+    """Build a FLUX.2-klein."""
     text = tiny_text.qwen3(layers=27, causal=True)
     return diffusers.Flux2KleinPipeline(**flux2(guidance_embeds=False, **text), is_distilled=False)
 
 
 def qwen_image() -> diffusers.QwenImagePipeline:
+    """Build a Qwen-Image."""
     return diffusers.QwenImagePipeline(
         transformer=diffusers.QwenImageTransformer2DModel(
             in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
@@ -144,6 +139,7 @@ def qwen_image() -> diffusers.QwenImagePipeline:
 
 
 def z_image() -> diffusers.ZImagePipeline:
+    """Build a Z-Image."""
     return diffusers.ZImagePipeline(
         transformer=diffusers.ZImageTransformer2DModel(
             in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
@@ -156,6 +152,7 @@ def z_image() -> diffusers.ZImagePipeline:
 
 
 def sana() -> diffusers.SanaPipeline:
+    """Build a SANA."""
     return diffusers.SanaPipeline(
         transformer=diffusers.SanaTransformer2DModel(
             in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,
@@ -176,6 +173,7 @@ def sana() -> diffusers.SanaPipeline:
 
 
 def wan(**config: Any) -> diffusers.WanPipeline:
+    """Build a Wan 2.1, or with ``expand_timesteps`` a Wan 2.2 of 5 B."""
     return diffusers.WanPipeline(
         transformer=diffusers.WanTransformer3DModel(
             num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
@@ -193,9 +191,9 @@ def wan(**config: Any) -> diffusers.WanPipeline:
     )  # fmt: skip
 
 
-VIDEO = {"width": 48, "height": 32, "frames": 9}
+VIDEO: Final = {"width": 48, "height": 32, "frames": 9}
 
-TINY = {
+TINY: Final = {
     "sd3": Tiny(sd3, {"text_tokens": 0}),
     "flux": Tiny(flux),
     "qwen_image": Tiny(qwen_image, {"text_tokens": 300}),

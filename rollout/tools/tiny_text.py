@@ -1,18 +1,23 @@
-"""Tiny random text encoders with real tokenizers, as the pipelines' keyword arguments."""
+"""Tiny random text encoders with real tokenizers, as the keyword arguments of pipelines."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from rollout.tiny.vocabulary import build_tokenizer
 
-LETTERS = [*"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:;!?'\"()->\n"]
-WIDTH = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+LETTERS: Final = [*"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:;!?'\"()->\n"]
+WIDTH: Final = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 
-CHAT = (
+CHAT: Final = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{{ message.content if message.content is string else message.content[0].text }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -20,6 +25,7 @@ CHAT = (
 
 
 def clip() -> dict[str, Any]:
+    """Build a CLIP."""
     tokenizer = build_tokenizer(14)
     config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
@@ -35,6 +41,7 @@ def _unigram() -> transformers.T5Tokenizer:
 
 
 def t5(suffix: str) -> dict[str, Any]:
+    """Build a T5, under names that end in ``suffix``."""
     tokenizer = _unigram()
     config = transformers.T5Config(
         vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
@@ -43,6 +50,7 @@ def t5(suffix: str) -> dict[str, Any]:
 
 
 def umt5() -> dict[str, Any]:
+    """Build a UMT5."""
     tokenizer = _unigram()
     config = transformers.UMT5Config(
         vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
@@ -51,6 +59,7 @@ def umt5() -> dict[str, Any]:
 
 
 def gemma() -> dict[str, Any]:
+    """Build a Gemma 2."""
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
     tokenizer = transformers.GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
     config = transformers.Gemma2Config(vocab_size=len(tokenizer), head_dim=8, num_hidden_layers=1, **WIDTH)
@@ -67,6 +76,7 @@ def _bytes() -> transformers.Qwen2Tokenizer:
 
 
 def qwen3(*, layers: int, causal: bool) -> dict[str, Any]:
+    """Build a Qwen3, with or without its language-model head."""
     tokenizer = _bytes()
     config = transformers.Qwen3Config(
         vocab_size=len(tokenizer), head_dim=8, num_hidden_layers=layers, **WIDTH
@@ -76,6 +86,7 @@ def qwen3(*, layers: int, causal: bool) -> dict[str, Any]:
 
 
 def qwen_vl() -> dict[str, Any]:
+    """Build a Qwen2.5-VL."""
     tokenizer = _bytes()
     text = {
         "vocab_size": len(tokenizer), "num_hidden_layers": 1, **WIDTH,
@@ -90,6 +101,7 @@ def qwen_vl() -> dict[str, Any]:
 
 
 def mistral(*, layers: int) -> dict[str, Any]:
+    """Build a Mistral 3 with its processor."""
     tokenizer = _bytes()
     text = transformers.MistralConfig(
         vocab_size=len(tokenizer), head_dim=8, num_hidden_layers=layers, **WIDTH

@@ -1,0 +1,98 @@
+"""Run a check in a process of its own, so that one that hangs or crashes takes nothing else with it.
+
+The processes are forks of a server that has imported the heavy libraries once and never touches the GPU.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from cluster.bench.gpu.check import Check, Outcome, Setup, SkippedError, judged
+from cluster.bench.table import Measurement
+
+PRELOADED: Final = ["torch", "diffusers", "peft", "transformers", "rollout.worker", "learner.worker"]
+LINES: Final = 12
+"""Lines of a traceback or of a process's output that a reason quotes."""
+
+
+def run_check(check: Check, setup: Setup, seconds: float) -> Outcome:
+    """Run a check for at most some seconds; its process, and all that it has started, then end."""
+    lacking = check.lacks()
+    if lacking:
+        return Outcome(check, "skipped", 0.0, [], f"{lacking} is not installed")
+    # Asking the driver library whether there is a GPU would make forks of the server useless for CUDA.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    theirs, ours = context.Pipe()
+    log = setup.folder / f"{check.part}-{check.name}-{check.model}.log".replace("/", "_").replace(" ", "_")
+    process = context.Process(target=_work, args=(theirs, check, setup, log))
+    began = time.monotonic()
+    process.start()
+    theirs.close()
+    try:
+        return _outcome(check, ours, began, seconds, log)
+    finally:
+        _end(process.pid)
+        process.join()
+        ours.close()
+
+
+def _outcome(check: Check, ours: Connection, began: float, seconds: float, log: Path) -> Outcome:
+    """Collect the messages of a check until its last one, its end or its deadline."""
+    rows: list[Measurement] = []
+    while ours.poll(max(0.0, began + seconds - time.monotonic())):
+        taken = time.monotonic() - began
+        try:
+            kind, content = ours.recv()
+        except (EOFError, ConnectionResetError):
+            return Outcome(check, "failed", taken, rows, f"its process ended: {_last_lines(log)}")
+        if kind == "row":
+            rows.append(content)
+        elif kind == "done":
+            return judged(check, taken, rows)
+        else:
+            return Outcome(check, kind, taken, rows, content)
+    reason = f"not done within {seconds:.0f} s: {_last_lines(log)}"
+    return Outcome(check, "failed", time.monotonic() - began, rows, reason)
+
+
+def _work(theirs: Connection, check: Check, setup: Setup, log: Path) -> None:
+    """Send every measurement as it is made, and how the check ended."""
+    multiprocessing.set_start_method("fork", force=True)  # tqdm's lock would outlive a process killed
+    with log.open("wb") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    try:
+        for row in check.function()(setup):
+            theirs.send(("row", row))
+        last = ("done", "")
+    except SkippedError as skipped:
+        last = ("skipped", str(skipped))
+    except Exception:
+        last = ("failed", "".join(traceback.format_exc().splitlines(keepends=True)[-LINES:]))
+    theirs.send(last)
+    os._exit(0)  # what a broken CUDA context or a killed actor leaves behind must not hold up the end
+
+
+def _end(pid: int | None) -> None:
+    """Kill a process with all that it has started."""
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [*root.children(recursive=True), root]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _last_lines(log: Path) -> str:
+    found: Any = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return "\n".join(found[-LINES:]) or "no output"

@@ -1,0 +1,229 @@
+"""Checks of results, on tiny checkpoints of every family: the device against the CPU, and against itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cluster.bench.gpu.check import Setup, SkippedError
+from cluster.bench.subject import Subject, learner_of, requests, sampler_of, work_of
+from cluster.bench.table import Measurement
+from learner.objectives.base import Objective
+from learner.objectives.flow_grpo import FlowGRPOSettings
+from learner.objectives.registry import OBJECTIVES, load_objective
+from learner.rank_shares import RankUpdate
+from learner.settings import LearnerSettings
+from learner.worker import LearnerWorker
+from rollout.families.registry import Schedule
+from rollout.noise import candidate_noises
+from rollout.records import Keep, Prompt
+from rollout.settings import ModelSettings
+from rollout.tools.tiny_families import TINY
+from rollout.worker import RolloutWorker
+
+LEVELS: Final = 2
+"""Largest difference of images of two devices, in steps of 255."""
+LOG_PROBS: Final = 1e-4
+"""Largest difference of log-probs of two devices: the published clip range."""
+GRADIENTS: Final = 5e-3
+"""Largest distance of two devices' gradients, relative to their length."""
+SPREAD: Final = {"cuda": FlowGRPOSettings().clip / 2, "cpu": 1e-2}
+"""Largest spread of on-policy log-ratios in half precision, which CPUs compute with kernels of many kinds."""
+VARIANTS: Final[dict[str, list[dict[str, Any]]]] = {
+    "flow_grpo": [{}, {"beta": 0.04}, {"ratio": "guard"}, {"old_log_probs": "learner"}]
+}
+"""Settings of objectives that take other paths than their defaults."""
+FIXED: Final = {"old_log_probs": "sampler"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a sampler made of the same requests, and the learner's work on it."""
+
+    images: NDArray[np.int64]
+    log_probs: NDArray[Any]
+    work: RankUpdate
+
+    @classmethod
+    def by(cls, worker: RolloutWorker, one: Subject) -> Sampled:
+        """Sample two groups, each of a full batch."""
+        asked = requests(one, groups=2)
+        chunks = worker.sample(asked)
+        images = np.concatenate([chunk.images for chunk in chunks]).astype(np.int64)
+        found = [t.log_probs for chunk in chunks for t in chunk.trajectories if t.log_probs is not None]
+        return cls(images, np.stack(found) if found else np.empty(0), work_of(asked, chunks, updates=1))
+
+
+def tiny_subject(setup: Setup, family: str, device: str, dtype: str = "float32", **rollout: Any) -> Subject:
+    """Build a family's tiny checkpoint, unless it exists, and its settings on a device."""
+    folder, gpus = setup.folder / family, int(device == "cuda")
+    if not folder.exists():
+        TINY[family].save(folder)
+    model = ModelSettings.model_validate({"path": str(folder), "dtype": dtype, "lora_rank": 4})
+    return Subject(model, TINY[family].settings(gpus=gpus, **rollout), device)
+
+
+def learner_settings(one: Subject, **changes: Any) -> LearnerSettings:
+    """Return a learner whose passes have as many rows as the sampler's, with one update per batch."""
+    fixed = {"gpus": one.rollout.gpus, "updates": 1, "micro_batch": one.rollout.batch, "zero_stage": 0}
+    return LearnerSettings.model_validate(fixed | changes)
+
+
+def gradient(learner: LearnerWorker, work: RankUpdate) -> Tensor:
+    """Make an update, and return its gradient as it was before clipping, on the CPU."""
+    found = [torch.zeros_like(parameter) for _, parameter in learner.parameters]
+    hooks = [
+        parameter.register_hook(partial(_add, into))
+        for (_, parameter), into in zip(learner.parameters, found, strict=True)
+    ]
+    learner.update(work)
+    for hook in hooks:
+        hook.remove()
+    return torch.cat([one.flatten() for one in found]).cpu()
+
+
+def _add(into: Tensor, value: Tensor) -> None:
+    into += value
+
+
+def families(setup: Setup) -> Iterator[Measurement]:
+    """Compare images, log-probs and gradients of every family with the CPU's, in float32."""
+    for number, family in enumerate(TINY):
+        # Without a GPU the comparison is of the suite's own making, so half of it will do.
+        for dynamics in ("sde", "cps") if setup.gpus else (("sde", "cps")[number % 2],):
+            here, there = (
+                tiny_subject(setup, family, device, dynamics=dynamics) for device in (setup.device, "cpu")
+            )
+            yield from _compared(f"{family}, {dynamics}", here, there)
+
+
+def _compared(name: str, here: Subject, there: Subject) -> Iterator[Measurement]:
+    samplers = [sampler_of(one) for one in (here, there)]
+    ours, reference = (Sampled.by(worker, one) for worker, one in zip(samplers, (here, there), strict=True))
+    odes = [_drawn(worker, here.rollout.batch) for worker in samplers]
+    learners = [learner_of(one, learner_settings(one)) for one in (here, there)]
+    slopes = [gradient(learner, reference.work) for learner in learners]
+    for label, pair in (("images", (ours.images, reference.images)), ("images by the ODE", odes)):
+        yield Measurement(
+            f"{name}: {label} (of 255)", [float(np.abs(pair[0] - pair[1]).max())], 0, most=LEVELS
+        )
+    apart = float(np.abs(ours.log_probs - reference.log_probs).max())
+    yield Measurement(f"{name}: log-probs", [apart], 9, most=LOG_PROBS)
+    relative = float((slopes[0] - slopes[1]).norm() / slopes[1].norm())
+    yield Measurement(f"{name}: gradients (relative)", [relative], 7, most=GRADIENTS)
+
+
+def _drawn(worker: RolloutWorker, count: int) -> NDArray[np.int64]:
+    """Draw images by the ODE."""
+    prompts = [Prompt(index=0, text="a photo of a red circle")] * count
+    return worker.evaluate(prompts, candidate_noises(0, 0, 0, count))[1].astype(np.int64)
+
+
+def half_precision(setup: Setup) -> Iterator[Measurement]:
+    """Measure the on-policy log-ratios of every family in half precision, per denoising step."""
+    for family in TINY:
+        for dtype, storage in (("float16", "float16"), ("bfloat16", "bfloat16"), ("bfloat16", "float16")):
+            one = tiny_subject(setup, family, setup.device, dtype, storage=storage)
+            work = Sampled.by(sampler_of(one), one).work
+            learner = learner_of(one, learner_settings(one))
+            metrics = learner.update(work).metrics
+            spread = [value for name, value in metrics.items() if name.startswith("log_ratio_rms.t")]
+            name = f"{family}, {dtype}, stored in {storage}: spread of log-ratios, largest of all steps"
+            yield Measurement(name, [max(spread)], 9, most=SPREAD[setup.device])
+
+
+def objectives(setup: Setup) -> Iterator[Measurement]:
+    """Train on fixed candidates with every objective, whose loss must fall."""
+    for name in OBJECTIVES:
+        for variant in VARIANTS.get(name, [{}]):
+            shown = ", ".join([name, *(f"{key} = {value}" for key, value in variant.items())])
+            for dynamics in ("sde", "cps"):
+                if dynamics == "cps" and variant.get("ratio") == "guard":
+                    continue  # whose ratios need Gaussian densities
+                one = tiny_subject(setup, "sd3", setup.device, dynamics=dynamics)
+                fallen = _loss_change(one, {"name": name, **variant})
+                yield Measurement(f"{shown}, {dynamics}: change of the loss", [fallen], 8, most=-1e-7)
+
+
+def _loss_change(one: Subject, objective: dict[str, Any]) -> float:
+    settings = learner_settings(one, objective=objective, learning_rate=1e-4)
+    # With old log-probs of its own, an update begins at a ratio of 1 each time: the sampler's are fixed.
+    judge = load_objective(learner_settings(one, objective={**objective, **FIXED}).objective)
+    keeps: Collection[Keep] = {*load_objective(settings.objective).keeps, *judge.keeps}
+    work = Sampled.by(sampler_of(one, keeps), one).work
+    learner = learner_of(one, settings)
+    before = _loss(learner, judge, work)
+    for _ in range(2):
+        learner.update(work)
+    return _loss(learner, judge, work) - before
+
+
+@torch.no_grad()
+def _loss(learner: LearnerWorker, objective: Objective, work: RankUpdate) -> float:
+    """Compute an objective's loss of a learner's policy on some candidates."""
+    schedule = learner.policy.schedule(learner.rollout.steps)
+    schedule = Schedule(schedule.sigmas.to(learner.device), schedule.timesteps.to(learner.device))
+    (share,) = work.shares
+    parts = objective.minibatches(
+        share, work.trajectories, work.conditionings, schedule=schedule, size=learner.micro_batch
+    )
+    losses = [(part.weights * objective.loss(learner.models, part).losses).sum() for part in parts]
+    return float(torch.stack(losses).sum())
+
+
+def export(setup: Setup) -> Iterator[Measurement]:
+    """Train, export as an adapter and as a pipeline, load both again, and compare the images."""
+    from safetensors.torch import save_file
+
+    from rollout.tools.export import write_lora, write_pipeline
+
+    one = tiny_subject(setup, "sd3", setup.device)
+    sampler, learner = sampler_of(one), learner_of(one, learner_settings(one, learning_rate=1e-2))
+    before = _drawn(sampler, 3)
+    learner.update(Sampled.by(sampler, one).work)
+    weights = {name: p.detach().cpu().contiguous() for name, p in learner.parameters}
+    for name, parameter in sampler.parameters:
+        parameter.data.copy_(weights[name])
+    trained = _drawn(sampler, 3)
+    yield Measurement(
+        "images changed by training (of 255)", [float(np.abs(trained - before).max())], 0, least=1
+    )
+    save_file(weights, setup.folder / "trained.safetensors")
+    lora, pipeline = setup.folder / "lora", setup.folder / "pipeline"
+    write_lora(setup.folder / "trained.safetensors", one.model, one.rollout, lora)
+    write_pipeline(setup.folder / "trained.safetensors", one.model, one.rollout, pipeline)
+    adapter = {"lora_path": str(lora / "pytorch_lora_weights.safetensors"), "lora_rank": 0}
+    for name, changes in (("adapter", adapter), ("pipeline", {"path": str(pipeline), "lora_rank": 0})):
+        again = replace(one, model=one.model.model_copy(update=changes))
+        apart = np.abs(_drawn(sampler_of(again), 3) - trained).max()
+        yield Measurement(f"{name}, loaded again: images (of 255)", [float(apart)], 0, most=1)
+
+
+def compiled(setup: Setup) -> Iterator[Measurement]:
+    """Compare sampler and learner with compiled blocks with those without, in float32."""
+    if setup.device == "cpu":
+        raise SkippedError("compiling is for GPUs")
+    plain = tiny_subject(setup, "sd3", setup.device)
+    fast = replace(plain, model=plain.model.model_copy(update={"compile": True}))
+    yield from _compared("sd3, compiled", fast, plain)
+    yield from _compiled_ratios(setup)
+
+
+def _compiled_ratios(setup: Setup) -> Iterator[Measurement]:
+    """Measure ratios in compiled bfloat16: of a sampler's log-probs, and of the learner's own old ones."""
+    one = tiny_subject(setup, "sd3", setup.device, "bfloat16", storage="bfloat16")
+    one = replace(one, model=one.model.model_copy(update={"compile": True}))
+    work = work_of(asked := requests(one, groups=2), sampler_of(one).sample(asked), updates=2)
+    for source, most in (("sampler", None), ("learner", 0.0)):
+        # The steps are too small to change a weight, so that ratios of the second one are 1 as well.
+        changes = {"updates": 2, "learning_rate": 1e-30, "objective": {"old_log_probs": source}}
+        metrics = learner_of(one, learner_settings(one, **changes)).update(work).metrics
+        name = f"compiled, bfloat16, old log-probs of the {source}: ratios beyond the clip range"
+        yield Measurement(name, [metrics["clip_fraction"]], 4, most=most)

@@ -1,0 +1,101 @@
+"""Count waits for the device within the loops of sampler and learner, which should need none.
+
+On a GPU torch reports them itself. On a CPU, where nothing waits, the calls are counted that would wait on a
+GPU, since they need a value.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from sys import _getframe
+from typing import Any, Final
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from cluster.bench.gpu.check import Setup
+from cluster.bench.gpu.right import Sampled, learner_settings, tiny_subject
+from cluster.bench.subject import learner_of, sampler_of
+from cluster.bench.table import Measurement
+from learner.worker import LearnerWorker
+from rollout import worker as sampling
+from rollout.tools.tiny_families import TINY
+
+VALUES: Final = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+"""Methods of a tensor that need its values."""
+
+
+def waits(setup: Setup) -> Iterator[Measurement]:
+    """Sample and train with every family's tiny checkpoint."""
+    for family in TINY:
+        one = tiny_subject(setup, family, setup.device)
+        sampler, learner = sampler_of(one), learner_of(one, learner_settings(one))
+        learner.update(Sampled.by(sampler, one).work)  # first calls may wait: for libraries to be loaded
+        with _watched(sampling, "denoise", setup.device) as found:
+            work = Sampled.by(sampler, one).work
+        yield _measured(f"{family}: waits of the sampler per batch", found)
+        with _watched(LearnerWorker, "_accumulate", setup.device) as found:
+            learner.update(work)
+        yield _measured(f"{family}: waits of the learner per update", found)
+
+
+def _measured(name: str, found: Counter[str]) -> Measurement:
+    places = ", ".join(place for place, _ in found.most_common(3))
+    return Measurement(f"{name} ({places})" if places else name, [found.total()], 0, most=0)
+
+
+@contextmanager
+def _watched(owner: Any, name: str, device: str) -> Iterator[Counter[str]]:
+    """Count the waits within all calls of a function, by the line that caused them."""
+    found: Counter[str] = Counter()
+    function = getattr(owner, name)
+    watch = _reported if device == "cuda" else _counted
+
+    @wraps(function)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        with watch(found):
+            return function(*arguments, **options)
+
+    with patch.object(owner, name, watched):
+        yield found
+
+
+@contextmanager
+def _reported(found: Counter[str]) -> Iterator[None]:
+    """Count what torch warns of while the context lasts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for one in caught:
+        if "synchroniz" in str(one.message):
+            found[f"{Path(one.filename).name}:{one.lineno}"] += 1
+
+
+@contextmanager
+def _counted(found: Counter[str]) -> Iterator[None]:
+    """Count calls of methods that need values."""
+    with ExitStack() as stack:
+        for name in VALUES:
+            method = getattr(Tensor, name)
+            stack.enter_context(patch.object(Tensor, name, _counting(method, found)))
+        yield
+
+
+def _counting(method: Callable[..., Any], found: Counter[str]) -> Callable[..., Any]:
+    @wraps(method)
+    def counted(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+        frame = _getframe(1)
+        found[f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"] += 1
+        return method(tensor, *arguments, **options)
+
+    return counted
