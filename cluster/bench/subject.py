@@ -133,9 +133,9 @@ def work_of(asked: Sequence[SampleRequest], chunks: Sequence[Chunk], updates: in
     return work
 
 
-def learner_of(one: Subject, settings: LearnerSettings) -> LearnerWorker:
-    """Load the service's learner as the only rank, on plain autograd where DeepSpeed is missing."""
-    kind = LearnerWorker if find_spec("deepspeed") else PlainLearner
+def learner_of(one: Subject, settings: LearnerSettings, *, plain: bool = False) -> LearnerWorker:
+    """Load the service's learner as the only rank; plain autograd runs it if asked, or without DeepSpeed."""
+    kind = PlainLearner if plain or not find_spec("deepspeed") else LearnerWorker
     worker = kind(one.model, one.rollout, settings, seed=0, horizon=1000)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -70,6 +70,11 @@ def tiny_subject(setup: Setup, family: str, device: str, dtype: str = "float32",
     return Subject(model, TINY[family].settings(gpus=gpus, **rollout), device)
 
 
+def plain_learner(one: Subject, **changes: Any) -> LearnerWorker:
+    """Load a learner without DeepSpeed, which would keep a process to one kind of device."""
+    return learner_of(one, learner_settings(one, **changes), plain=True)
+
+
 def learner_settings(one: Subject, **changes: Any) -> LearnerSettings:
     """Return a learner whose passes have as many rows as the sampler's, with one update per batch."""
     fixed = {"gpus": one.rollout.gpus, "updates": 1, "micro_batch": one.rollout.batch, "zero_stage": 0}
@@ -108,7 +113,7 @@ def _compared(name: str, here: Subject, there: Subject) -> Iterator[Measurement]
     samplers = [sampler_of(one) for one in (here, there)]
     ours, reference = (Sampled.by(worker, one) for worker, one in zip(samplers, (here, there), strict=True))
     odes = [_drawn(worker, here.rollout.batch) for worker in samplers]
-    learners = [learner_of(one, learner_settings(one)) for one in (here, there)]
+    learners = [plain_learner(one) for one in (here, there)]
     slopes = [gradient(learner, reference.work) for learner in learners]
     for label, pair in (("images", (ours.images, reference.images)), ("images by the ODE", odes)):
         yield Measurement(
@@ -132,7 +137,7 @@ def half_precision(setup: Setup) -> Iterator[Measurement]:
         for dtype, storage in (("float16", "float16"), ("bfloat16", "bfloat16"), ("bfloat16", "float16")):
             one = tiny_subject(setup, family, setup.device, dtype, storage=storage)
             work = Sampled.by(sampler_of(one), one).work
-            learner = learner_of(one, learner_settings(one))
+            learner = plain_learner(one)
             metrics = learner.update(work).metrics
             spread = [value for name, value in metrics.items() if name.startswith("log_ratio_rms.t")]
             name = f"{family}, {dtype}, stored in {storage}: spread of log-ratios, largest of all steps"
@@ -153,12 +158,11 @@ def objectives(setup: Setup) -> Iterator[Measurement]:
 
 
 def _loss_change(one: Subject, objective: dict[str, Any]) -> float:
-    settings = learner_settings(one, objective=objective, learning_rate=1e-4)
+    learner = plain_learner(one, objective=objective, learning_rate=1e-4)
     # With old log-probs of its own, an update begins at a ratio of 1 each time: the sampler's are fixed.
     judge = load_objective(learner_settings(one, objective={**objective, **FIXED}).objective)
-    keeps: Collection[Keep] = {*load_objective(settings.objective).keeps, *judge.keeps}
+    keeps: Collection[Keep] = {*learner.objective.keeps, *judge.keeps}
     work = Sampled.by(sampler_of(one, keeps), one).work
-    learner = learner_of(one, settings)
     before = _loss(learner, judge, work)
     for _ in range(2):
         learner.update(work)
@@ -185,7 +189,7 @@ def export(setup: Setup) -> Iterator[Measurement]:
     from rollout.tools.export import write_lora, write_pipeline
 
     one = tiny_subject(setup, "sd3", setup.device)
-    sampler, learner = sampler_of(one), learner_of(one, learner_settings(one, learning_rate=1e-2))
+    sampler, learner = sampler_of(one), plain_learner(one, learning_rate=1e-2)
     before = _drawn(sampler, 3)
     learner.update(Sampled.by(sampler, one).work)
     weights = {name: p.detach().cpu().contiguous() for name, p in learner.parameters}
@@ -224,6 +228,6 @@ def _compiled_ratios(setup: Setup) -> Iterator[Measurement]:
     for source, most in (("sampler", None), ("learner", 0.0)):
         # The steps are too small to change a weight, so that ratios of the second one are 1 as well.
         changes = {"updates": 2, "learning_rate": 1e-30, "objective": {"old_log_probs": source}}
-        metrics = learner_of(one, learner_settings(one, **changes)).update(work).metrics
+        metrics = plain_learner(one, **changes).update(work).metrics
         name = f"compiled, bfloat16, old log-probs of the {source}: ratios beyond the clip range"
         yield Measurement(name, [metrics["clip_fraction"]], 4, most=most)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from cluster.bench.gpu.check import Setup
-from cluster.bench.gpu.right import Sampled, learner_settings, tiny_subject
-from cluster.bench.subject import learner_of, sampler_of
+from cluster.bench.gpu.right import Sampled, plain_learner, tiny_subject
+from cluster.bench.subject import sampler_of
 from cluster.bench.table import Measurement
 from learner.worker import LearnerWorker
 from rollout import worker as sampling
@@ -35,7 +35,7 @@ def waits(setup: Setup) -> Iterator[Measurement]:
     """Sample and train with every family's tiny checkpoint."""
     for family in TINY:
         one = tiny_subject(setup, family, setup.device)
-        sampler, learner = sampler_of(one), learner_of(one, learner_settings(one))
+        sampler, learner = sampler_of(one), plain_learner(one)
         learner.update(Sampled.by(sampler, one).work)  # first calls may wait: for libraries to be loaded
         with _watched(sampling, "denoise", setup.device) as found:
             work = Sampled.by(sampler, one).work
