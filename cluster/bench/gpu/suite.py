@@ -39,7 +39,6 @@ RIGHT: Final = (
     Check("right", "objectives", "right:objectives", 40),
     Check("right", "export", "right:export", 30),
     Check("right", "waits", "waits:waits", 40),
-    Check("right", "compiled", "right:compiled", 120),
 )
 FAST: Final = (
     Check("fast", "model and peak", "fast:built", 60),
@@ -50,6 +49,8 @@ FAST: Final = (
     Check("fast", "sampler, not compiled", "fast:sampling_eager", 60),
     Check("fast", "learner, not compiled", "fast:learning_eager", 60),
 )
+COMPILED: Final = Check("right", "compiled", "right:compiled", 120)
+"""Compiling takes long, so it comes after the speed of real sizes, where it is tried as well."""
 WHOLE: Final = (
     Check("whole", "engines", "whole:engines", 60, ("deepspeed",)),
     Check("whole", "service", "whole:service", 150, ("ray", "deepspeed")),
@@ -139,7 +140,7 @@ def _chosen(options: argparse.Namespace) -> list[Check]:
     if wrong := [part for part in parts if part not in PARTS]:
         raise UserError(f"--parts: got {wrong[0]!r}, expected some of {', '.join(PARTS)}")
     fast = [replace(check, model=model) for model in _models(options) for check in FAST]
-    return [check for check in (*RIGHT, *fast, *WHOLE) if check.part in parts]
+    return [check for check in (*RIGHT, *fast, COMPILED, *WHOLE) if check.part in parts]
 
 
 def _models(options: argparse.Namespace) -> list[str]:
