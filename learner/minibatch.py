@@ -83,6 +83,15 @@ class TransitionTable:
             found = self._transitions(part, number * self.size)
             yield found if self.log_probs is None else replace(found, log_probs=self.log_probs[number])
 
+    def with_log_probs(self, log_probs: Sequence[Tensor]) -> Self:
+        """Return the same transitions with other old log-probs, by mini-batch."""
+        return replace(self, log_probs=log_probs)
+
+    def without_log_probs(self) -> Self:
+        """Return the same transitions without old log-probs."""
+        count = math.ceil(len(self.rows.weights) / self.size)
+        return self.with_log_probs([torch.empty(0)] * count)
+
     def _transitions(self, part: Minibatch, first: int) -> Transitions:
         schedule, steps = self.schedule, part.steps
         spans = self._spans(first, first + len(part.weights))

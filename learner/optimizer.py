@@ -25,6 +25,7 @@ class _Holding:
     def step(self, closure: Any = None) -> Any:
         """Apply the gradients unless ``hold`` is set; clip them first if DeepSpeed does not."""
         if self.hold:
+            self.norm = None if self.max_norm is None else math.nan
             return None
         if self.max_norm is not None:
             parameters = [p for group in self.param_groups for p in group["params"]]  # type: ignore[attr-defined]

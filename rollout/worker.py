@@ -207,10 +207,11 @@ class RolloutWorker:
         return finite, images
 
     def _warm_up(self) -> None:
-        """Run one forward pass of a full batch, since compilation may delay a start but not a call."""
+        """Run a forward pass and decode a full batch: compilation may delay a start, but not a call."""
         noises = candidate_noises(self.seed, 0, 0, self.settings.batch)
         schedule = self._schedule(self.settings.steps)
-        self._denoise([self._encode("")], [0] * len(noises), noises, schedule, range(0), stop=1)
+        begun = self._denoise([self._encode("")], [0] * len(noises), noises, schedule, range(0), stop=1)
+        self._decode([begun])
 
     def ping(self) -> WeightsId | None:
         """Return the current weights, which confirms that the worker responds."""
@@ -251,9 +252,11 @@ class RolloutWorker:
 
 
 def _rows(values: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
-    """Repeat every owner's value in its rows, without a copy if there is one owner."""
-    if len(values) == 1:
-        return values[0].expand(len(owners), *values[0].shape)
+    """Repeat every owner's value in its rows.
+
+    Also one that all rows share is copied: an expanded tensor is multiplied by another kernel than the
+    learner's, and in half precision the bias is then added after rounding.
+    """
     return torch.stack([values[owner] for owner in owners])
 
 

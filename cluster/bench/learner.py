@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from cluster.bench.subject import add_options, learner_of, requests, sampled_work, sampler_of, subject
+from cluster.bench.subject import (
+    add_options,
+    learner_of,
+    not_compiled,
+    requests,
+    sampled_work,
+    sampler_of,
+    subject,
+)
 from cluster.bench.table import BenchmarkReport, Measurement, refuse_arguments
 from cluster.bench.timing import flops_of, in_turns, matmul_peak, peak_gb, seconds
 from learner.objectives.flow_grpo import FlowGRPOSettings
@@ -35,8 +42,7 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport
             objective=FlowGRPOSettings(beta=options.beta),
             micro_batch=options.micro_batch, gradient_checkpointing=options.checkpointing,
         )  # fmt: skip
-        plain = replace(one, model=one.model.model_copy(update={"compile": False}))  # compiling takes long
-        sampled = sampled_work(sampler_of(plain), requests(one, options.groups), settings.updates)
+        sampled = sampled_work(sampler_of(not_compiled(one)), requests(one, options.groups), settings.updates)
         torch.cuda.empty_cache()
         learner = learner_of(one, settings)
 

@@ -1,7 +1,7 @@
 """Compare a training step of our sampler and learner with a straightforward loop of the same maths.
 
 Both sample the same images from the same seeds and train the same trajectories with KL, in turns. The plain
-loop starts every step from our weights, so the losses must agree.
+loop starts every step from our weights, so the losses must agree. It is never compiled, as published.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from cluster.bench.subject import (
     Subject,
     add_options,
     learner_of,
+    not_compiled,
     requests,
     sampled_work,
     sampler_of,
@@ -27,7 +28,9 @@ from cluster.config.errors import UserError
 from learner.objectives.flow_grpo import FlowGRPOSettings
 from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
+from learner.worker import LearnerWorker
 from rollout.records import WeightsId
+from rollout.worker import RolloutWorker
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +46,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 class ServiceStep:
     """A step of the service's sampler and learner in one process, weight transfer included."""
 
-    def __init__(self, one: Subject, settings: LearnerSettings, groups: int) -> None:
-        self.sampler, self.learner = sampler_of(one), learner_of(one, settings)
-        self.one, self.groups = one, groups
+    def __init__(self, one: Subject, sampler: RolloutWorker, learner: LearnerWorker, groups: int) -> None:
+        self.one, self.sampler, self.learner, self.groups = one, sampler, learner, groups
 
     def step(self, step: int) -> tuple[float, RankUpdate]:
         """Make a step, and return its loss and the work of the update."""
@@ -75,12 +77,12 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport
             objective=FlowGRPOSettings(beta=0.04),
             micro_batch=options.micro_batch,
         )  # fmt: skip
-        ours = ServiceStep(one, settings, options.groups)
-        return _report(options, one, ours, PlainLoop(one, settings, options.naive_batch))
+        ours = ServiceStep(one, sampler_of(one), learner_of(one, settings), options.groups)
+        return _report(options, one, ours, PlainLoop(not_compiled(one), settings, options.naive_batch))
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class Turn:
     """The wall-clock and processor seconds of both, and the difference of their losses."""
 
     ours: float
@@ -90,7 +92,8 @@ class _Turn:
     difference: float
 
 
-def _turn(one: Subject, ours: ServiceStep, plain: PlainLoop, groups: int, step: int) -> _Turn:
+def turn(one: Subject, ours: ServiceStep, plain: PlainLoop, groups: int, step: int) -> Turn:
+    """Let both make a step from the same weights."""
     start_from(plain, [p for _, p in ours.learner.parameters])
     asked = requests(one, groups, step)
     results: list[tuple[float, RankUpdate]] = []
@@ -101,14 +104,14 @@ def _turn(one: Subject, ours: ServiceStep, plain: PlainLoop, groups: int, step: 
     ((loss, work),) = results
     second = seconds(lambda: losses.append(plain.step(asked, work.shares)), one.device)
     busy.append(time.process_time())
-    return _Turn(first, second, busy[1] - busy[0], busy[2] - busy[1], abs(loss - losses[0]))
+    return Turn(first, second, busy[1] - busy[0], busy[2] - busy[1], abs(loss - losses[0]))
 
 
 def _report(
     options: argparse.Namespace, one: Subject, ours: ServiceStep, plain: PlainLoop
 ) -> BenchmarkReport:
     steps = range(options.warmup + options.repeats)
-    turns = [_turn(one, ours, plain, options.groups, step) for step in steps]
+    turns = [turn(one, ours, plain, options.groups, step) for step in steps]
     timed = turns[options.warmup :]
     images = options.groups * options.batch
     return BenchmarkReport(

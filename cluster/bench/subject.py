@@ -7,7 +7,7 @@ import socket
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -65,6 +65,11 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         help="prompts per step, each with a batch of images (sampler: sharing one batch)",
     )
     parser.add_argument("--repeats", type=int, default=5)
+
+
+def not_compiled(one: Subject) -> Subject:
+    """Return the same subject without compilation, which takes long."""
+    return replace(one, model=one.model.model_copy(update={"compile": False}))
 
 
 @contextmanager

@@ -145,7 +145,10 @@ class FlowGRPO(Objective):
         if not self.recomputes:
             return shares
         first, *rest = shares
-        return [first, *(replace(share, log_probs=_log_probs(models, share)) for share in rest)]
+        return [
+            first.without_log_probs(),
+            *(share.with_log_probs(_log_probs(models, share)) for share in rest),
+        ]
 
     def loss(self, models: Models, part: Transitions) -> Terms:
         """Compute max(-A ratio, -A clip(ratio, 1 +- c)) + beta KL per row.

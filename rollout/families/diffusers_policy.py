@@ -20,7 +20,7 @@ from rollout.families.embeddings import Embedder, known_identity, source_of
 from rollout.families.pipeline_parts import add_text_encoders, read_pipeline, text_encoders
 from rollout.families.prompt_lengths import TextReader
 from rollout.families.registry import Schedule, Tensors, Velocity
-from rollout.families.transformer import compile_blocks, prepare, switch_attention
+from rollout.families.transformer import compile_blocks, compile_decoder, prepare, switch_attention
 from rollout.settings import ModelSettings, RolloutSettings
 
 
@@ -53,7 +53,7 @@ class DiffusersPolicy(ABC):
         """
         self.rollout = rollout = self.with_defaults(rollout)
         self.device, self.path = torch.device(device), model.path
-        self.dtype = getattr(torch, model.dtype)
+        self.dtype, self.compiles = getattr(torch, model.dtype), model.compile
         # A model on the meta device is only counted, as if its parameters were stored rounded.
         self.autocasts = model.autocasts and device != "meta"
         self.index = DiffusionPipeline.load_config(model.path)
@@ -71,7 +71,7 @@ class DiffusersPolicy(ABC):
         if model.attention is not None:
             switch_attention(self.transformer, model.attention)
         self.adapter = prepare(self.transformer, model, self.lora_targets, seed, self.index["_class_name"])
-        if model.compile:
+        if self.compiles:
             compile_blocks(self.transformer)
         self.high, self.wide = self._grid()
 
@@ -98,6 +98,8 @@ class DiffusersPolicy(ABC):
             pipeline.vae.enable_slicing()
         if self.rollout.decode == "tiled":
             pipeline.vae.enable_tiling()
+        if self.compiles:
+            compile_decoder(pipeline.vae)
         return pipeline
 
     def load_text(self, device: str) -> None:

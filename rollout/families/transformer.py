@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
+from diffusers.models.autoencoders.vae import Decoder
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -164,6 +165,17 @@ def compile_blocks(transformer: Any) -> None:
     # Families that do not list their repeated blocks list them as not to be split across devices.
     transformer._repeated_blocks = transformer._repeated_blocks or transformer._no_split_modules
     transformer.compile_repeated_blocks()
+
+
+def compile_decoder(vae: Any) -> None:
+    """Compile an autoencoder's decoder in place, if it is diffusers' usual one, of images.
+
+    It runs in channels-last order, as convolutions do on GPUs: otherwise half of its time goes to rearranging
+    memory. Video decoders keep states between frames, which compilation would break up.
+    """
+    if type(vae.decoder) is Decoder:
+        vae.decoder.to(memory_format=torch.channels_last)
+        vae.decoder.compile()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cluster.bench.gpu.check import Setup, SkippedError
+from cluster.bench.gpu.check import Setup
 from cluster.bench.subject import Subject, learner_of, requests, sampler_of, work_of
 from cluster.bench.table import Measurement
 from learner.objectives.base import Objective
@@ -23,7 +23,7 @@ from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.families.registry import Schedule
 from rollout.noise import candidate_noises
-from rollout.records import Keep, Prompt
+from rollout.records import Keep, Prompt, SampleRequest
 from rollout.settings import ModelSettings
 from rollout.tools.tiny_families import TINY
 from rollout.worker import RolloutWorker
@@ -34,8 +34,8 @@ LOG_PROBS: Final = 1e-4
 """Largest difference of log-probs of two devices: the published clip range."""
 GRADIENTS: Final = 5e-3
 """Largest distance of two devices' gradients, relative to their length."""
-SPREAD: Final = {"cuda": FlowGRPOSettings().clip / 2, "cpu": 1e-2}
-"""Largest spread of on-policy log-ratios in half precision, which CPUs compute with kernels of many kinds."""
+SPREAD: Final = FlowGRPOSettings().clip / 2
+"""Largest spread of on-policy log-ratios in half precision."""
 VARIANTS: Final[dict[str, list[dict[str, Any]]]] = {
     "flow_grpo": [{}, {"beta": 0.04}, {"ratio": "guard"}, {"old_log_probs": "learner"}]
 }
@@ -52,9 +52,8 @@ class Sampled:
     work: RankUpdate
 
     @classmethod
-    def by(cls, worker: RolloutWorker, one: Subject) -> Sampled:
-        """Sample two groups, each of a full batch."""
-        asked = requests(one, groups=2)
+    def by(cls, worker: RolloutWorker, asked: Sequence[SampleRequest]) -> Sampled:
+        """Sample, and build an update of one optimizer step."""
         chunks = worker.sample(asked)
         images = np.concatenate([chunk.images for chunk in chunks]).astype(np.int64)
         found = [t.log_probs for chunk in chunks for t in chunk.trajectories if t.log_probs is not None]
@@ -110,8 +109,8 @@ def families(setup: Setup) -> Iterator[Measurement]:
 
 
 def _compared(name: str, here: Subject, there: Subject) -> Iterator[Measurement]:
-    samplers = [sampler_of(one) for one in (here, there)]
-    ours, reference = (Sampled.by(worker, one) for worker, one in zip(samplers, (here, there), strict=True))
+    samplers, asked = [sampler_of(one) for one in (here, there)], requests(here, 2)
+    ours, reference = (Sampled.by(worker, asked) for worker in samplers)
     odes = [_drawn(worker, here.rollout.batch) for worker in samplers]
     learners = [plain_learner(one) for one in (here, there)]
     slopes = [gradient(learner, reference.work) for learner in learners]
@@ -136,12 +135,12 @@ def half_precision(setup: Setup) -> Iterator[Measurement]:
     for family in TINY:
         for dtype, storage in (("float16", "float16"), ("bfloat16", "bfloat16"), ("bfloat16", "float16")):
             one = tiny_subject(setup, family, setup.device, dtype, storage=storage)
-            work = Sampled.by(sampler_of(one), one).work
+            work = Sampled.by(sampler_of(one), requests(one, 2)).work
             learner = plain_learner(one)
             metrics = learner.update(work).metrics
             spread = [value for name, value in metrics.items() if name.startswith("log_ratio_rms.t")]
             name = f"{family}, {dtype}, stored in {storage}: spread of log-ratios, largest of all steps"
-            yield Measurement(name, [max(spread)], 9, most=SPREAD[setup.device])
+            yield Measurement(name, [max(spread)], 9, most=SPREAD)
 
 
 def objectives(setup: Setup) -> Iterator[Measurement]:
@@ -162,7 +161,7 @@ def _loss_change(one: Subject, objective: dict[str, Any]) -> float:
     # With old log-probs of its own, an update begins at a ratio of 1 each time: the sampler's are fixed.
     judge = load_objective(learner_settings(one, objective={**objective, **FIXED}).objective)
     keeps: Collection[Keep] = {*learner.objective.keeps, *judge.keeps}
-    work = Sampled.by(sampler_of(one, keeps), one).work
+    work = Sampled.by(sampler_of(one, keeps), requests(one, 2)).work
     before = _loss(learner, judge, work)
     for _ in range(2):
         learner.update(work)
@@ -191,7 +190,7 @@ def export(setup: Setup) -> Iterator[Measurement]:
     one = tiny_subject(setup, "sd3", setup.device)
     sampler, learner = sampler_of(one), plain_learner(one, learning_rate=1e-2)
     before = _drawn(sampler, 3)
-    learner.update(Sampled.by(sampler, one).work)
+    learner.update(Sampled.by(sampler, requests(one, 2)).work)
     weights = {name: p.detach().cpu().contiguous() for name, p in learner.parameters}
     for name, parameter in sampler.parameters:
         parameter.data.copy_(weights[name])
@@ -208,26 +207,3 @@ def export(setup: Setup) -> Iterator[Measurement]:
         again = replace(one, model=one.model.model_copy(update=changes))
         apart = np.abs(_drawn(sampler_of(again), 3) - trained).max()
         yield Measurement(f"{name}, loaded again: images (of 255)", [float(apart)], 0, most=1)
-
-
-def compiled(setup: Setup) -> Iterator[Measurement]:
-    """Compare sampler and learner with compiled blocks with those without, in float32."""
-    if setup.device == "cpu":
-        raise SkippedError("compiling is for GPUs")
-    plain = tiny_subject(setup, "sd3", setup.device)
-    fast = replace(plain, model=plain.model.model_copy(update={"compile": True}))
-    yield from _compared("sd3, compiled", fast, plain)
-    yield from _compiled_ratios(setup)
-
-
-def _compiled_ratios(setup: Setup) -> Iterator[Measurement]:
-    """Measure ratios in compiled bfloat16: of a sampler's log-probs, and of the learner's own old ones."""
-    one = tiny_subject(setup, "sd3", setup.device, "bfloat16", storage="bfloat16")
-    one = replace(one, model=one.model.model_copy(update={"compile": True}))
-    work = work_of(asked := requests(one, groups=2), sampler_of(one).sample(asked), updates=2)
-    for source, most in (("sampler", None), ("learner", 0.0)):
-        # The steps are too small to change a weight, so that ratios of the second one are 1 as well.
-        changes = {"updates": 2, "learning_rate": 1e-30, "objective": {"old_log_probs": source}}
-        metrics = plain_learner(one, **changes).update(work).metrics
-        name = f"compiled, bfloat16, old log-probs of the {source}: ratios beyond the clip range"
-        yield Measurement(name, [metrics["clip_fraction"]], 4, most=most)

@@ -18,7 +18,7 @@ import psutil
 from cluster.actors.actor_spec import ROLE_VARIABLE
 from cluster.bench.gpu.check import Setup, SkippedError
 from cluster.bench.gpu.right import Sampled, learner_settings, tiny_subject
-from cluster.bench.subject import learner_of, sampler_of
+from cluster.bench.subject import learner_of, requests, sampler_of
 from cluster.bench.table import Measurement
 from cluster.record.names import CHECKPOINTS, METRICS, STAGES
 
@@ -40,7 +40,7 @@ SMALL: Final = """
 def engines(setup: Setup) -> Iterator[Measurement]:
     """Train the same candidates under every stage of ZeRO, whose losses must be equal."""
     one = tiny_subject(setup, "sd3", setup.device)
-    work = Sampled.by(sampler_of(one), one).work
+    work = Sampled.by(sampler_of(one), requests(one, 2)).work
     losses: dict[str, float] = {}
     for name, engine in ENGINES.items():
         learner = learner_of(one, learner_settings(one, **{"learning_rate": 1e-3, **engine}))
