@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test study docs lint format clean
+.PHONY: help train test study gpu docs lint format clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,9 @@ study: $(READY)  ## run the whole study on the bundled tasks (hours; it resumes)
 	    compare="$(BIN)/python -m cluster.study compare $$1 --learner.threads 1 --steps $$2 --eval_every 4 \
 	        --rates 3e-4,1e-3" && $$compare && $$compare --arms $(CLAIMS) --seeds 10 || exit 1; done
 	@$(BIN)/python -m cluster.study report
+
+gpu: $(READY)  ## show what works on this GPU, how fast, and what limits it (8 minutes); writes gpu.json
+	@$(BIN)/python -m cluster bench gpu --json gpu.json
 
 docs: $(VENV)/.docs  ## build the documentation into site/, which opens offline
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict && echo "site/index.html"

@@ -53,7 +53,7 @@ class DiffusersPolicy(ABC):
         """
         self.rollout = rollout = self.with_defaults(rollout)
         self.device, self.path = torch.device(device), model.path
-        self.dtype, self.compiles = getattr(torch, model.dtype), model.compile
+        self.dtype = getattr(torch, model.dtype)
         # A model on the meta device is only counted, as if its parameters were stored rounded.
         self.autocasts = model.autocasts and device != "meta"
         self.index = DiffusionPipeline.load_config(model.path)
@@ -71,9 +71,15 @@ class DiffusersPolicy(ABC):
         if model.attention is not None:
             switch_attention(self.transformer, model.attention)
         self.adapter = prepare(self.transformer, model, self.lora_targets, seed, self.index["_class_name"])
-        if self.compiles:
-            compile_blocks(self.transformer)
+        if model.compile:
+            self.compile()
         self.high, self.wide = self._grid()
+
+    def compile(self) -> None:
+        """Compile the transformer's blocks, and the decoder if it is loaded; the first calls do the work."""
+        compile_blocks(self.transformer)
+        if hasattr(self, "pipeline") and self.rollout.decode == "whole":
+            compile_decoder(self.pipeline.vae)
 
     @classmethod
     def with_defaults(cls, rollout: RolloutSettings) -> RolloutSettings:
@@ -98,8 +104,6 @@ class DiffusersPolicy(ABC):
             pipeline.vae.enable_slicing()
         if self.rollout.decode == "tiled":
             pipeline.vae.enable_tiling()
-        if self.compiles:
-            compile_decoder(pipeline.vae)
         return pipeline
 
     def load_text(self, device: str) -> None:

@@ -1,4 +1,4 @@
-"""The service on every push: a job, and a run that is killed and goes on.
+"""The service on every push: a job. `tests/cluster/bench/test_gpu_whole.py` has a run that fails and goes on.
 
 The other tests of this folder say the same at length, and take more than a minute each.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.raylets import raylets
-from tests.support.service_process import ledger_of, metrics_of, prepare, services, timeless
+from tests.support.service_process import ledger_of, metrics_of, prepare
 
 pytestmark = pytest.mark.ray
 
@@ -51,15 +51,3 @@ def test_a_job_trains_and_leaves_its_record(job: Path) -> None:
     assert len(ledger_of(job)) == STEPS * 2 * 4
     assert (job / f"checkpoints/step-{STEPS}/COMMITTED").is_file()
     assert "<html" in (job / "report.html").read_text(encoding="utf-8")
-
-
-def test_a_run_that_is_killed_goes_on_as_if_it_were_not(tmp_path: Path, inputs: list[str], job: Path) -> None:
-    arguments = ["shapes", *FLAGS, *inputs, "--auto-resume", "--folder", str(tmp_path / "killed")]
-    with services() as start:
-        first = start(arguments, tmp_path / "killed")
-        first.wait_until((first.folder / "checkpoints/step-1/COMMITTED").exists)
-        first.kill()
-        second = start(arguments, first.folder)
-        assert second.finish() == 0, second.output
-    assert timeless(second.folder) == timeless(job)
-    assert ledger_of(second.folder) == ledger_of(job)

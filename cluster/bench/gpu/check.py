@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from cluster.bench.table import Measurement
+from rollout.named import imported
 
 Part = Literal["right", "fast", "whole"]
-Status = Literal["passed", "missed", "failed", "skipped"]
-SHOWN: Final = {"passed": "green", "missed": "yellow", "failed": "red", "skipped": "dim"}
+Status = Literal["running", "passed", "missed", "failed", "skipped"]
+SHOWN: Final = {"running": "cyan", "passed": "green", "missed": "yellow", "failed": "red", "skipped": "dim"}
 """Every status, with its colour; a speed below its target is "missed", a wrong result has "failed"."""
 
 
@@ -37,7 +37,7 @@ class SkippedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A function that yields bounded measurements, as ``module:function`` below this package."""
+    """A function that yields bounded measurements, as ``module:function``, and its deadline."""
 
     part: Part
     name: str
@@ -47,15 +47,19 @@ class Check:
     packages: tuple[str, ...] = ()
     model: str = ""
 
+    @property
+    def title(self) -> str:
+        """The name, with the model if there is one."""
+        return f"{self.name} ({self.model})" if self.model else self.name
+
     def lacks(self) -> str:
         """Name the first package that is not installed, if any."""
         return next((name for name in self.packages if find_spec(name) is None), "")
 
     def function(self) -> Callable[[Setup], Iterator[Measurement]]:
         """Import the function."""
-        module, _, name = self.target.partition(":")
-        found: Any = getattr(import_module(f"cluster.bench.gpu.{module}"), name)
-        return found  # type: ignore[no-any-return]
+        found: Callable[[Setup], Iterator[Measurement]] = imported(self.target)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

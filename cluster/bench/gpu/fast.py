@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,17 @@ from cluster.bench.gpu.kernels import profile_rows
 from cluster.bench.gpu.right import Sampled
 from cluster.bench.plain_loop import PlainLoop
 from cluster.bench.step import ServiceStep, turn
-from cluster.bench.subject import Subject, learner_of, not_compiled, requests, sampled_work, sampler_of
+from cluster.bench.subject import Subject, learner_of, requests, sampled_work, sampler_of
 from cluster.bench.table import Measurement
 from cluster.bench.timing import flops_of, matmul_peak, peak_gb, seconds
 from learner.objectives.flow_grpo import FlowGRPOSettings
 from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
-from learner.worker import LearnerWorker
 from rollout.families.registry import family_of
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.random_models import save_random
-from rollout.worker import RolloutWorker
 
 DTYPE: Final = {"cuda": "bfloat16", "cpu": "float32"}
-REPEATS: Final = 3
 SHARES: Final = {"sampler": 50.0, "learner": 45.0}
 """Targets on a GPU: percent of the peak of matrix products."""
 FASTER: Final = 2.0
@@ -70,35 +67,141 @@ def built(setup: Setup) -> Iterator[Measurement]:
 
 
 def step(setup: Setup) -> Iterator[Measurement]:
-    """Measure sampler, learner and whole step, compiled on a GPU, and where the time goes.
+    """Measure sampler, learner and whole step, on a GPU also compiled, and where the time goes.
 
     A step is a batch of images of one prompt, with guidance 4.5, all trained with KL in one optimizer step.
     """
-    one, shape = _subject(setup)
-    peak, asked, began = matmul_peak(one.device, one.model.dtype), requests(one, 1), time.perf_counter()
-    sampler = sampler_of(one)
-    yield Measurement("sampler: loaded and compiled (s)", [time.perf_counter() - began], 1)
-    yield from _sampler_rows(one, sampler, peak)
-    yield from _not_compiled_rows(one, sampler)
-    work, held, began = sampled_work(sampler, asked, updates=1), _held(one), time.perf_counter()
-    learner = learner_of(one, _settings(one))
-    learner.update(work)
-    yield Measurement("learner: loaded, compiled and first update (s)", [time.perf_counter() - began], 1)
-    yield from _learner_rows(one, learner, work, peak, held)
-    yield from profile_rows("sampler, one pass with guidance", _pass(one, sampler), one.device)
-    small = replace(work, shares=[work.shares[0][:2]])
-    yield from profile_rows(f"learner, {_pairs(one, small)} pairs", lambda: learner.update(small), one.device)
-    yield from _step_rows(one, ServiceStep(one, sampler, learner, groups=1), shape.turns)
+    workers, shape = _Workers(_subject(setup)), SHAPES.get(setup.model, OWN)
+    yield from workers.rows("not compiled" if setup.gpus else "sampler and learner", repeats=1 + shape.turns)
+    if setup.gpus:
+        yield from workers.compiled()
+        yield from workers.rows("compiled", repeats=3, aims=SHARES)
+        yield from workers.ratios()
+    yield from workers.profiles()
+    yield from workers.steps(shape.turns)
 
 
-def _subject(setup: Setup) -> tuple[Subject, Shape]:
-    shape, gpu = SHAPES.get(setup.model, OWN), bool(setup.gpus)
+class _Workers:
+    """A sampler and a learner of a model in one process, first without compilation."""
+
+    def __init__(self, one: Subject) -> None:
+        self.one, self.batch, self.asked = one, one.rollout.batch, requests(one, 1)
+        self.peak = matmul_peak(one.device, one.model.dtype)
+        self.sampler = sampler_of(one)
+        self.sampler.sample(self.asked)
+        self.memory = {"sampler": peak_gb(lambda: self.sampler.sample(self.asked), one.device)}
+        self.work = sampled_work(self.sampler, self.asked, updates=1)
+        held = _held(one)
+        self.learner = learner_of(one, _settings(one))
+        self.memory["learner"] = peak_gb(self.update, one.device) - held
+        # Two passes of the learner at most: enough to count their operations, and for a profile.
+        few = max(1, self.batch // one.rollout.trained_steps)
+        self.small = replace(self.work, shares=[self.work.shares[0][:few]])
+
+    def update(self) -> None:
+        """Train all images."""
+        self.learner.update(self.work)
+
+    def rows(self, how: str, repeats: int, aims: Mapping[str, float] = {}) -> Iterator[Measurement]:
+        """Measure the sampler, its parts, and the learner, after their first calls."""
+        one, policy, pairs = self.one, self.sampler.policy, _pairs(self.one, self.work)
+        latents, velocity = (
+            torch.randn(self.batch, *policy.latent_shape(), device=one.device),
+            self.velocity(),
+        )
+        works: dict[str, Callable[[], Any]] = {
+            f"{how}: {self.batch} images (s)": lambda: self.sampler.sample(self.asked),
+            f"{how}: decoding them (s)": lambda: policy.decode(latents),
+            f"{how}: a forward pass with guidance (s)": velocity,
+            f"{how}: update of {pairs} pairs (s)": self.update,
+        }
+        times = {name: self._times(work, repeats) for name, work in works.items()}
+        yield from (Measurement(name, found, 4) for name, found in times.items())
+        sampling, _, passes, learning = times.values()
+        forward = flops_of(velocity, type(policy.transformer).__name__)
+        trained = flops_of(lambda: self.learner.update(self.small)) * pairs / _pairs(one, self.small)
+        yield Measurement(f"{how}: images per second", [self.batch / taken for taken in sampling])
+        yield Measurement(f"{how}: pairs per second", [pairs / taken for taken in learning])
+        for name, flops, found in (
+            ("sampler", forward * one.rollout.steps, sampling),
+            ("forward passes", forward, passes),
+            ("learner", trained, learning),
+        ):
+            shares = [100 * flops / taken / self.peak for taken in found]
+            yield Measurement(f"{how}: {name}, share of the peak (%)", shares, 1, least=aims.get(name))
+        for name, memory in self.memory.items():
+            yield Measurement(f"{how}: {name}, peak memory (GB)", [memory], 2)
+
+    def compiled(self) -> Iterator[Measurement]:
+        """Compile sampler and learner where they are, and compare their first results with those before."""
+        before = Sampled.by(self.sampler, self.asked)
+        self.sampler.policy.compile()
+        after: list[Sampled] = []
+        first = seconds(lambda: after.append(Sampled.by(self.sampler, self.asked)), self.one.device)
+        yield Measurement("compiled: the sampler's first batch (s)", [first], 1)
+        apart = np.abs(after[0].log_probs - before.log_probs).mean(0).tolist()
+        yield Measurement("compiled: log-probs apart from those before, mean by step", apart, 6, most=0.01)
+        self.learner.policy.compile()
+        first = seconds(self.update, self.one.device)
+        yield Measurement("compiled: the learner's first update (s)", [first], 1)
+        self.memory = {
+            "sampler and learner": peak_gb(lambda: self.sampler.sample(self.asked), self.one.device),
+            "learner and sampler": peak_gb(self.update, self.one.device),
+        }
+
+    def ratios(self) -> Iterator[Measurement]:
+        """Train the same candidates in two optimizer steps, the second with old log-probs of the learner."""
+        twice = replace(self.work, shares=[*self.work.shares, *self.work.shares])
+        clipped = self.learner.update(twice).metrics["clip_fraction"]
+        name = "compiled: ratios of an unchanged policy beyond the clip range"
+        yield Measurement(name, [clipped], 4, most=0)
+
+    def profiles(self) -> Iterator[Measurement]:
+        """Profile a forward pass and a small update."""
+        yield from profile_rows("a forward pass with guidance", self.velocity(), self.one.device)
+        name, work = (
+            f"update of {_pairs(self.one, self.small)} pairs",
+            lambda: self.learner.update(self.small),
+        )
+        yield from profile_rows(name, work, self.one.device)
+
+    def steps(self, turns: int) -> Iterator[Measurement]:
+        """Measure whole steps, weights handed over, in turns with the plain loop if it supports the model."""
+        one, ours = self.one, ServiceStep(self.one, self.sampler, self.learner, groups=1)
+        if family_of(one.model.path) != SD3:
+            times = [seconds(partial(ours.step, number), one.device) for number in range(turns)]
+            yield Measurement("step (s)", times, 3)
+            return
+        plain = PlainLoop(one, self.learner.settings, batch=min(8, self.batch))
+        both = [turn(one, ours, plain, groups=1, step=number) for number in range(turns)]
+        yield Measurement("step (s)", [found.ours for found in both], 3)
+        yield Measurement("plain loop (s)", [found.plain for found in both], 3)
+        ratios, aim = [found.plain / found.ours for found in both], FASTER if one.device == "cuda" else None
+        yield Measurement("plain loop / step", ratios, 2, least=aim)
+        yield Measurement("losses apart", [found.difference for found in both], 7, most=1e-2)
+
+    def velocity(self) -> Callable[[], Any]:
+        """Build a forward pass of a batch, with both branches of the guidance."""
+        policy = self.sampler.policy
+        encoded = policy.encode(self.asked[0].prompt.text)
+        conditioning = {name: torch.stack([value] * self.batch) for name, value in encoded.items()}
+        x = torch.randn(self.batch, *policy.latent_shape(), device=self.one.device)
+        timestep = torch.full((self.batch,), 500.0, device=self.one.device)
+        return torch.no_grad()(lambda: policy.velocity(policy.transformer, x, timestep, conditioning))
+
+    def _times(self, work: Callable[[], Any], repeats: int) -> list[float]:
+        work()
+        return [seconds(work, self.one.device) for _ in range(repeats)]
+
+
+def _subject(setup: Setup) -> Subject:
+    shape = SHAPES.get(setup.model, OWN)
     path = str(_folder(setup)) if setup.model in SHAPES else setup.model
-    model = ModelSettings(path=path, dtype=DTYPE[setup.device], lora_rank=shape.lora_rank, compile=gpu)
+    model = ModelSettings(path=path, dtype=DTYPE[setup.device], lora_rank=shape.lora_rank)
     rollout = RolloutSettings.model_validate(
         {"storage": "bfloat16", "gpus": setup.gpus, "threads": torch.get_num_threads(), **shape.rollout}
     )
-    return Subject(model, rollout, setup.device), shape
+    return Subject(model, rollout, setup.device)
 
 
 def _settings(one: Subject) -> LearnerSettings:
@@ -111,91 +214,6 @@ def _settings(one: Subject) -> LearnerSettings:
         gpus=one.rollout.gpus, threads=one.rollout.threads, zero_stage=0, updates=1, learning_rate=1e-30,
         micro_batch=one.rollout.batch, objective=FlowGRPOSettings(beta=0.04, old_log_probs="learner"),
     )  # fmt: skip
-
-
-def _sampler_rows(one: Subject, sampler: RolloutWorker, peak: float) -> Iterator[Measurement]:
-    asked, batch, policy = requests(one, 1), one.rollout.batch, sampler.policy
-    sampler.sample(asked)
-    memory = peak_gb(lambda: sampler.sample(asked), one.device)
-    times = [seconds(lambda: sampler.sample(asked), one.device) for _ in range(REPEATS)]
-    flops = one.rollout.steps * flops_of(_pass(one, sampler), type(policy.transformer).__name__)
-    latents = torch.randn(batch, *policy.latent_shape(), device=one.device)
-    policy.decode(latents)
-    decoding = [seconds(lambda: policy.decode(latents), one.device) for _ in range(REPEATS)]
-    passes = [seconds(_pass(one, sampler), one.device) for _ in range(REPEATS)]
-    yield Measurement(f"sampler: {batch} images (s)", times, 3)
-    yield Measurement("sampler: images per second", [batch / taken for taken in times])
-    yield Measurement("sampler: decoding them (s)", decoding, 3)
-    yield Measurement("sampler: one pass with guidance (s)", passes, 4)
-    yield Measurement("sampler: transformer GFLOPs per image", [flops / batch / 1e9])
-    yield _share("sampler", flops, times, peak, one)
-    yield _share("sampler, without decoding and noise", flops / one.rollout.steps, passes, peak, one)
-    yield Measurement("sampler: peak memory (GB)", [memory], 2)
-
-
-def _not_compiled_rows(one: Subject, sampler: RolloutWorker) -> Iterator[Measurement]:
-    """Sample the same images once more without the compiled blocks."""
-    if not one.model.compile:
-        return
-    asked = requests(one, 1)
-    ours = Sampled.by(sampler, asked)
-    theirs: list[Sampled] = []
-    with torch.compiler.set_stance("force_eager"):
-        taken = seconds(lambda: theirs.append(Sampled.by(sampler, asked)), one.device)
-    yield Measurement("sampler, not compiled: the same images (s)", [taken], 3)
-    apart = np.abs(ours.log_probs - theirs[0].log_probs).mean(0)
-    yield Measurement("sampler, compiled or not: log-probs apart, mean by step", apart.tolist(), 6, most=0.01)
-
-
-def _learner_rows(
-    one: Subject, learner: LearnerWorker, work: RankUpdate, peak: float, held: float
-) -> Iterator[Measurement]:
-    memory = peak_gb(lambda: learner.update(work), one.device) - held
-    times = [seconds(lambda: learner.update(work), one.device) for _ in range(REPEATS)]
-    small = replace(work, shares=[work.shares[0][: max(1, one.rollout.batch // one.rollout.trained_steps)]])
-    pairs = _pairs(one, work)
-    flops = pairs / _pairs(one, small) * flops_of(lambda: learner.update(small))
-    yield Measurement(f"learner: update of {pairs} pairs (s)", times, 3)
-    yield Measurement("learner: pairs per second", [pairs / taken for taken in times], 1)
-    yield Measurement("learner: transformer GFLOPs per pair", [flops / pairs / 1e9])
-    yield _share("learner", flops, times, peak, one)
-    if one.device == "cuda":
-        yield Measurement("learner: peak memory (GB)", [memory], 2)
-    twice = replace(work, shares=[*work.shares, *work.shares])
-    clipped = learner.update(twice).metrics["clip_fraction"]
-    yield Measurement("learner: ratios of an unchanged policy beyond the clip range", [clipped], 4, most=0)
-
-
-def _step_rows(one: Subject, ours: ServiceStep, turns: int) -> Iterator[Measurement]:
-    """Measure whole steps, in turns with the plain loop where it supports the model."""
-    if family_of(one.model.path) != SD3:
-        times = [seconds(partial(ours.step, number), one.device) for number in range(turns)]
-        yield Measurement("step (s)", times, 3)
-        return
-    plain = PlainLoop(not_compiled(one), ours.learner.settings, batch=min(8, one.rollout.batch))
-    both = [turn(one, ours, plain, groups=1, step=number) for number in range(turns)]
-    yield Measurement("step (s)", [found.ours for found in both], 3)
-    yield Measurement("plain loop (s)", [found.plain for found in both], 3)
-    ratios, aim = [found.plain / found.ours for found in both], FASTER if one.device == "cuda" else None
-    yield Measurement("plain loop / step", ratios, 2, least=aim)
-    yield Measurement("losses apart", [found.difference for found in both], 7, most=1e-2)
-
-
-def _share(name: str, flops: float, times: Sequence[float], peak: float, one: Subject) -> Measurement:
-    aim = SHARES.get(name) if one.device == "cuda" else None
-    return Measurement(
-        f"{name}: share of the peak (%)", [100 * flops / taken / peak for taken in times], 1, least=aim
-    )
-
-
-def _pass(one: Subject, sampler: RolloutWorker) -> Callable[[], Any]:
-    """Build a forward pass of both branches of the guidance for a batch."""
-    policy, batch = sampler.policy, one.rollout.batch
-    encoded = policy.encode(requests(one, 1)[0].prompt.text)
-    conditioning = {name: torch.stack([value] * batch) for name, value in encoded.items()}
-    x = torch.randn(batch, *policy.latent_shape(), device=one.device)
-    timestep = torch.full((batch,), 500.0, device=one.device)
-    return torch.no_grad()(lambda: policy.velocity(policy.transformer, x, timestep, conditioning))
 
 
 def _pairs(one: Subject, work: RankUpdate) -> int:

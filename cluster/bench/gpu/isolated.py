@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
@@ -20,34 +22,51 @@ from cluster.bench.gpu.check import Check, Outcome, Setup, SkippedError, judged
 from cluster.bench.table import Measurement
 
 PRELOADED: Final = ["torch", "diffusers", "peft", "transformers", "rollout.worker", "learner.worker"]
+Seen = Callable[[Measurement], None]
 LINES: Final = 12
 """Lines of a traceback or of a process's output that a reason quotes."""
 
 
-def run_check(check: Check, setup: Setup, seconds: float) -> Outcome:
-    """Run a check for at most some seconds; its process, and all that it has started, then end."""
-    lacking = check.lacks()
-    if lacking:
-        return Outcome(check, "skipped", 0.0, [], f"{lacking} is not installed")
-    # Asking the driver library whether there is a GPU would make forks of the server useless for CUDA.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    theirs, ours = context.Pipe()
-    log = setup.folder / f"{check.part}-{check.name}-{check.model}.log".replace("/", "_").replace(" ", "_")
-    process = context.Process(target=_work, args=(theirs, check, setup, log))
-    began = time.monotonic()
-    process.start()
-    theirs.close()
-    try:
-        return _outcome(check, ours, began, seconds, log)
-    finally:
-        _end(process.pid)
-        process.join()
-        ours.close()
+class Isolation:
+    """A server of processes for checks."""
+
+    def __init__(self) -> None:
+        """Start the server, and wait until it has imported the libraries."""
+        # Asking the driver library whether there is a GPU would make forks of the server useless for CUDA.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(PRELOADED)
+        first = self.context.Process(target=_nothing)
+        first.start()
+        first.join()
+
+    def run(self, check: Check, setup: Setup, seconds: float, seen: Seen) -> Outcome:
+        """Run a check for at most some seconds; its process, and all that it has started, then end.
+
+        ``seen`` is called with every measurement as it is made.
+        """
+        lacking = check.lacks()
+        if lacking:
+            return Outcome(check, "skipped", 0.0, [], f"{lacking} is not installed")
+        theirs, ours = self.context.Pipe()
+        log = setup.folder / re.sub(r"\W+", "-", f"{check.part} {check.name} {check.model}.log")
+        process = self.context.Process(target=_work, args=(theirs, check, setup, log))
+        began = time.monotonic()
+        process.start()
+        theirs.close()
+        try:
+            return _outcome(check, ours, began, seconds, log, seen)
+        finally:
+            _end(process.pid)
+            process.join()
+            ours.close()
 
 
-def _outcome(check: Check, ours: Connection, began: float, seconds: float, log: Path) -> Outcome:
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _outcome(check: Check, ours: Connection, began: float, seconds: float, log: Path, seen: Seen) -> Outcome:
     """Collect the messages of a check until its last one, its end or its deadline."""
     rows: list[Measurement] = []
     while ours.poll(max(0.0, began + seconds - time.monotonic())):
@@ -56,13 +75,13 @@ def _outcome(check: Check, ours: Connection, began: float, seconds: float, log: 
             kind, content = ours.recv()
         except (EOFError, ConnectionResetError):
             return Outcome(check, "failed", taken, rows, f"its process ended: {_last_lines(log)}")
-        if kind == "row":
-            rows.append(content)
-        elif kind == "done":
+        if kind == "done":
             return judged(check, taken, rows)
-        else:
+        if kind != "row":
             return Outcome(check, kind, taken, rows, content)
-    reason = f"not done within {seconds:.0f} s: {_last_lines(log)}"
+        rows.append(content)
+        seen(content)
+    reason = f"not done within {seconds:.0f} s; its output ends: {_last_lines(log)}"
     return Outcome(check, "failed", time.monotonic() - began, rows, reason)
 
 
@@ -94,5 +113,6 @@ def _end(pid: int | None) -> None:
 
 
 def _last_lines(log: Path) -> str:
-    found: Any = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return "\n".join(found[-LINES:]) or "no output"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = [line.rpartition("\r")[2] for line in text.splitlines() if line.strip()]  # progress bars
+    return "\n".join(lines[-LINES:]) or "no output"

@@ -19,7 +19,7 @@ KINDS: Final = (
     ("convolutions", r"conv|implicit_gemm|wgrad|dgrad"),
     ("matrix products", r"gemm|nvjet|cutlass|\bmm\b|addmm|bmm|matmul|xmma"),
     ("copies to and from the host", r"memcpy (htod|dtoh|hto|dto)"),
-    ("copies and concatenation", r"memcpy|memset|copy|cat|contiguous|clone|transpose"),
+    ("copies and concatenation", r"memcpy|memset|nchw|nhwc|copy|cat|contiguous|clone|transpose"),
     ("normalisation", r"norm"),
     ("compiled, elementwise and reductions", r"triton"),
     ("reductions", r"reduce|softmax|sum|mean"),

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cluster.bench.gpu.check import Setup
+from cluster.bench.gpu.check import Setup, SkippedError
 from cluster.bench.subject import Subject, learner_of, requests, sampler_of, work_of
 from cluster.bench.table import Measurement
 from learner.objectives.base import Objective
@@ -30,12 +30,10 @@ from rollout.worker import RolloutWorker
 
 LEVELS: Final = 2
 """Largest difference of images of two devices, in steps of 255."""
-LOG_PROBS: Final = 1e-4
-"""Largest difference of log-probs of two devices: the published clip range."""
+CLIP: Final = FlowGRPOSettings().clip
+"""Largest difference of log-probs of two devices, and of on-policy ratios from 1."""
 GRADIENTS: Final = 5e-3
 """Largest distance of two devices' gradients, relative to their length."""
-SPREAD: Final = FlowGRPOSettings().clip / 2
-"""Largest spread of on-policy log-ratios in half precision."""
 VARIANTS: Final[dict[str, list[dict[str, Any]]]] = {
     "flow_grpo": [{}, {"beta": 0.04}, {"ratio": "guard"}, {"old_log_probs": "learner"}]
 }
@@ -113,13 +111,15 @@ def _compared(name: str, here: Subject, there: Subject) -> Iterator[Measurement]
     ours, reference = (Sampled.by(worker, asked) for worker in samplers)
     odes = [_drawn(worker, here.rollout.batch) for worker in samplers]
     learners = [plain_learner(one) for one in (here, there)]
+    deviation = learners[0].update(ours.work).metrics["ratio_max_deviation"]
+    learners[0] = plain_learner(here)
     slopes = [gradient(learner, reference.work) for learner in learners]
     for label, pair in (("images", (ours.images, reference.images)), ("images by the ODE", odes)):
-        yield Measurement(
-            f"{name}: {label} (of 255)", [float(np.abs(pair[0] - pair[1]).max())], 0, most=LEVELS
-        )
+        apart = float(np.abs(pair[0] - pair[1]).max())
+        yield Measurement(f"{name}: {label} (of 255)", [apart], 0, most=LEVELS)
     apart = float(np.abs(ours.log_probs - reference.log_probs).max())
-    yield Measurement(f"{name}: log-probs", [apart], 9, most=LOG_PROBS)
+    yield Measurement(f"{name}: log-probs", [apart], 9, most=CLIP)
+    yield Measurement(f"{name}: on-policy ratios from 1", [deviation], 9, most=CLIP)
     relative = float((slopes[0] - slopes[1]).norm() / slopes[1].norm())
     yield Measurement(f"{name}: gradients (relative)", [relative], 7, most=GRADIENTS)
 
@@ -132,15 +132,15 @@ def _drawn(worker: RolloutWorker, count: int) -> NDArray[np.int64]:
 
 def half_precision(setup: Setup) -> Iterator[Measurement]:
     """Measure the on-policy log-ratios of every family in half precision, per denoising step."""
-    for family in TINY:
-        for dtype, storage in (("float16", "float16"), ("bfloat16", "bfloat16"), ("bfloat16", "float16")):
-            one = tiny_subject(setup, family, setup.device, dtype, storage=storage)
-            work = Sampled.by(sampler_of(one), requests(one, 2)).work
-            learner = plain_learner(one)
-            metrics = learner.update(work).metrics
-            spread = [value for name, value in metrics.items() if name.startswith("log_ratio_rms.t")]
-            name = f"{family}, {dtype}, stored in {storage}: spread of log-ratios, largest of all steps"
-            yield Measurement(name, [max(spread)], 9, most=SPREAD)
+    precisions = [("float16", "float16"), ("bfloat16", "bfloat16")]
+    mixed = [("sd3", "bfloat16", "float16")]
+    for family, dtype, storage in [(f, *precision) for f in TINY for precision in precisions] + mixed:
+        one = tiny_subject(setup, family, setup.device, dtype, storage=storage)
+        work = Sampled.by(sampler_of(one), requests(one, 2)).work
+        metrics = plain_learner(one).update(work).metrics
+        spread = [value for name, value in metrics.items() if name.startswith("log_ratio_rms.t")]
+        name = f"{family}, {dtype}, stored in {storage}: spread of log-ratios, largest of all steps"
+        yield Measurement(name, [max(spread)], 9, most=CLIP / 2)
 
 
 def objectives(setup: Setup) -> Iterator[Measurement]:
@@ -156,8 +156,8 @@ def objectives(setup: Setup) -> Iterator[Measurement]:
                 yield Measurement(f"{shown}, {dynamics}: change of the loss", [fallen], 8, most=-1e-7)
 
 
-def _loss_change(one: Subject, objective: dict[str, Any]) -> float:
-    learner = plain_learner(one, objective=objective, learning_rate=1e-4)
+def _loss_change(one: Subject, objective: dict[str, Any], **changes: Any) -> float:
+    learner = plain_learner(one, objective=objective, learning_rate=1e-4, **changes)
     # With old log-probs of its own, an update begins at a ratio of 1 each time: the sampler's are fixed.
     judge = load_objective(learner_settings(one, objective={**objective, **FIXED}).objective)
     keeps: Collection[Keep] = {*learner.objective.keeps, *judge.keeps}
@@ -179,6 +179,23 @@ def _loss(learner: LearnerWorker, objective: Objective, work: RankUpdate) -> flo
     )
     losses = [(part.weights * objective.loss(learner.models, part).losses).sum() for part in parts]
     return float(torch.stack(losses).sum())
+
+
+def eight_bits(setup: Setup) -> Iterator[Measurement]:
+    """Train on fixed candidates with an optimizer of 8 bits."""
+    if not setup.gpus:
+        raise SkippedError("for GPUs")
+    one = tiny_subject(setup, "sd3", setup.device)
+    fallen = _loss_change(one, {"name": "flow_grpo"}, optimizer="adamw8bit")
+    yield Measurement("change of the loss", [fallen], 8, most=-1e-7)
+
+
+def flash_attention(setup: Setup) -> Iterator[Measurement]:
+    """Compare images in bfloat16 with flash-attn's attention and with torch's."""
+    one = tiny_subject(setup, "flux", setup.device, "bfloat16")
+    flash = replace(one, model=one.model.model_copy(update={"attention": "flash"}))
+    here, there = (_drawn(sampler_of(which), 3) for which in (flash, one))
+    yield Measurement("images (of 255), mean", [float(np.abs(here - there).mean())], 3, most=LEVELS)
 
 
 def export(setup: Setup) -> Iterator[Measurement]:

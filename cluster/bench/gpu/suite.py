@@ -13,7 +13,7 @@ import argparse
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -23,8 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.bench.gpu.check import SHOWN, Check, Outcome, Setup
-from cluster.bench.gpu.isolated import run_check
-from cluster.bench.table import machine, refuse_arguments
+from cluster.bench.gpu.isolated import Isolation
+from cluster.bench.table import Measurement, machine, refuse_arguments
 from cluster.config.errors import UserError
 from cluster.record.files import to_json
 
@@ -33,21 +33,23 @@ MINUTES: Final = 8.0
 MODELS: Final = {"cuda": "sd35-medium", "cpu": "tiny"}
 """The random models that are measured unless others are named."""
 RIGHT: Final = (
-    Check("right", "families", "right:families", 60),
-    Check("right", "half precision", "right:half_precision", 40),
-    Check("right", "objectives", "right:objectives", 40),
-    Check("right", "export", "right:export", 30),
-    Check("right", "waits", "waits:waits", 30),
+    Check("right", "families", "cluster.bench.gpu.right:families", 60),
+    Check("right", "half precision", "cluster.bench.gpu.right:half_precision", 60),
+    Check("right", "objectives", "cluster.bench.gpu.right:objectives", 40),
+    Check("right", "export", "cluster.bench.gpu.right:export", 30),
+    Check("right", "waits", "cluster.bench.gpu.waits:waits", 30),
+    Check("right", "8-bit optimizer", "cluster.bench.gpu.right:eight_bits", 20, ("bitsandbytes",)),
+    Check("right", "flash attention", "cluster.bench.gpu.right:flash_attention", 20, ("flash_attn",)),
 )
 FAST: Final = (
-    Check("fast", "model and peak", "fast:built", 40),
-    Check("fast", "step", "fast:step", 280),
+    Check("fast", "model and peak", "cluster.bench.gpu.fast:built", 40),
+    Check("fast", "step", "cluster.bench.gpu.fast:step", 300),
 )
 WHOLE: Final = (
-    Check("whole", "engines", "whole:engines", 60, ("deepspeed",)),
-    Check("whole", "service", "whole:service", 120, ("ray", "deepspeed")),
-    Check("whole", "preference", "whole:preference", 60, ("ray", "deepspeed", "open_clip")),
-    Check("whole", "words", "whole:words", 60, ("ray", "deepspeed", "rapidocr")),
+    Check("whole", "engines", "cluster.bench.gpu.whole:engines", 60, ("deepspeed",)),
+    Check("whole", "service", "cluster.bench.gpu.whole:service", 90, ("ray", "deepspeed")),
+    Check("whole", "preference", "cluster.bench.gpu.whole:preference", 60, ("ray", "deepspeed", "open_clip")),
+    Check("whole", "words", "cluster.bench.gpu.whole:words", 60, ("ray", "deepspeed", "rapidocr")),
 )
 
 
@@ -86,13 +88,13 @@ class SuiteReport:
         table = Table("part", "check", "outcome", "reason", title=title)
         for one in self.outcomes:
             if one.status != "passed":
-                table.add_row(one.check.part, _name(one.check), one.status, escape(_last_line(one)))
+                table.add_row(one.check.part, one.check.title, one.status, escape(_last_line(one)))
         return table
 
     def write(self, path: Path, command: Sequence[str]) -> None:
         """Write every value as JSON, with the command and the machine."""
         fields = {
-            "title": f"one {self.device}: right, fast, whole",
+            "title": "what works on one GPU, how fast, and what limits it",
             "command": list(command),
             "machine": machine(),
             "checks": [one.record() for one in self.outcomes],
@@ -101,30 +103,55 @@ class SuiteReport:
 
 
 def measure(options: argparse.Namespace, rest: Sequence[str]) -> SuiteReport:
-    """Run the checks one after another; each outcome is shown, and written, as soon as it is there.
+    """Run the checks one after another; every measurement is shown, and written, as soon as it is made.
 
     Raises:
-        UserError: if there is no GPU, or no such part or model.
+        UserError: if there is no GPU, or no such check or model.
     """
     refuse_arguments(rest)
-    chosen, console, report = _chosen(options), Console(), SuiteReport(options.device)
-    ends = time.monotonic() + 60 * options.minutes
+    run = _Run(options, _chosen(options))
     with tempfile.TemporaryDirectory() as folder:
-        setup = Setup(options.device, Path(folder))
-        for check in chosen:
-            seconds = min(check.seconds * options.minutes / MINUTES, ends - time.monotonic())
-            report.outcomes.append(_run(check, setup, seconds))
-            for line in _lines(report.outcomes[-1]):
-                console.print(line, highlight=False, soft_wrap=True)
-            if options.json:
-                report.write(options.json, options.command)
-    return report
+        run.all(Setup(options.device, Path(folder)))
+    return run.report
 
 
-def _run(check: Check, setup: Setup, seconds: float) -> Outcome:
-    if seconds <= 0:
-        return Outcome(check, "skipped", 0.0, [], "the suite's time is over")
-    return run_check(check, replace(setup, model=check.model), seconds)
+class _Run:
+    """A run of chosen checks."""
+
+    def __init__(self, options: argparse.Namespace, chosen: Sequence[Check]) -> None:
+        self.options, self.chosen = options, chosen
+        self.report, self.console = SuiteReport(options.device), Console()
+
+    def all(self, setup: Setup) -> None:
+        """Run every check that begins within the time of the suite."""
+        isolation, minutes = Isolation(), self.options.minutes
+        ends = time.monotonic() + 60 * minutes
+        for check in self.chosen:
+            self._print(f"[bold]{check.part}: {check.title}[/]")
+            self.report.outcomes.append(Outcome(check, "running", 0.0, []))
+            seconds = min(check.seconds * minutes / MINUTES, ends - time.monotonic())
+            ended = Outcome(check, "skipped", 0.0, [], "the suite's time is over")
+            if seconds > 0:
+                ended = isolation.run(check, replace(setup, model=check.model), seconds, self._seen)
+            self._replace(ended)
+            self._print(f"  [{SHOWN[ended.status]}]{ended.status}[/], {ended.seconds:.1f} s")
+            if ended.reason:
+                self._print(escape("  " + ended.reason.strip().replace("\n", "\n  ")))
+
+    def _seen(self, row: Measurement) -> None:
+        """Show a measurement, of correct results only those that are not, and keep it."""
+        running = self.report.outcomes[-1]
+        if running.check.part != "right" or not row.good:
+            self._print(escape(f"  {row.shown()}"))
+        self._replace(replace(running, rows=[*running.rows, row]))
+
+    def _replace(self, last: Outcome) -> None:
+        self.report.outcomes[-1] = last
+        if self.options.json:
+            self.report.write(self.options.json, self.options.command)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _chosen(options: argparse.Namespace) -> list[Check]:
@@ -146,6 +173,8 @@ def _models(options: argparse.Namespace) -> list[str]:
     from rollout.tools.random_models import NAMES
 
     if options.model:
+        if not Path(options.model).is_dir():
+            raise UserError(f"--model: {options.model} is no folder with a pipeline")
         return [options.model]
     names: list[str] = (options.random or MODELS[options.device]).split(",")
     if wrong := [name for name in names if name not in NAMES]:
@@ -153,21 +182,6 @@ def _models(options: argparse.Namespace) -> list[str]:
     return names
 
 
-def _lines(one: Outcome) -> Iterator[str]:
-    """Describe an outcome, with the measurements of which a reader has to know."""
-    color = SHOWN[one.status]
-    yield f"[{color}]{one.status:<8}[/]{one.check.part:<6} {_name(one.check)}  {one.seconds:.1f} s"
-    for row in one.rows:
-        if one.check.part != "right" or not row.good:
-            yield escape(f"          {row.shown()}")
-    if one.reason:
-        yield escape("          " + one.reason.strip().replace("\n", "\n          "))
-
-
 def _last_line(one: Outcome) -> str:
     """Return the end of a reason: of a traceback, the error."""
     return (one.reason.strip().splitlines() or [""])[-1]
-
-
-def _name(check: Check) -> str:
-    return f"{check.name} ({check.model})" if check.model else check.name

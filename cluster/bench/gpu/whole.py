@@ -54,7 +54,7 @@ def service(setup: Setup) -> Iterator[Measurement]:
     """Train `shapes` with shares of the device; kill a sampler; resume from a checkpoint."""
     run = setup.folder / "run"
     flags = [*SMALL, "--steps", "6", "--checkpoint_every", "3", "--keep_checkpoints", "2", *_shares(setup)]
-    with _training(setup, run, ["shapes", *flags, "--rollout.workers", "2"]) as started:
+    with _training(setup, run, ["shapes", *flags]) as started:
         _wait_for_step(run, started, 1)
         _kill(started, "rollout")
         _ended(started, run)
@@ -66,7 +66,7 @@ def service(setup: Setup) -> Iterator[Measurement]:
     )
     yield from _stages("shapes", steps)
     again = shutil.copytree(run, setup.folder / "again")
-    shutil.rmtree(max((again / CHECKPOINTS).iterdir()))
+    shutil.rmtree(again / CHECKPOINTS / f"step-{steps[-1]['step']}")
     with _training(setup, again, ["--resume", str(again)]) as resumed:
         _ended(resumed, again)
     apart = [abs(a["loss"] - b["loss"]) for a, b in zip(steps[1:], metrics_of(again)[1:], strict=True)]
@@ -97,9 +97,8 @@ def preference(setup: Setup) -> Iterator[Measurement]:
 
 def _shares(setup: Setup) -> list[str]:
     """Return the flags with which learner and two samplers share the device."""
-    if setup.device == "cpu":
-        return ["--rollout.gpus", "0", "--learner.gpus", "0"]
-    return ["--rollout.gpus", "0.2", "--learner.gpus", "0.4"]
+    sampler, learner = ("0.2", "0.4") if setup.gpus else ("0", "0")
+    return ["--rollout.gpus", sampler, "--learner.gpus", learner, "--rollout.workers", "2"]
 
 
 @contextmanager
