@@ -98,7 +98,8 @@ def _work(theirs: Connection, check: Check, setup: Setup, log: Path) -> None:
     except SkippedError as skipped:
         last = ("skipped", str(skipped))
     except Exception:
-        last = ("failed", "".join(traceback.format_exc().splitlines(keepends=True)[-LINES:]))
+        lines = traceback.format_exc().replace(f"{Path.cwd()}/", "").splitlines()
+        last = ("failed", "\n".join(lines[-LINES:]))
     theirs.send(last)
     os._exit(0)  # what a broken CUDA context or a killed actor leaves behind must not hold up the end
 
