@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from cluster.config.settings import RunSettings
 from cluster.config.sources import resolve
 from cluster.plan.estimate import Estimate, Hardware, Need
 from cluster.plan.placement import crowded
+from cluster.plan.speed import PEAK, guessed, measured
 
 UNITS: Final = {"GB": 1e9, "GIB": 2**30}
 
@@ -51,12 +53,16 @@ def _parser() -> Parser:
     add("--gpus", type=_number("--gpus"), metavar="N", help="available GPUs; default: those the run needs")
     add("--gpu-memory", type=_bytes, default=80e9, metavar="SIZE", help="memory of each; default: 80GB")
     add(
-        "--gpu-tflops", type=_number("--gpu-tflops"), default=989.0, metavar="N",
-        help="peak of each in bfloat16; default: 989, an H100",
+        "--measured", type=Path, metavar="FILE",
+        help="speed of the GPU, as 'python -m cluster bench gpu --json FILE' wrote it",
     )  # fmt: skip
     add(
-        "--share", type=_number("--share", 1), default=0.4, metavar="N",
-        help="expected share of the peak, above 0 and at most 1; default: 0.4",
+        "--gpu-tflops", type=_number("--gpu-tflops"), default=PEAK, metavar="N",
+        help="without --measured, peak of each in bfloat16; default: 989, an H100",
+    )  # fmt: skip
+    add(
+        "--share", type=_number("--share", 1), metavar="N",
+        help="without --measured, expected share of the peak; default: 0.4, not compiled 0.2",
     )  # fmt: skip
     add("--price", type=_number("--price"), metavar="N", help="price of a GPU-hour, for the cost of the run")
     return parser
@@ -69,8 +75,9 @@ def _configure(arguments: Sequence[str]) -> tuple[RunSettings, Hardware]:
     hardware = Hardware(
         gpus=int(options.gpus or needed),
         memory=options.gpu_memory,
-        flops=options.gpu_tflops * 1e12,
-        share=options.share,
+        speed=measured(options.measured, compiled=settings.model.compile)
+        if options.measured
+        else guessed(options.gpu_tflops, options.share, compiled=settings.model.compile),
         price=options.price,
     )
     return settings, hardware
@@ -90,10 +97,9 @@ def _estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
         from cluster.plan import cpu
 
         return cpu.estimate(settings)
-    from cluster.plan import gpu, weights_only
+    from cluster.plan import gpu
 
-    known = gpu.countable(settings.model.path)
-    return gpu.estimate(settings, hardware) if known else weights_only.estimate(settings, hardware)
+    return gpu.estimate(settings, hardware)
 
 
 def shortages(estimate: Estimate, hardware: Hardware) -> list[str]:

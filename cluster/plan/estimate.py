@@ -7,13 +7,25 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """FLOP/s of a GPU in passes of the sampler and in updates, decoded pixels a second, and their source.
+
+    Without a measurement of decoding, it follows from the operations.
+    """
+
+    sampling: float
+    learning: float
+    basis: str
+    pixels: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The available GPUs: number, bytes, peak FLOP/s in bfloat16, expected share of it, price per hour."""
+    """The available GPUs: number, bytes, speed, and price per hour."""
 
     gpus: int
     memory: float
-    flops: float
-    share: float
+    speed: Speed
     price: float | None = None
 
     def need(self, role: str, count: int, gpus: float, parts: Mapping[str, float]) -> Need:

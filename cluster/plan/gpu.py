@@ -12,15 +12,16 @@ from typing import Final
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from cluster.plan.estimate import Estimate, Hardware, Need
+from cluster.plan.estimate import Estimate, Hardware, Need, Speed
 from cluster.plan.placement import Placement, place
 from cluster.plan.reward_costs import reward_memory, seconds_per_image
 from cluster.plan.step import sampling_passes
 from learner.objectives.base import Objective
 from learner.objectives.registry import load_objective
 from learner.settings import LearnerSettings
+from rollout.families.published import PUBLISHED_SIZES
 from rollout.tools.model_costs import Sizes, sizes_of
-from rollout.tools.random_models import ENCODERS, PUBLISHED, TOKENS, save_configs
+from rollout.tools.random_models import PUBLISHED, TOKENS, save_configs
 
 OVERHEAD_GB: Final = 1.5
 """Overhead of a process on a GPU: its context, the libraries' workspaces, and the allocator's rounding."""
@@ -37,11 +38,6 @@ class _Model:
 
     sizes: Sizes
     encoders: float
-
-
-def countable(path: str) -> bool:
-    """Return whether the model's configuration is here, or known without a download."""
-    return Path(path).is_dir() or path in PUBLISHED
 
 
 def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
@@ -61,17 +57,17 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
             if reward.gpus
         ),
     )
-    placed, flops = place(needs), hardware.flops * hardware.share
-    sampling = _sampling(settings, model.sizes) / (flops * _busy(placed, "rollout", rollout.workers))
-    learning = _learning(settings, model.sizes) / (flops * _busy(placed, "learner", learner.ranks))
-    scoring, unknown = _scoring(settings, placed, flops)
+    placed, speed = place(needs), hardware.speed
+    sampling = _sampling(settings, model.sizes, speed) / _busy(placed, "rollout", rollout.workers)
+    learning = _learning(settings, model.sizes) / (speed.learning * _busy(placed, "learner", learner.ranks))
+    scoring, unknown = _scoring(settings, placed, speed.sampling)
     left_out = ", ".join([*unknown, "weights", "evaluations"])
     return Estimate(
         stages={"sample and score": _together(sampling, scoring, placed), "learn": learning},
         needs=needs,
         # On the same GPUs, sampling ahead while the learner works gains nothing.
         overlaps=settings.max_staleness > 0 and not placed.shared("rollout", "learner"),
-        basis=f"{flops / 1e12:.0f} TFLOP/s per GPU; not counted: {left_out}",
+        basis=f"{speed.basis}; not counted: {left_out}",
         parts={"sample": sampling, **{f"score by {name}": seconds for name, seconds in scoring.items()}},
     )
 
@@ -88,10 +84,14 @@ def _busy(placed: Placement, role: str, count: int) -> int:
     return placed.hosts(role) or count
 
 
-def _sampling(settings: RunSettings, sizes: Sizes) -> float:
-    images = settings.groups_per_step * (settings.selection.candidates + settings.selection.previews)
-    passes = sampling_passes(settings) * sizes.sampling.flops
-    return (passes + images * sizes.decoding.flops / FLOAT32) / settings.rollout.batch
+def _sampling(settings: RunSettings, sizes: Sizes, speed: Speed) -> float:
+    """Return the seconds of all samplers together."""
+    rollout, selection = settings.rollout, settings.selection
+    images = settings.groups_per_step * (selection.candidates + selection.previews)
+    passes = sampling_passes(settings) * sizes.sampling.flops / rollout.batch / speed.sampling
+    if speed.pixels is not None:
+        return passes + images * rollout.width * rollout.height * rollout.frames / speed.pixels
+    return passes + images * sizes.decoding.flops / rollout.batch / FLOAT32 / speed.sampling
 
 
 def _learning(settings: RunSettings, sizes: Sizes) -> float:
@@ -161,9 +161,14 @@ def _count(settings: RunSettings) -> _Model:
             encoders = _on_disk(Path(model.path))
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if model.path not in PUBLISHED:
+                raise UserError(
+                    f"model.path: {model.path} is neither a folder nor one of the published models whose "
+                    f"sizes are known: {', '.join(PUBLISHED)}"
+                )
             save_configs(PUBLISHED[model.path], folder)
             model = model.model_copy(update={"path": str(folder)})
-            encoders = 2.0 * ENCODERS
+            encoders = PUBLISHED_SIZES[settings.model.path].text(settings.model)
         try:
             sizes = _sizes(settings, model.path)
         except ValueError as error:

@@ -43,6 +43,9 @@ class DiffusersPolicy(ABC):
     text_default = 128
     """``rollout.text_tokens`` if it is not set; 512 for models that were trained to attend to padding."""
 
+    text_width = "joint_attention_dim"
+    """The key of the transformer's configuration that has the width of a prompt's states."""
+
     def __init__(
         self, model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool
     ) -> None:
@@ -225,6 +228,10 @@ class DiffusersPolicy(ABC):
     @abstractmethod
     def embed(self, text: str, *, negative: bool = False) -> Tensors:
         """Encode one prompt to named tensors of the same shapes for every prompt, without batch dimension."""
+
+    def text_shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of `embed`'s tensors; ``clip_tokens`` is a prompt's length in CLIP."""
+        return {"hidden": (self.text_tokens, self.transformer.config[self.text_width])}
 
     @abstractmethod
     def predict(self, model: Velocity, x: Tensor, timestep: Tensor, text: Tensors) -> Tensor:

@@ -42,6 +42,11 @@ class Flux(DiffusersPolicy):
         )
         return {"hidden": hidden[0], "pooled": pooled[0]}
 
+    def text_shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of states and pooled embedding."""
+        pooled = (self.transformer.config.pooled_projection_dim,)
+        return {**super().text_shapes(clip_tokens), "pooled": pooled}
+
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe CLIP, of which only the pooled embedding is used, and T5."""
         t5 = TextReader("T5", self.text_tokens, plain(pipeline.tokenizer_2))

@@ -38,6 +38,7 @@ PUBLISHED_SIZES: Final = {
     "black-forest-labs/FLUX.1-schnell": PublishedSize(11.9e9, T5_CLIP),
     "black-forest-labs/FLUX.2-dev": PublishedSize(32.2e9, 24.0e9),
     "black-forest-labs/FLUX.2-klein-4B": PublishedSize(3.9e9, QWEN3_4B),
+    "black-forest-labs/FLUX.2-klein-base-4B": PublishedSize(3.9e9, QWEN3_4B),
     "black-forest-labs/FLUX.2-klein-9B": PublishedSize(9.1e9, 8.19e9),
     "Qwen/Qwen-Image": PublishedSize(20.4e9, 8.29e9),
     "Tongyi-MAI/Z-Image-Turbo": PublishedSize(6.15e9, QWEN3_4B),

@@ -55,6 +55,10 @@ class QwenImage(DiffusersPolicy):
         room = length - hidden.shape[1]
         return {"hidden": pad(hidden[0], (0, 0, 0, room)), "mask": pad(mask[0].bool(), (0, room))}
 
+    def text_shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of states and mask."""
+        return {**super().text_shapes(clip_tokens), "mask": (self.text_tokens,)}
+
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe Qwen2.5-VL on a chat, whose beginning the pipeline removes again."""
         count, dropped = plain(pipeline.tokenizer), pipeline.prompt_template_encode_start_idx

@@ -21,6 +21,7 @@ INSTRUCTION: Final = inspect.signature(SanaPipeline.__call__).parameters["comple
 class Sana(DiffusersPolicy):
     """SANA: Gemma's states with their mask, linear attention, and an autoencoder that shrinks 32 times."""
 
+    text_width = "caption_channels"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     text_limit = text_default = 300
 
@@ -49,6 +50,10 @@ class Sana(DiffusersPolicy):
             complex_human_instruction=None if negative else INSTRUCTION,
         )
         return {"hidden": hidden[0], "mask": mask[0]}
+
+    def text_shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of states and mask."""
+        return {**super().text_shapes(clip_tokens), "mask": (self.text_tokens,)}
 
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe Gemma; of the instruction only the first token and the rest after truncation count."""

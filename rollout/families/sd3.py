@@ -50,6 +50,12 @@ class SD3(DiffusersPolicy):
         )  # fmt: skip
         return {"hidden": hidden[0], "pooled": pooled[0]}
 
+    def text_shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of CLIP's states and T5's, and of the pooled embedding."""
+        config = self.transformer.config
+        states = clip_tokens + self.text_tokens, config.joint_attention_dim
+        return {"hidden": states, "pooled": (config.pooled_projection_dim,)}
+
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe CLIP, once for two equal tokenizers, and T5 if the model has and uses it."""
         readers = [clip_reader(pipeline.tokenizer)]

@@ -19,6 +19,7 @@ class Wan(DiffusersPolicy):
     """Wan: UMT5's states; latents are videos, and rewards see their middle frame."""
 
     text_default = 512
+    text_width = "text_dim"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def check(self) -> None:

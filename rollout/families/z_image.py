@@ -18,6 +18,7 @@ from rollout.settings import RolloutSettings
 class ZImage(DiffusersPolicy):
     """Z-Image: Qwen3's penultimate states in one stream with the image; time and velocity are reversed."""
 
+    text_width = "cap_feat_dim"
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -55,6 +56,10 @@ class ZImage(DiffusersPolicy):
         mask = torch.arange(length, device=self.device) < len(hidden)
         return {"hidden": pad(hidden, (0, 0, 0, length - len(hidden))), "mask": mask}
 
+    def text_shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of states and mask."""
+        return {**super().text_shapes(clip_tokens), "mask": (self.text_tokens,)}
+
     def text_readers(self, pipeline: Any) -> list[TextReader]:
         """Describe Qwen3 on a chat with thinking enabled."""
         return [chat_reader("Qwen3", pipeline.tokenizer, self.text_tokens, enable_thinking=True)]
@@ -72,6 +77,8 @@ class ZImage(DiffusersPolicy):
 
     def _lengths(self, mask: Tensor) -> list[int]:
         """Return the lengths of prompts; read once per batch, since the host waits for the device."""
+        if mask.is_meta:
+            return [mask.shape[1]] * len(mask)  # whose lengths are not known; a plan counts whole prompts
         if mask not in self.lengths:
             self.lengths[mask] = mask.sum(1).tolist()
         found: list[int] = self.lengths[mask]

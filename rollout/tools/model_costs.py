@@ -6,11 +6,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -83,8 +84,8 @@ class LiveBytes(TorchDispatchMode):
 def _without_scores() -> Iterator[None]:
     """Compute attention within as GPUs do; the meta device would allocate the matrix of scores."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
 
     with patch("torch.nn.functional.scaled_dot_product_attention", attend):
         yield
@@ -92,11 +93,8 @@ def _without_scores() -> Iterator[None]:
 
 def cost_of(module: nn.Module, work: Callable[[], Any]) -> Cost:
     """Count the cost of some work on a module of the meta device."""
-    with _without_scores():
-        with FlopCounterMode(display=False) as counter:
-            work()
-        with LiveBytes(module) as live:
-            work()
+    with _without_scores(), FlopCounterMode(display=False) as counter, LiveBytes(module) as live:
+        work()
     return Cost(float(counter.get_total_flops()), float(live.peak))
 
 
@@ -104,32 +102,27 @@ def sizes_of(
     model: ModelSettings, rollout: RolloutSettings, *, prompt: int, pairs: Callable[[int], int],
     checkpointing: bool,
 ) -> Sizes:  # fmt: skip
-    """Count the sizes and costs of Stable Diffusion 3 or 3.5 from its configuration alone.
+    """Count the sizes and costs of a model from its configurations alone.
 
     ``prompt`` is a prompt's length in CLIP, and ``pairs`` returns the number of pairs per pass of the learner
     for a number of image tokens.
-
-    Raises:
-        ValueError: if the model is of another family.
     """
     policy = load_policy(model, rollout, device="meta", seed=0, whole=False)
-    if policy.index["_class_name"] != "StableDiffusion3Pipeline":
-        raise ValueError(f"only SD3 and SD3.5 can be counted, not a {policy.index['_class_name']}")
     policy.device = META
     transformer, together = policy.transformer, pairs(policy.tokens)
     if checkpointing:
         transformer.enable_gradient_checkpointing()
-    tokens = prompt + policy.text_tokens
     with torch.no_grad():
-        sampling = cost_of(transformer, _pass(policy, rollout.batch, tokens))
-        reference = cost_of(transformer, _pass(policy, together, tokens))
-    training = cost_of(transformer, _both_passes(policy, together, tokens))
+        sampling = cost_of(transformer, _pass(policy, rollout.batch, prompt))
+        reference = cost_of(transformer, _pass(policy, together, prompt))
+    training = cost_of(transformer, _both_passes(policy, together, prompt))
     with META:
-        vae = AutoencoderKL.from_config(policy.vae_config)
+        vae = getattr(diffusers, policy.index["vae"][1]).from_config(policy.vae_config)
+    policy.pipeline = SimpleNamespace(vae=vae)
     images = 1 if rollout.decode != "whole" else rollout.batch
     latents = torch.empty(images, *policy.latent_shape(), device=META)
     with torch.no_grad():
-        decoding = cost_of(vae, lambda: vae.decode(latents).sample)
+        decoding = cost_of(vae, lambda: policy.pixels(latents))
     return Sizes(
         parameters=sum(p.numel() for p in transformer.parameters()),
         trained=sum(p.numel() for _, p in trainable(transformer)),
@@ -149,14 +142,14 @@ def _bytes(module: nn.Module, least: int = 0) -> float:
     return float(sum(t.numel() * max(t.element_size(), least) for t in own))
 
 
-def _pass(policy: Any, count: int, tokens: int) -> Callable[[], Tensor]:
+def _pass(policy: Any, count: int, prompt: int) -> Callable[[], Tensor]:
     x = torch.empty(count, *policy.latent_shape(), device=META)
-    timestep, text = torch.empty(count, device=META), _text(policy, count, tokens)
+    timestep, text = torch.empty(count, device=META), _text(policy, count, prompt)
     return lambda: policy.velocity(policy.transformer, x, timestep, text)
 
 
-def _both_passes(policy: Any, count: int, tokens: int) -> Callable[[], None]:
-    forward = _pass(policy, count, tokens)
+def _both_passes(policy: Any, count: int, prompt: int) -> Callable[[], None]:
+    forward = _pass(policy, count, prompt)
 
     def work() -> None:
         forward().sum().backward()
@@ -165,14 +158,10 @@ def _both_passes(policy: Any, count: int, tokens: int) -> Callable[[], None]:
     return work
 
 
-def _text(policy: Any, count: int, tokens: int) -> Tensors:
-    config = policy.transformer.config
-    shapes = {
-        "hidden": (count, tokens, config.joint_attention_dim),
-        "pooled": (count, config.pooled_projection_dim),
+def _text(policy: Any, count: int, prompt: int) -> Tensors:
+    shapes = policy.text_shapes(prompt)
+    dtypes = {name: torch.bool if name == "mask" else policy.dtype for name in shapes}
+    found = {
+        name: torch.empty(count, *shape, dtype=dtypes[name], device=META) for name, shape in shapes.items()
     }
-    names = [*shapes, *(f"negative_{name}" for name in shapes if policy.guided)]
-    return {
-        name: torch.empty(shapes[name.removeprefix("negative_")], dtype=policy.dtype, device=META)
-        for name in names
-    }
+    return found | ({f"negative_{name}": value for name, value in found.items()} if policy.guided else {})

@@ -1,7 +1,7 @@
 """Pipelines of real sizes with random weights, for benchmarks on machines without access to a model hub.
 
 Transformer, autoencoder and scheduler have their published configurations. Text encoders have the real
-widths but two layers, and T5 is left out, which diffusers replaces by zeros of its shape: the transformer
+widths but are thin, and SD3's T5 is left out, which diffusers replaces by zeros of its shape: the transformer
 sees the same number of tokens, without the time to create and load encoders that a benchmark hardly uses.
 """
 
@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from rollout.tiny.build import World, build_world
 from rollout.tiny.vocabulary import build_tokenizer
+from rollout.tools.real_models import REAL
 
 SD35: Final[dict[str, Any]] = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
@@ -29,6 +30,11 @@ SD35: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 TRANSFORMERS: Final[dict[str, dict[str, Any]]] = {
+    # transformer/config.json of stabilityai/stable-diffusion-3-medium-diffusers
+    "sd3-medium": {
+        **SD35, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+        "pos_embed_max_size": 192, "dual_attention_layers": (), "qk_norm": None,
+    },
     # transformer/config.json of stabilityai/stable-diffusion-3.5-medium
     "sd35-medium": {
         **SD35, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
@@ -40,19 +46,18 @@ TRANSFORMERS: Final[dict[str, dict[str, Any]]] = {
         "pos_embed_max_size": 192, "dual_attention_layers": (),
     },
 }  # fmt: skip
-"""The transformers' configurations, as far as they differ from the family's defaults."""
+"""The configurations of Stable Diffusion 3 and 3.5, as far as they differ from the family's defaults."""
 
-NAMES: Final = ("tiny", *TRANSFORMERS)
+NAMES: Final = ("tiny", *TRANSFORMERS, *REAL)
 """Models that can be built; ``tiny`` is the bundled models' architecture with half the layers, for CPUs."""
 
 PUBLISHED: Final = {
+    "stabilityai/stable-diffusion-3-medium-diffusers": "sd3-medium",
     "stabilityai/stable-diffusion-3.5-medium": "sd35-medium",
     "stabilityai/stable-diffusion-3.5-large": "sd35-large",
+    **{model.hub: name for name, model in REAL.items()},
 }
 """Names of the published models on the hub, with the names of their random counterparts."""
-
-ENCODERS: Final = 123_650_304 + 694_659_840 + 4_762_310_656
-"""Parameters of the published text encoders: CLIP ViT-L, CLIP bigG and T5 XXL."""
 
 TINY: Final = World(size=(32, 32), tokens=14, layers=2)
 """0.64 M parameters, images of 32 pixels."""
@@ -65,23 +70,27 @@ def save_random(name: str, folder: Path, dtype: str, seed: int = 0) -> None:
     """Write a random pipeline, one of `NAMES`, as a folder for ``from_pretrained``."""
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         pipeline = build_world(TINY, seed) if name == "tiny" else _build(name, seed, dtype)
-    pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    if name not in REAL:
+        pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     _stir(pipeline.transformer, seed)
     pipeline.save_pretrained(folder)
 
 
 def save_configs(name: str, folder: Path) -> None:
-    """Write only the configurations of a model, one of `TRANSFORMERS`: its shapes follow from them."""
+    """Write only the configurations of a model, one of `NAMES` except ``tiny``: they determine its shapes."""
+    real = REAL.get(name)
     with torch.device("meta"):
-        SD3Transformer2DModel(**TRANSFORMERS[name]).save_config(folder / "transformer")
-        _vae().save_config(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(shift=3.0).save_config(folder / "scheduler")
-    parts = {
-        "transformer": "SD3Transformer2DModel",
-        "scheduler": "FlowMatchEulerDiscreteScheduler",
-        "vae": "AutoencoderKL",
-    }
-    index = {"_class_name": "StableDiffusion3Pipeline"} | {k: ["diffusers", v] for k, v in parts.items()}
+        transformer = real.transformer() if real else SD3Transformer2DModel(**TRANSFORMERS[name])
+        parts = {
+            "transformer": transformer,
+            "vae": real.vae() if real else _vae(),
+            "scheduler": FlowMatchEulerDiscreteScheduler(**(real.scheduler if real else {"shift": 3.0})),
+        }
+    for part, module in parts.items():
+        module.save_config(folder / part)
+    index: dict[str, Any] = {"_class_name": real.pipeline if real else "StableDiffusion3Pipeline"}
+    index |= {part: ["diffusers", type(module).__name__] for part, module in parts.items()}
+    index |= real.extra if real else {}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
@@ -94,11 +103,13 @@ def _stir(transformer: torch.nn.Module, seed: int) -> None:
             parameter.normal_(std=0.02)
 
 
-def _build(name: str, seed: int, dtype: str) -> StableDiffusion3Pipeline:
+def _build(name: str, seed: int, dtype: str) -> Any:
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
+        if name in REAL:
+            return REAL[name].build()
         tokenizer = build_tokenizer(TOKENS)
         return StableDiffusion3Pipeline(
             transformer=SD3Transformer2DModel(**TRANSFORMERS[name]),

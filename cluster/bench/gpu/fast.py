@@ -72,7 +72,7 @@ def step(setup: Setup) -> Iterator[Measurement]:
     A step is a batch of images of one prompt, with guidance 4.5, all trained with KL in one optimizer step.
     """
     workers, shape = _Workers(_subject(setup)), SHAPES.get(setup.model, OWN)
-    yield from workers.rows("not compiled" if setup.gpus else "sampler and learner", repeats=1 + shape.turns)
+    yield from workers.rows("not compiled", repeats=1 + shape.turns)
     if setup.gpus:
         yield from workers.compiled()
         yield from workers.rows("compiled", repeats=3, aims=SHARES)
@@ -117,6 +117,11 @@ class _Workers:
         }
         times = {name: self._times(work, repeats) for name, work in works.items()}
         yield from (Measurement(name, found, 4) for name, found in times.items())
+        settings = one.rollout
+        yield Measurement(f"{how}: images of a batch", [self.batch], 0)
+        yield Measurement(
+            f"{how}: pixels of an image", [settings.width * settings.height * settings.frames], 0
+        )
         sampling, _, passes, learning = times.values()
         forward = flops_of(velocity, type(policy.transformer).__name__)
         trained = flops_of(lambda: self.learner.update(self.small)) * pairs / _pairs(one, self.small)

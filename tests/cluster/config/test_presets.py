@@ -11,6 +11,7 @@ from cluster.config.errors import UserError
 from cluster.config.preflight import check
 from cluster.config.settings import RunSettings
 from cluster.config.sources import PRESETS, preset_names, read_toml, resolve
+from cluster.plan.__main__ import main as plan
 from rewards.registry import REWARDS
 from rollout.prompts import load_prompts
 from tests.support.paths import ROOT
@@ -18,6 +19,8 @@ from tests.support.paths import ROOT
 BUNDLED = ("preference", "shapes", "words")
 SD35 = ("sd35-geneval", "sd35-ocr", "sd35-pickscore")
 FAST = ("sd35-geneval-fast", "sd35-pickscore-fast")
+ALONE = {"sd35-ocr-24gb": 24, "sd35-pickscore-80gb": 80, "klein-ocr-32gb": 32}
+"""Presets for one GPU, with its memory in GB."""
 PUBLISHED = (*SD35, *FAST, "flux-pickscore", "wan-ocr")
 SMALL = {"width": 48, "height": 16, "gpus": 0}
 
@@ -37,10 +40,10 @@ def dumped(name: str) -> dict[str, Any]:
 
 
 def test_the_promised_presets_ship() -> None:
-    assert preset_names() == sorted(BUNDLED + PUBLISHED)
+    assert preset_names() == sorted((*BUNDLED, *PUBLISHED, *ALONE))
 
 
-@pytest.mark.parametrize("name", BUNDLED + PUBLISHED)
+@pytest.mark.parametrize("name", [*BUNDLED, *PUBLISHED, *ALONE])
 def test_a_preset_resolves_and_says_what_it_is_for(name: str) -> None:
     assert resolve(name, {}).preset == name
     lines = (PRESETS / f"{name}.toml").read_text().splitlines()
@@ -48,7 +51,7 @@ def test_a_preset_resolves_and_says_what_it_is_for(name: str) -> None:
     assert len(lines) <= 25
 
 
-@pytest.mark.parametrize("name", BUNDLED + PUBLISHED)
+@pytest.mark.parametrize("name", [*BUNDLED, *PUBLISHED, *ALONE])
 def test_only_values_differ_between_presets(name: str) -> None:
     assert keys(dumped(name)) == keys(dumped("shapes"))
 
@@ -126,11 +129,25 @@ def test_in_a_published_preset_every_gpu_samples_and_trains_and_rounds_alike(nam
     rollout, learner = settings.rollout, settings.learner
     assert (rollout.workers, learner.ranks, settings.max_staleness) == (8, 8, 0)
     assert learner.gpus > 0.5  # two ranks must not share a GPU
-    assert learner.micro_batch == rollout.batch
+    recomputes = cast(Any, learner.objective).old_log_probs == "learner"
+    assert recomputes or (learner.micro_batch == rollout.batch and not settings.model.compile)
     kept = settings.groups_per_step * settings.selection.keep
     share = kept // (learner.updates * learner.ranks) * rollout.trained_steps
-    assert share % rollout.batch == 0  # no smaller pass at the end, which would round differently
+    assert (
+        share % (learner.micro_batch or 0) == 0
+    )  # no smaller pass at the end, which would round differently
     assert (settings.groups_per_step * settings.selection.candidates) % rollout.batch == 0
+
+
+@pytest.mark.parametrize(("name", "gb"), ALONE.items())
+def test_a_preset_for_one_gpu_fits_it(name: str, gb: int, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = resolve(name, {})
+    rollout, learner = settings.rollout, settings.learner
+    share = settings.groups_per_step * settings.selection.keep // learner.updates * rollout.trained_steps
+    assert share % (learner.micro_batch or 0) == 0
+    assert cast(Any, learner.objective).old_log_probs == "learner"
+    assert plan([name, "--gpus", "1", "--gpu-memory", f"{gb}GB"]) == 0
+    assert "does not fit" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -176,7 +193,7 @@ def step_gigabytes(settings: RunSettings) -> float:
     return in_flight * settings.selection.candidates * (latents + 3 * pixels) / 1e9
 
 
-@pytest.mark.parametrize("name", BUNDLED + PUBLISHED)
+@pytest.mark.parametrize("name", [*BUNDLED, *PUBLISHED, *ALONE])
 def test_a_step_fits_into_the_object_store(name: str) -> None:
     settings = resolve(name, {})
     assert step_gigabytes(settings) < 0.5 * settings.cluster.object_store_gb

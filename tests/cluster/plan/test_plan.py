@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster.config.errors import UserError
 from cluster.config.preflight import check
 from cluster.config.sources import resolve
 from cluster.plan import cpu as plan_cpu
 from cluster.plan import gpu as plan_gpu
 from cluster.plan import measure as plan_roles
 from cluster.plan.__main__ import main, shortages
-from cluster.plan.estimate import Estimate, Hardware, Need
+from cluster.plan.estimate import Estimate, Hardware, Need, Speed
 from cluster.plan.measure import Measured
 from cluster.plan.placement import crowded, place
 from cluster.plan.reward_costs import COSTS
+from cluster.plan.speed import measured
 from rewards.settings import RewardSettings
+from rollout.families.published import PUBLISHED_SIZES
 from rollout.tools.model_costs import Cost, Sizes
+from rollout.tools.random_models import PUBLISHED
 
-HARDWARE = Hardware(gpus=8, memory=80e9, flops=1e15, share=0.5)
+HARDWARE = Hardware(gpus=8, memory=80e9, speed=Speed(sampling=0.5e15, learning=0.5e15, basis="a guess"))
 SIZES = Sizes(
     parameters=2_000_000, trained=1_000_000, weights=4e6, autoencoder=1e6, pairs=8,
     sampling=Cost(flops=1e12, live=3e6), training=Cost(flops=2e12, live=9e6),
@@ -47,19 +54,17 @@ def test_seconds_follow_from_operations() -> None:
     assert found.parts["sample"] == pytest.approx(sample)
     score = 48 * 48 * COSTS["geneval"].flops / (0.5e15 * 8)
     assert found.stages["sample and score"] == pytest.approx(sample + score)  # on the same GPUs
-    # 48 x 24 candidates of 9 trained steps in passes of 8, on 8 ranks, with the reference
-    assert found.stages["learn"] == pytest.approx(48 * 24 * 9 / 8 * 2.5e12 / (0.5e15 * 8))
+    # 48 x 24 candidates of 9 trained steps in passes of 8, 8 ranks, with reference, half with old log-probs
+    assert found.stages["learn"] == pytest.approx(48 * 24 * 9 / 8 * 2.75e12 / (0.5e15 * 8))
     assert found.step == pytest.approx(sum(found.stages.values()))
     # Nothing is gained by sampling ahead on the learner's own GPUs.
     assert gpu(max_staleness=1).step == pytest.approx(found.step)
     screened = gpu(selection={"previews": 96}, rollout={"preview_steps": 4})
     more = 48 * 4 * 4 * 1e12 + 48 * 8 * 1e11 / plan_gpu.FLOAT32
     assert screened.parts["sample"] == pytest.approx(sample + more / (0.5e15 * 8))
-    assert gpu(learner={"beta": 0.0}).stages["learn"] == pytest.approx(found.stages["learn"] * 2 / 2.5)
-    again = gpu(learner={"objective": {"old_log_probs": "learner"}})
-    assert again.stages["learn"] == pytest.approx(
-        found.stages["learn"] * 2.75 / 2.5
-    )  # of two steps' pairs, one's
+    assert gpu(learner={"beta": 0.0}).stages["learn"] == pytest.approx(found.stages["learn"] * 2.25 / 2.75)
+    sampled = gpu(learner={"objective": {"old_log_probs": "sampler"}})
+    assert sampled.stages["learn"] == pytest.approx(found.stages["learn"] * 2.5 / 2.75)
 
 
 APART: dict[str, Any] = {"rollout": {"workers": 4, "gpus": 1}, "learner": {"ranks": 3, "gpus": 1}}
@@ -176,7 +181,8 @@ def test_the_table_and_the_exit_status(capsys: pytest.CaptureFixture[str]) -> No
         (["shapes", "--share", "2"], "--share: got '2', expected a number above 0 and at most 1"),
         (["shapes", "--gpus", "none"], "--gpus: got 'none', expected a number above 0"),
         (["shapes", "--learner.bta", "1"], "unrecognized arguments: --learner.bta"),
-        (["sd35-ocr", "--model.path", "some/model"], "the passes of some/model cannot be counted"),
+        (["sd35-ocr", "--model.path", "some/model"], "model.path: some/model is neither a folder nor one of"),
+        (["sd35-ocr", "--measured", "none.json"], "--measured: none.json is no report of 'bench gpu'"),
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,17 +190,59 @@ def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest
     assert message in capsys.readouterr().err
 
 
-def test_a_model_that_cannot_be_counted_is_refused_if_its_weights_do_not_fit(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_published_model_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["flux-pickscore", "--gpus", "8", "--model.path", "black-forest-labs/FLUX.2-dev"]
     assert main([*arguments, "--rollout.offload_text", "false"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
-    assert "does not fit: rollout needs 112.4 GB and has 80.0 GB" in shown
-    assert "GPU-hours" not in shown
-    assert main(arguments) == 1  # the encoders apart, sampler and learner do not fit on one GPU
-    assert "1 learner + 1 rollout + 1 pickscore on one GPU need" in " ".join(capsys.readouterr().out.split())
+    assert "does not fit: rollout needs" in shown
+    assert "GPU-hours" in shown
+    assert main(arguments) == 1  # the encoders apart, the sampler fits
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "does not fit: learner needs" in shown
+    assert "does not fit: rollout" not in shown
     assert main(["flux-pickscore", "--gpus", "8"]) == 0
+    assert {*PUBLISHED} == {*PUBLISHED_SIZES}
+
+
+@pytest.fixture
+def measured_card(tmp_path: Path) -> Path:
+    """A report of the suite: a peak of 1e15, of which compiled sampler and learner reach 60% and 50%."""
+    rows = {
+        "peak of matrix products in bfloat16 (TFLOP/s)": [999.0, 1000.0, 1001.0],
+        "compiled: images of a batch": [16],
+        "compiled: pixels of an image": [512 * 512],
+        "compiled: decoding them (s)": [0.25, 0.1, 0.9],
+        "compiled: forward passes, share of the peak (%)": [60.0],
+        "compiled: learner, share of the peak (%)": [50.0],
+    }
+    checks = [{"rows": [{"name": name, "values": values} for name, values in rows.items()]}]
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps({"machine": {"gpu": "A card"}, "checks": checks}))
+    return path
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_measured_card_replaces_the_guess(measured_card: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    speed = measured(measured_card, compiled=True)
+    assert speed.sampling == pytest.approx(0.6e15)
+    assert speed.learning == pytest.approx(0.5e15)
+    assert speed.pixels == pytest.approx(16 * 512 * 512 / 0.25)
+    found = plan_gpu.estimate(resolve("sd35-geneval", {}), replace(HARDWARE, speed=speed))
+    sample = 48 * 4 * 10 * 1e12 / (0.6e15 * 8) + 48 * 48 * 512 * 512 / (speed.pixels or 0) / 8
+    assert found.parts["sample"] == pytest.approx(sample)
+    assert main(["sd35-geneval", "--measured", str(measured_card)]) == 0
+    assert "measured on one A card with compiled blocks" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="has no measurement 'not compiled: images of a batch'"):
+        measured(measured_card, compiled=False)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_guess_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sd35-geneval"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "396 TFLOP/s per GPU, 40% of the peak, a guess for compiled models" in shown
+    assert main(["sd35-geneval", "--model.compile", "false"]) == 0
+    assert "20% of the peak, a guess for not compiled models" in " ".join(capsys.readouterr().out.split())
 
 
 def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, previews: int = 0) -> Estimate:
