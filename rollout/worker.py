@@ -261,15 +261,14 @@ def _rows(values: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
 
 
 def _begun(part: Rollout) -> list[Begun]:
-    return [
-        Begun(x=pack(x), states=pack(states), log_probs=pack(log_probs), means=pack(means))
-        for x, states, log_probs, means in zip(part.x, part.states, part.log_probs, part.means, strict=True)
-    ]
+    fields = ("x", "states", "log_probs", "means")
+    packed = {name: pack(getattr(part, name)) for name in fields}
+    return [Begun(**{name: packed[name][row] for name in fields}) for row in range(len(part.x))]
 
 
 def _trajectories(part: Rollout, window: range, keeps: Collection[Keep]) -> list[Trajectory]:
     steps = np.asarray(window, dtype=np.int64)
+    packed = {name: pack(getattr(part, name)) for name in keeps}  # a copy from the device for the whole batch
     return [
-        Trajectory(steps=steps, **{name: pack(getattr(part, name)[row]) for name in keeps})
-        for row in range(len(part.x))
+        Trajectory(steps=steps, **{name: packed[name][row] for name in keeps}) for row in range(len(part.x))
     ]

@@ -90,7 +90,8 @@ def save_configs(name: str, folder: Path) -> None:
         module.save_config(folder / part)
     index: dict[str, Any] = {"_class_name": real.pipeline if real else "StableDiffusion3Pipeline"}
     index |= {part: ["diffusers", type(module).__name__] for part, module in parts.items()}
-    index |= real.extra if real else {}
+    for key, value in real.extra.items() if real else ():
+        index[key] = [None, None] if value is None else value  # a component that this model lacks
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 

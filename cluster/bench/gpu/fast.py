@@ -25,7 +25,7 @@ from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
 from rollout.families.registry import family_of
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tools.random_models import save_random
+from rollout.tools.random_models import NAMES, save_random
 
 DTYPE: Final = {"cuda": "bfloat16", "cpu": "float32"}
 SHARES: Final = {"sampler": 50.0, "learner": 45.0}
@@ -49,16 +49,21 @@ class Shape:
 SHAPES: Final = {
     "tiny": Shape({"width": 32, "height": 32, "steps": 3, "batch": 4, "text_tokens": 0}, turns=2),
     "sd35-medium": Shape({"batch": 16}),
-    "sd35-large": Shape({"batch": 8}),
+    "sana-1.6b": Shape({"batch": 16}),
+    "qwen-image": Shape({"batch": 2}),
+    "flux2-dev": Shape({"batch": 2}),
+    "wan21-1.3b": Shape({"width": 416, "height": 240, "frames": 33, "batch": 2}),
+    "wan21-14b": Shape({"width": 416, "height": 240, "frames": 33, "batch": 1}),
+    "wan22-5b": Shape({"width": 416, "height": 224, "frames": 33, "batch": 1}),
 }
-OWN: Final = Shape({"batch": 8})
-"""The sizes for a pipeline of the user's own."""
+OTHER: Final = Shape({"batch": 4})
+"""The sizes for other models, and for a pipeline of the user's own."""
 
 
 def built(setup: Setup) -> Iterator[Measurement]:
     """Write a random model, and measure the peak of the chip in the precisions that it may run in."""
     began = time.perf_counter()
-    if setup.model in SHAPES:
+    if setup.model in NAMES:
         save_random(setup.model, _folder(setup), DTYPE[setup.device])
         yield Measurement("model written (s)", [time.perf_counter() - began], 1)
     for dtype in ("bfloat16", "float16") if setup.gpus else ("float32",):
@@ -71,7 +76,7 @@ def step(setup: Setup) -> Iterator[Measurement]:
 
     A step is a batch of images of one prompt, with guidance 4.5, all trained with KL in one optimizer step.
     """
-    workers, shape = _Workers(_subject(setup)), SHAPES.get(setup.model, OWN)
+    workers, shape = _Workers(_subject(setup)), SHAPES.get(setup.model, OTHER)
     yield from workers.rows("not compiled", repeats=1 + shape.turns)
     if setup.gpus:
         yield from workers.compiled()
@@ -200,8 +205,8 @@ class _Workers:
 
 
 def _subject(setup: Setup) -> Subject:
-    shape = SHAPES.get(setup.model, OWN)
-    path = str(_folder(setup)) if setup.model in SHAPES else setup.model
+    shape = SHAPES.get(setup.model, OTHER)
+    path = str(_folder(setup)) if setup.model in NAMES else setup.model
     model = ModelSettings(path=path, dtype=DTYPE[setup.device], lora_rank=shape.lora_rank)
     rollout = RolloutSettings.model_validate(
         {"storage": "bfloat16", "gpus": setup.gpus, "threads": torch.get_num_threads(), **shape.rollout}
