@@ -87,7 +87,8 @@ def qwen_vl(width: int = 16) -> dict[str, Any]:
     """Build a Qwen2.5-VL."""
     tokenizer = _bytes()
     text = {
-        "vocab_size": len(tokenizer), "num_hidden_layers": 1, "hidden_size": width, **THIN, "num_attention_heads": width // 8,
+        "vocab_size": len(tokenizer), "num_hidden_layers": 1, **THIN, "hidden_size": width,
+        "num_attention_heads": width // 8,
         "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
     }  # fmt: skip
     sizes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}

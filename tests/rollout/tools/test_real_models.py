@@ -12,7 +12,7 @@ from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.random_models import save_configs
 from rollout.tools.real_models import REAL
 
-EACH = ["flux1-dev", "flux2-dev", "flux2-klein-base-4b", "qwen-image", "z-image", "sana-1.6b", "wan21-1.3b"]
+EACH = ["flux1-dev", "flux2-dev", "flux2-klein-base-4b", "qwen-image", "z-image", "sana-1.6b"]
 
 
 @pytest.mark.parametrize("name", EACH)
