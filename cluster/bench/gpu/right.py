@@ -22,8 +22,7 @@ from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.families.registry import Schedule
-from rollout.noise import candidate_noises
-from rollout.records import Keep, Prompt, SampleRequest
+from rollout.records import Keep, SampleRequest
 from rollout.settings import ModelSettings
 from rollout.tools.tiny_families import TINY
 from rollout.worker import RolloutWorker
@@ -43,7 +42,7 @@ FIXED: Final = {"old_log_probs": "sampler"}
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a sampler made of the same requests, and the learner's work on it."""
+    """Images (N, H, W, 3) and log-probs (N, S) of a sampler, and the learner's work on them."""
 
     images: NDArray[np.int64]
     log_probs: NDArray[Any]
@@ -109,7 +108,7 @@ def families(setup: Setup) -> Iterator[Measurement]:
 def _compared(name: str, here: Subject, there: Subject) -> Iterator[Measurement]:
     samplers, asked = [sampler_of(one) for one in (here, there)], requests(here, 2)
     ours, reference = (Sampled.by(worker, asked) for worker in samplers)
-    odes = [_drawn(worker, here.rollout.batch) for worker in samplers]
+    odes = [_drawn(worker, here) for worker in samplers]
     learners = [plain_learner(one) for one in (here, there)]
     deviation = learners[0].update(ours.work).metrics["ratio_max_deviation"]
     learners[0] = plain_learner(here)
@@ -124,10 +123,10 @@ def _compared(name: str, here: Subject, there: Subject) -> Iterator[Measurement]
     yield Measurement(f"{name}: gradients (relative)", [relative], 7, most=GRADIENTS)
 
 
-def _drawn(worker: RolloutWorker, count: int) -> NDArray[np.int64]:
-    """Draw images by the ODE."""
-    prompts = [Prompt(index=0, text="a photo of a red circle")] * count
-    return worker.evaluate(prompts, candidate_noises(0, 0, 0, count))[1].astype(np.int64)
+def _drawn(worker: RolloutWorker, one: Subject) -> NDArray[np.int64]:
+    """Draw a batch of images by the ODE."""
+    (asked,) = requests(one, 1)
+    return worker.evaluate([asked.prompt] * len(asked.noises), asked.noises)[1].astype(np.int64)
 
 
 def half_precision(setup: Setup) -> Iterator[Measurement]:
@@ -194,7 +193,7 @@ def flash_attention(setup: Setup) -> Iterator[Measurement]:
     """Compare images in bfloat16 with flash-attn's attention and with torch's."""
     one = tiny_subject(setup, "flux", setup.device, "bfloat16")
     flash = replace(one, model=one.model.model_copy(update={"attention": "flash"}))
-    here, there = (_drawn(sampler_of(which), 3) for which in (flash, one))
+    here, there = (_drawn(sampler_of(which), which) for which in (flash, one))
     yield Measurement("images (of 255), mean", [float(np.abs(here - there).mean())], 3, most=LEVELS)
 
 
@@ -206,12 +205,12 @@ def export(setup: Setup) -> Iterator[Measurement]:
 
     one = tiny_subject(setup, "sd3", setup.device)
     sampler, learner = sampler_of(one), plain_learner(one, learning_rate=1e-2)
-    before = _drawn(sampler, 3)
+    before = _drawn(sampler, one)
     learner.update(Sampled.by(sampler, requests(one, 2)).work)
     weights = {name: p.detach().cpu().contiguous() for name, p in learner.parameters}
     for name, parameter in sampler.parameters:
         parameter.data.copy_(weights[name])
-    trained = _drawn(sampler, 3)
+    trained = _drawn(sampler, one)
     yield Measurement(
         "images changed by training (of 255)", [float(np.abs(trained - before).max())], 0, least=1
     )
@@ -222,5 +221,5 @@ def export(setup: Setup) -> Iterator[Measurement]:
     adapter = {"lora_path": str(lora / "pytorch_lora_weights.safetensors"), "lora_rank": 0}
     for name, changes in (("adapter", adapter), ("pipeline", {"path": str(pipeline), "lora_rank": 0})):
         again = replace(one, model=one.model.model_copy(update=changes))
-        apart = np.abs(_drawn(sampler_of(again), 3) - trained).max()
+        apart = np.abs(_drawn(sampler_of(again), again) - trained).max()
         yield Measurement(f"{name}, loaded again: images (of 255)", [float(apart)], 0, most=1)

@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> SuiteReport:
     """Run the checks one after another; every measurement is shown, and written, as soon as it is made.
 
     Raises:
-        UserError: if there is no GPU, or no such check or model.
+        UserError: if a GPU is missing, or a check or a model is unknown.
     """
     refuse_arguments(rest)
     run = _Run(options, _chosen(options))
