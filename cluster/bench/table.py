@@ -8,6 +8,7 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +79,7 @@ class BenchmarkReport:
         path.write_text(to_json(fields, indent=2) + "\n", encoding="utf-8")
 
 
+@cache
 def machine() -> dict[str, Any]:
     """Describe the hardware and the versions that results depend on."""
     import torch  # not every benchmark loads it

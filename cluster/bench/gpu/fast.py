@@ -17,7 +17,7 @@ from cluster.bench.gpu.kernels import profile_rows
 from cluster.bench.gpu.right import Sampled
 from cluster.bench.plain_loop import PlainLoop
 from cluster.bench.step import ServiceStep, turn
-from cluster.bench.subject import Subject, learner_of, requests, sampled_work, sampler_of
+from cluster.bench.subject import Subject, learner_of, requests, sampler_of
 from cluster.bench.table import Measurement
 from cluster.bench.timing import flops_of, matmul_peak, peak_gb, seconds
 from learner.objectives.flow_grpo import FlowGRPOSettings
@@ -77,10 +77,10 @@ def step(setup: Setup) -> Iterator[Measurement]:
     A step is a batch of images of one prompt, with guidance 4.5, all trained with KL in one optimizer step.
     """
     workers, shape = _Workers(_subject(setup)), SHAPES.get(setup.model, OTHER)
-    yield from workers.rows("not compiled", repeats=1 + shape.turns)
+    yield from workers.rows("not compiled", repeats=shape.turns)
     if setup.gpus:
         yield from workers.compiled()
-        yield from workers.rows("compiled", repeats=3, aims=SHARES)
+        yield from workers.rows("compiled", repeats=2, aims=SHARES)
         yield from workers.ratios()
     yield from workers.profiles()
     yield from workers.steps(shape.turns)
@@ -93,9 +93,10 @@ class _Workers:
         self.one, self.batch, self.asked = one, one.rollout.batch, requests(one, 1)
         self.peak = matmul_peak(one.device, one.model.dtype)
         self.sampler = sampler_of(one)
-        self.sampler.sample(self.asked)
-        self.memory = {"sampler": peak_gb(lambda: self.sampler.sample(self.asked), one.device)}
-        self.work = sampled_work(self.sampler, self.asked, updates=1)
+        first: list[Sampled] = []
+        sample = partial(Sampled.by, self.sampler, self.asked)
+        self.memory = {"sampler": peak_gb(lambda: first.append(sample()), one.device)}
+        self.work = first[0].work
         held = _held(one)
         self.learner = learner_of(one, _settings(one))
         self.memory["learner"] = peak_gb(self.update, one.device) - held

@@ -43,7 +43,7 @@ RIGHT: Final = (
 )
 FAST: Final = (
     Check("fast", "model and peak", "cluster.bench.gpu.fast:built", 40),
-    Check("fast", "step", "cluster.bench.gpu.fast:step", 300),
+    Check("fast", "step", "cluster.bench.gpu.fast:step", 330),
 )
 WHOLE: Final = (
     Check("whole", "engines", "cluster.bench.gpu.whole:engines", 60, ("deepspeed",)),

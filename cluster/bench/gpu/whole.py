@@ -20,6 +20,7 @@ from cluster.bench.gpu.check import Setup, SkippedError
 from cluster.bench.gpu.right import Sampled, learner_settings, tiny_subject
 from cluster.bench.subject import learner_of, requests, sampler_of
 from cluster.bench.table import Measurement
+from cluster.config.sources import read_toml
 from cluster.record.names import CHECKPOINTS, METRICS, STAGES
 
 ENGINES: Final[dict[str, dict[str, Any]]] = {
@@ -73,12 +74,12 @@ def service(setup: Setup) -> Iterator[Measurement]:
     yield Measurement("losses of a run resumed at step 3, apart", [max(apart)], 9, most=0)
 
 
-def task(setup: Setup, name: str) -> Iterator[Measurement]:
+def task(setup: Setup, name: str, *more: str) -> Iterator[Measurement]:
     """Train a bundled task for two steps, with the real reward."""
     if not setup.gpus:
         raise SkippedError("for GPUs; on CPUs it is like the service with shapes")
     run = setup.folder / name
-    with _training(setup, run, [name, *SMALL, "--steps", "2", *_shares(setup)]) as started:
+    with _training(setup, run, [name, *SMALL, "--steps", "2", *_shares(setup), *more]) as started:
         _ended(started, run)
     steps = metrics_of(run)
     yield Measurement(f"{name}: mean reward", [steps[-1]["reward_mean"]], 3)
@@ -92,7 +93,8 @@ def words(setup: Setup) -> Iterator[Measurement]:
 
 def preference(setup: Setup) -> Iterator[Measurement]:
     """Train the bundled task of preference, with CLIP on the device."""
-    yield from task(setup, "preference")
+    rewards = [{**reward, "gpus": 0.1} for reward in read_toml("preference")["rewards"]]
+    yield from task(setup, "preference", "--rewards", json.dumps(rewards))
 
 
 def _shares(setup: Setup) -> list[str]:
