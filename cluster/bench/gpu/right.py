@@ -131,9 +131,9 @@ def _drawn(worker: RolloutWorker, one: Subject) -> NDArray[np.int64]:
 
 def half_precision(setup: Setup) -> Iterator[Measurement]:
     """Measure the on-policy log-ratios of every family in half precision, per denoising step."""
-    precisions = [("float16", "float16"), ("bfloat16", "bfloat16")]
-    mixed = [("sd3", "bfloat16", "float16")]
-    for family, dtype, storage in [(f, *precision) for f in TINY for precision in precisions] + mixed:
+    half, brain = ("float16", "float16"), ("bfloat16", "bfloat16")
+    cases = [(family, *pair) for family in TINY for pair in ((half, brain) if setup.gpus else (brain,))]
+    for family, dtype, storage in [*cases, ("sd3", *half), ("sd3", "bfloat16", "float16")]:
         one = tiny_subject(setup, family, setup.device, dtype, storage=storage)
         work = Sampled.by(sampler_of(one), requests(one, 2)).work
         metrics = plain_learner(one).update(work).metrics

@@ -33,7 +33,7 @@ ENGINES: Final[dict[str, dict[str, Any]]] = {
 }
 SMALL: Final = """
 --groups_per_step 2 --selection.candidates 8 --selection.keep 4 --eval_samples 1 --rollout.steps 4
---rollout.eval_steps 4 --cluster.object_store_gb 0.5 --image_every 100
+--rollout.eval_steps 4 --cluster.object_store_gb 0.5 --image_every 100 --guard.action off
 """.split()
 """A run of the bundled tasks that takes a second per step."""
 

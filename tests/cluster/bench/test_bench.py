@@ -96,7 +96,7 @@ def test_a_table_shows_median_and_spread(capsys: pytest.CaptureFixture[str]) -> 
     [
         (
             ["sampler", "--random", "sd9"],
-            "--random: got 'sd9', expected one of tiny, sd35-medium",
+            "--random: got 'sd9', expected one of tiny, sd3-medium, sd35-medium",
         ),
         (["sampler", "--model", "nowhere/at-all"], "model.path: nowhere/at-all is neither a folder"),
         (["learner", "--micro-bach", "3"], "--micro-bach: no such option"),

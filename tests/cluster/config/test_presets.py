@@ -139,6 +139,7 @@ def test_in_a_published_preset_every_gpu_samples_and_trains_and_rounds_alike(nam
     assert (settings.groups_per_step * settings.selection.candidates) % rollout.batch == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gb"), ALONE.items())
 def test_a_preset_for_one_gpu_fits_it(name: str, gb: int, capsys: pytest.CaptureFixture[str]) -> None:
     settings = resolve(name, {})

@@ -95,7 +95,7 @@ def shapes(model_folder: Path) -> list[str]:
 
 def test_no_cluster_no_preset_no_verb(refuse: Callable[..., str], capsys: Capture) -> None:
     assert refuse("shapes") == "which cluster? Give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS"
-    assert refuse(*ADDRESS).startswith("which preset or TOML file? Presets are flux-pickscore, preference")
+    assert refuse(*ADDRESS).startswith("which preset or TOML file? Presets are flux-pickscore, klein")
     assert refuse("nonesuch", *ADDRESS).startswith("no preset or TOML file 'nonesuch'; presets are")
     assert refuse("shapes", "--address").startswith("argument --address: expected one argument")
     assert main([]) == 2

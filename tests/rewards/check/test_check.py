@@ -252,7 +252,7 @@ def test_a_bad_configuration_is_refused(
 
 def test_an_unknown_preset_and_broken_toml_are_refused(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shape"]) == 2
-    assert "no preset or TOML file 'shape'; presets are flux-pickscore, preference" in capsys.readouterr().err
+    assert "no preset or TOML file 'shape'; presets are flux-pickscore, klein" in capsys.readouterr().err
     (own / "utf16.toml").write_text("[[rewards]]", encoding="utf-16")
     assert main([str(own / "utf16.toml")]) == 2
     assert f"error: {own / 'utf16.toml'}: is UTF-16; save it as UTF-8\n" == capsys.readouterr().err

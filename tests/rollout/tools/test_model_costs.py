@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import attention_backend
 from torch.utils.flop_counter import FlopCounterMode
 
 from rollout.families.published import PUBLISHED_SIZES
@@ -30,6 +32,13 @@ def count(folder: Path, *, pairs: int = 6, checkpointing: bool = False, **change
     return sizes_of(
         model, rollout(**changes), prompt=PROMPT, pairs=lambda tokens: pairs, checkpointing=checkpointing
     )
+
+
+@pytest.fixture(autouse=True)
+def own_choice_of_attention() -> Iterator[None]:
+    """Let torch choose: what another test asked of a model, diffusers has made everyone's."""
+    with attention_backend("native"):
+        yield
 
 
 @pytest.mark.parametrize("name", TINY)
