@@ -60,12 +60,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", help="measure this pipeline, a folder, instead of a random one")
     what.add_argument("--random", metavar="NAMES", help=f"random models of real sizes, of {', '.join(NAMES)}")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="deadline of the suite")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="deadline of the suite; default: 8")
     parser.add_argument(
         "--only",
         metavar="NAMES",
-        help="run only these parts (right, fast, whole) or checks",
+        help="run only these: right, fast, whole, or the names of checks",
     )
 
 
