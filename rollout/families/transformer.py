@@ -158,13 +158,15 @@ def switch_attention(transformer: Any, backend: str) -> None:
 def compile_blocks(transformer: Any) -> None:
     """Compile the repeated blocks in place, each kind once for all of its instances.
 
-    The names of parameters do not change, so weights are published and saved as without compilation.
+    The names of parameters do not change, so weights are published and saved as without compilation. Every
+    size of a batch has kernels of its own: those for any size would from then on serve the others as well,
+    and a run that has evaluated would round differently from one that was resumed.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
     # Families that do not list their repeated blocks list them as not to be split across devices.
     transformer._repeated_blocks = transformer._repeated_blocks or transformer._no_split_modules
-    transformer.compile_repeated_blocks()
+    transformer.compile_repeated_blocks(dynamic=False)
 
 
 def compile_decoder(vae: Any) -> None:
@@ -175,7 +177,7 @@ def compile_decoder(vae: Any) -> None:
     """
     if type(vae.decoder) is Decoder:
         vae.decoder.to(memory_format=torch.channels_last)
-        vae.decoder.compile()
+        vae.decoder.compile(dynamic=False)
 
 
 @contextmanager

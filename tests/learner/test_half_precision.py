@@ -116,6 +116,26 @@ def fresh(
     return update(start(model, rollout, learner), *replace(found, kept=kept).calls(updates=1)[0])
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_old_log_probs_of_the_learner_are_the_same_under_every_stage_of_zero(
+    pipeline_folder: Path, stage: int
+) -> None:
+    """Their passes record gradients that no backward pass follows, which ZeRO-3's hooks have to survive."""
+    model, rollout = model_settings(pipeline_folder), rollout_settings()
+    batch, found = sample(model, rollout), []
+    for zero_stage in (0, stage):
+        objective = {"name": "flow_grpo", "clip": 1e-3, "old_log_probs": "learner"}
+        learner = learner_settings(
+            objective=objective, micro_batch=4, learning_rate=1e-3, zero_stage=zero_stage
+        )
+        worker = start(model, rollout, learner)
+        metrics = [update(worker, *batch.calls()[0]) for _ in range(2)]
+        found.append((weights(worker), [one["loss"] for one in metrics]))
+    (plain, losses), (sharded, again) = found
+    assert losses == pytest.approx(again, rel=1e-4)
+    assert moved(plain, sharded) < 1e-5
+
+
 def by_step(metrics: dict[str, float], name: str) -> list[float]:
     return [abs(value) for key, value in metrics.items() if key.startswith(f"{name}.t")]
 

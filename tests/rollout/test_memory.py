@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from rollout.families.registry import load_policy
 from rollout.families.transformer import compile_blocks
@@ -181,13 +182,14 @@ class _Transformer(nn.Module):
 
     _repeated_blocks = ("_Block",)
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Any = "eager") -> None:
         super().__init__()
         self.blocks = nn.ModuleList(_Block("x" * (i + 1)) for i in range(16))
+        self.backend = backend
 
-    def compile_repeated_blocks(self) -> None:
+    def compile_repeated_blocks(self, **options: Any) -> None:
         for block in self.blocks:
-            block.compile(backend="eager")
+            block.compile(backend=self.backend, **options)
 
 
 def test_no_form_of_a_block_stays_uncompiled() -> None:
@@ -195,3 +197,13 @@ def test_no_form_of_a_block_stays_uncompiled() -> None:
     with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
         compile_blocks(transformer)
         assert [float(block(torch.ones(1))) for block in transformer.blocks] == [*range(1, 17)]
+
+
+def test_every_size_of_a_batch_has_kernels_of_its_own() -> None:
+    """Kernels for any size would serve sizes that were compiled before as well, and round differently."""
+    counter = CompileCounter()
+    transformer = _Transformer(counter)
+    compile_blocks(transformer)
+    for size in (2, 3, 4, 3, 2):
+        assert len(transformer.blocks[0](torch.ones(size))) == size
+    assert counter.frame_count == 3
