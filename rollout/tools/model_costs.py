@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from rollout.families.registry import Tensors, load_policy
 from rollout.settings import ModelSettings, RolloutSettings
@@ -51,17 +51,24 @@ class Sizes:
     decoding: Cost
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counter of the bytes of all live storages, and of their peak."""
+class Counter(TorchDispatchMode):
+    """Counter of floating-point operations, by torch's formulas, and of the peak of live bytes.
+
+    Torch's own counter of operations also keeps track of modules, and with them keeps activations alive that
+    gradient checkpointing frees.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.flops = self.now = self.peak = 0
         own = [*module.parameters(), *module.buffers()]
         self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in own)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=found)
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
@@ -93,9 +100,9 @@ def _without_scores() -> Iterator[None]:
 
 def cost_of(module: nn.Module, work: Callable[[], Any]) -> Cost:
     """Count the cost of some work on a module of the meta device."""
-    with _without_scores(), FlopCounterMode(display=False) as counter, LiveBytes(module) as live:
+    with _without_scores(), Counter(module) as counter:
         work()
-    return Cost(float(counter.get_total_flops()), float(live.peak))
+    return Cost(float(counter.flops), float(counter.peak))
 
 
 def sizes_of(

@@ -14,7 +14,7 @@ from learner.rank_shares import Assignment
 from rollout.families.registry import Schedule
 from rollout.records import Conditioning, Trajectory
 from rollout.tensors import pack
-from rollout.tools.model_costs import LiveBytes
+from rollout.tools.model_costs import Counter
 
 STEPS = 3
 SCHEDULE = Schedule(torch.linspace(1, 0, 7), torch.linspace(1000, 167, 6))
@@ -106,7 +106,7 @@ def test_a_share_of_videos_takes_little_of_the_device() -> None:
     with torch.device("meta"):
         schedule = Schedule(torch.empty(11), torch.empty(10))
     module = torch.nn.Module()
-    with LiveBytes(module) as live:
+    with Counter(module) as live:
         of_candidates, of_groups = dict.fromkeys(range(192), one), dict.fromkeys(range(48), hidden)
         table = transitions(share, of_candidates, of_groups, schedule, size=1)
         for part in islice(table, 20):

@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 BUNDLED = ("preference", "shapes", "words")
 SD35 = ("sd35-geneval", "sd35-ocr", "sd35-pickscore")
 FAST = ("sd35-geneval-fast", "sd35-pickscore-fast")
-ALONE = {"sd35-ocr-24gb": 24, "sd35-pickscore-80gb": 80, "klein-ocr-32gb": 32}
+ALONE = {"sd35-ocr-24gb": 24, "sd35-pickscore-80gb": 80, "klein-ocr-24gb": 24}
 """Presets for one GPU, with its memory in GB."""
 PUBLISHED = (*SD35, *FAST, "flux-pickscore", "wan-ocr")
 SMALL = {"width": 48, "height": 16, "gpus": 0}
