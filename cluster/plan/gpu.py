@@ -21,7 +21,8 @@ from learner.objectives.registry import load_objective
 from learner.settings import LearnerSettings
 from rollout.families.published import PUBLISHED_SIZES
 from rollout.tools.model_costs import Sizes, sizes_of
-from rollout.tools.random_models import PUBLISHED, TOKENS, save_configs
+from rollout.tools.random_models import PUBLISHED, save_configs
+from rollout.tools.real_models import TOKENS
 
 OVERHEAD_GB: Final = 1.5
 """Overhead of a process on a GPU: its context, the libraries' workspaces, and the allocator's rounding."""

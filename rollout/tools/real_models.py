@@ -13,9 +13,13 @@ from typing import Any, Final
 
 import diffusers
 from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from rollout.tiny.vocabulary import build_tokenizer
 from rollout.tools import tiny_text
 
+TOKENS: Final = 77
+"""Length of a prompt in CLIP."""
 Text = Callable[[], dict[str, Any]]
 
 
@@ -32,25 +36,70 @@ class RealModel:
     extra: dict[str, Any] = field(default_factory=dict)
     """Other arguments of the pipeline."""
 
+    def parts(self) -> dict[str, Any]:
+        """Build what has a published configuration."""
+        return {
+            "transformer": self.transformer(),
+            "vae": self.vae(),
+            "scheduler": FlowMatchEulerDiscreteScheduler(**self.scheduler),
+        }
+
     def build(self) -> Any:
         """Build the pipeline with thin text encoders, under torch's default device and precision."""
         made = getattr(diffusers, self.pipeline)
-        return made(
-            transformer=self.transformer(),
-            vae=self.vae(),
-            scheduler=FlowMatchEulerDiscreteScheduler(**self.scheduler),
-            **self.text(),
-            **self.extra,
-        )
+        return made(**self.parts(), **self.text(), **self.extra)
 
 
-def _flux_vae() -> Any:
-    """Build the autoencoder of FLUX.1 and Z-Image."""
+def _image_vae(scale: float, shift: float) -> Any:
+    """Build the autoencoder of SD3, FLUX.1 and Z-Image, which scale and shift latents in their own ways."""
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, sample_size=1024,
-        scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+        scaling_factor=scale, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
+
+
+_flux_vae = partial(_image_vae, 0.3611, 0.1159)
+
+
+def _sd3(hub: str, layers: int, *, width: int, positions: int, dual: int = 0, norm: str | None) -> RealModel:
+    """Describe an SD3: as many heads as layers, ``dual`` layers with a second attention."""
+    transformer = partial(
+        diffusers.SD3Transformer2DModel, sample_size=128, patch_size=2, in_channels=16, out_channels=16,
+        attention_head_dim=64, joint_attention_dim=4096, pooled_projection_dim=2048, qk_norm=norm,
+        num_layers=layers, num_attention_heads=layers, caption_projection_dim=width,
+        pos_embed_max_size=positions, dual_attention_layers=tuple(range(dual)),
+    )  # fmt: skip
+    return RealModel(
+        hub, "StableDiffusion3Pipeline", transformer, partial(_image_vae, 1.5305, 0.0609), _two_clips,
+        scheduler={"shift": 3.0}, extra={"text_encoder_3": None, "tokenizer_3": None},
+    )  # fmt: skip
+
+
+def _two_clips() -> dict[str, Any]:
+    tokenizer = build_tokenizer(TOKENS)
+    return {
+        "text_encoder": _clip(768, 12, tokenizer), "tokenizer": tokenizer,
+        "text_encoder_2": _clip(1280, 20, tokenizer), "tokenizer_2": tokenizer,
+    }  # fmt: skip
+
+
+def _clip(width: int, heads: int, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """Build a text encoder of the width of CLIP ViT-L (768) or bigG (1280), two layers deep."""
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def _sana_vae() -> Any:
@@ -105,6 +154,15 @@ def _wan(hub: str, vae: Callable[[], Any], extra: dict[str, Any] | None = None, 
 
 
 REAL: Final = {
+    "sd3-medium": _sd3(
+        "stabilityai/stable-diffusion-3-medium-diffusers", 24, width=1536, positions=192, norm=None
+    ),
+    "sd35-medium": _sd3(
+        "stabilityai/stable-diffusion-3.5-medium", 24, width=1536, positions=384, dual=13, norm="rms_norm"
+    ),
+    "sd35-large": _sd3(
+        "stabilityai/stable-diffusion-3.5-large", 38, width=2432, positions=192, norm="rms_norm"
+    ),
     "flux1-dev": _flux("black-forest-labs/FLUX.1-dev", guidance=True),
     "flux1-schnell": _flux("black-forest-labs/FLUX.1-schnell", guidance=False),
     "flux2-dev": _flux2(
@@ -148,4 +206,4 @@ REAL: Final = {
         ffn_dim=14336, num_layers=30, in_channels=48, out_channels=48,
     ),
 }  # fmt: skip
-"""Models beside Stable Diffusion's, by short names."""
+"""Models by short names."""

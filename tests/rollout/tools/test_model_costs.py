@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from rollout.families.published import PUBLISHED_SIZES
 from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.model_costs import Sizes, sizes_of
-from rollout.tools.random_models import PUBLISHED, TRANSFORMERS, save_configs
+from rollout.tools.random_models import PUBLISHED, save_configs
+from rollout.tools.real_models import REAL
 from rollout.tools.tiny_families import TINY
 from rollout.weights import trainable
 
@@ -98,8 +101,9 @@ def test_memory_grows_with_what_is_held(pipeline_folder: Path) -> None:
 def test_a_published_model_is_counted_from_its_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shallow = {**TRANSFORMERS["sd35-medium"], "num_layers": 2, "dual_attention_layers": (0,)}
-    monkeypatch.setitem(TRANSFORMERS, "sd35-medium", shallow)
+    medium = REAL["sd35-medium"]
+    shallow = partial(medium.transformer, num_layers=2, dual_attention_layers=(0,))
+    monkeypatch.setitem(REAL, "sd35-medium", replace(medium, transformer=shallow))
     save_configs("sd35-medium", tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
     found = sizes_of(
