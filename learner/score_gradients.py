@@ -16,7 +16,6 @@ from learner.minibatch import transitions
 from learner.objectives.flow_grpo import clipped_surrogate
 from learner.predictor import Predictor
 from learner.rank_shares import Assignment
-from rollout.families.registry import Schedule
 from rollout.records import Conditioning, Trajectory
 from rollout.sde import log_prob
 from rollout.settings import RolloutSettings
@@ -80,8 +79,7 @@ class ScoreGradients:
     def _gradient(self, conditioning: Conditioning, trajectory: Trajectory) -> NDArray[np.float32]:
         device = str(self.parameters[0][1].device)
         alone = Assignment(trajectory=0, group_id=0, advantage=1.0, weight=1.0)
-        schedule = self.policy.schedule(self.rollout.steps)
-        schedule = Schedule(schedule.sigmas.to(device), schedule.timesteps.to(device))
+        schedule = self.policy.schedule(self.rollout.steps).to(device)
         size = len(trajectory.steps)
         (rows,) = transitions([alone], {0: trajectory}, {0: conditioning}, schedule, size=size)
         move = self.predictor.transition(rows)

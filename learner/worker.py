@@ -27,7 +27,7 @@ from learner.rank_shares import RankUpdate
 from learner.records import Update, Written
 from learner.reference import Reference
 from learner.settings import LearnerSettings
-from rollout.families.registry import Schedule, load_policy
+from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import allow_tf32, keep_freed_memory
 from rollout.weights import buckets, checksum, flatten, numel_of, trainable
@@ -141,8 +141,7 @@ class LearnerWorker:
 
     def _minibatches(self, work: RankUpdate) -> Sequence[Iterable[Minibatch]]:
         """Build the mini-batches of every share, as the objective wants them."""
-        schedule = self.policy.schedule(self.rollout.steps)
-        schedule = Schedule(schedule.sigmas.to(self.device), schedule.timesteps.to(self.device))
+        schedule = self.policy.schedule(self.rollout.steps).to(self.device)
         data, size = (work.trajectories, work.conditionings), self.micro_batch
         shares = [
             self.objective.minibatches(share, *data, schedule=schedule, size=size) for share in work.shares

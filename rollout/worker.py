@@ -218,8 +218,8 @@ class RolloutWorker:
         return self.holds
 
     def _schedule(self, steps: int) -> Schedule:
-        schedule = self.policy.schedule(steps)
-        return Schedule(schedule.sigmas.to(self.device), schedule.timesteps.to(self.device))
+        schedule: Schedule = self.policy.schedule(steps)
+        return schedule.to(self.device)
 
     def _denoise(
         self,

@@ -20,7 +20,7 @@ from cluster.config.errors import UserError
 from learner.objectives.flow_grpo import FlowGRPOSettings, clipped_surrogate, gaussian_kl
 from learner.rank_shares import Assignment
 from learner.settings import LearnerSettings
-from rollout.families.registry import Schedule, load_policy
+from rollout.families.registry import load_policy
 from rollout.families.transformer import adapter_off
 from rollout.noise import initial_latents, path_noise
 from rollout.records import Noise, SampleRequest
@@ -28,6 +28,11 @@ from rollout.sde import Transition, euler, flow_sde, log_prob
 from rollout.weights import trainable
 
 Text = tuple[Tensor, Tensor]
+
+
+def supports(policy: Any) -> bool:
+    """Return whether the plain loop can run a policy."""
+    return bool(policy.index["_class_name"] == "StableDiffusion3Pipeline" and policy.guided)
 
 
 class PlainLoop:
@@ -38,7 +43,7 @@ class PlainLoop:
         assert isinstance(learner.objective, FlowGRPOSettings)
         self.one, self.learner, self.batch, self.objective = one, learner, batch, learner.objective
         self.policy = load_policy(one.model, one.rollout, device=one.device, seed=0)
-        if self.policy.index["_class_name"] != "StableDiffusion3Pipeline" or not self.policy.guided:
+        if not supports(self.policy):
             raise UserError("bench step: the plain loop supports only SD3 and SD3.5 with guidance above 1")
         self.transformer = self.policy.transformer
         self.parameters = trainable(self.transformer)
@@ -46,8 +51,7 @@ class PlainLoop:
             [p for _, p in self.parameters],
             lr=learner.learning_rate, betas=learner.betas, weight_decay=learner.weight_decay,
         )  # fmt: skip
-        schedule = self.policy.schedule(one.rollout.steps)
-        self.schedule = Schedule(schedule.sigmas.to(one.device), schedule.timesteps.to(one.device))
+        self.schedule = self.policy.schedule(one.rollout.steps).to(one.device)
         self.trained = range(*one.rollout.window_range)
         self.empty = self._encode([""])
 

@@ -12,6 +12,7 @@ from rollout.named import imported
 from rollout.text_files import read_text
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from rollout.settings import ModelSettings, RolloutSettings
@@ -45,6 +46,10 @@ class Schedule:
 
     sigmas: Tensor
     timesteps: Tensor
+
+    def to(self, device: torch.device | str) -> Schedule:
+        """Return the schedule on a device."""
+        return Schedule(self.sigmas.to(device), self.timesteps.to(device))
 
 
 class Policy(Protocol):
