@@ -34,8 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     console, estimate = Console(), _estimate(settings, hardware)
     problems = shortages(estimate, hardware)
     console.print(_memory_table(estimate.needs))
-    if estimate.stages:
-        console.print(_time_table(settings, estimate, hardware))
+    console.print(_time_table(settings, estimate, hardware))
     console.print(f"from {estimate.basis}", markup=False, highlight=False)
     for problem in problems:
         console.print(f"does not fit: {problem}", markup=False, highlight=False, soft_wrap=True)

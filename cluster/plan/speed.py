@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cluster.config.errors import UserError
 from cluster.plan.estimate import Speed
@@ -13,6 +14,15 @@ PEAK: Final = 989.0
 """TFLOP/s of an H100 in bfloat16, by its data sheet."""
 SHARES: Final = {True: 0.4, False: 0.2}
 """Shares of the data sheet's peak that SD3.5-M reached on H100 and H200, compiled or not (BENCHMARKS.md)."""
+
+MATRIX_PEAK: Final = "peak of matrix products in {} (TFLOP/s)"
+IMAGES: Final = "images of a batch"
+PIXELS: Final = "pixels of an image"
+DECODING: Final = "decoding them (s)"
+FORWARD: Final = "forward passes"
+LEARNER: Final = "learner"
+SHARE: Final = "share of the peak (%)"
+"""Names by which ``bench gpu`` writes its measurements, and a plan reads them."""
 
 
 def guessed(tflops: float, share: float | None, *, compiled: bool) -> Speed:
@@ -35,18 +45,16 @@ def measured(path: Path, *, compiled: bool) -> Speed:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         checks, machine = report["checks"], report["machine"]
-        rows = {row["name"]: _median(row["values"]) for check in checks for row in check["rows"]}
+        rows = {row["name"]: statistics.median(row["values"]) for check in checks for row in check["rows"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--measured: {path} is no report of 'bench gpu': {error}") from None
     how = _how(compiled)
-    peak = 1e10 * _row(path, rows, "peak of matrix products in bfloat16 (TFLOP/s)")  # a percent of it
-    images, decoding = (
-        _row(path, rows, f"{how}: {name}") for name in ("images of a batch", "decoding them (s)")
-    )
+    peak = 1e10 * _row(path, rows, MATRIX_PEAK.format("bfloat16"))  # a percent of it
+    images, pixels = _row(path, rows, f"{how}: {IMAGES}"), _row(path, rows, f"{how}: {PIXELS}")
     return Speed(
-        sampling=peak * _row(path, rows, f"{how}: forward passes, share of the peak (%)"),
-        learning=peak * _row(path, rows, f"{how}: learner, share of the peak (%)"),
-        pixels=images * _row(path, rows, f"{how}: pixels of an image") / decoding,
+        sampling=peak * _row(path, rows, f"{how}: {FORWARD}, {SHARE}"),
+        learning=peak * _row(path, rows, f"{how}: {LEARNER}, {SHARE}"),
+        pixels=images * pixels / _row(path, rows, f"{how}: {DECODING}"),
         basis=f"{path}, measured on one {machine.get('gpu')} with {how} blocks",
     )
 
@@ -59,8 +67,3 @@ def _row(path: Path, rows: dict[str, float], name: str) -> float:
     if name not in rows:
         raise UserError(f"--measured: {path} has no measurement {name!r}; run its check 'step' to the end")
     return rows[name]
-
-
-def _median(values: Any) -> float:
-    ordered = sorted(float(value) for value in values)
-    return ordered[len(ordered) // 2]
