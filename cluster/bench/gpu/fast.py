@@ -15,25 +15,23 @@ import torch
 from cluster.bench.gpu.check import Setup
 from cluster.bench.gpu.kernels import profile_rows
 from cluster.bench.gpu.right import Sampled
-from cluster.bench.plain_loop import PlainLoop
+from cluster.bench.plain_loop import PlainLoop, supports
 from cluster.bench.step import ServiceStep, turn
 from cluster.bench.subject import Subject, learner_of, requests, sampler_of
 from cluster.bench.table import Measurement
 from cluster.bench.timing import flops_of, matmul_peak, peak_gb, seconds
+from cluster.plan.speed import DECODING, FORWARD, IMAGES, LEARNER, MATRIX_PEAK, PIXELS, SHARE
 from learner.objectives.flow_grpo import FlowGRPOSettings
 from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
-from rollout.families.registry import family_of
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.random_models import NAMES, save_random
 
 DTYPE: Final = {"cuda": "bfloat16", "cpu": "float32"}
-SHARES: Final = {"sampler": 50.0, "learner": 45.0}
+SHARES: Final = {"sampler": 50.0, LEARNER: 45.0}
 """Targets on a GPU: percent of the peak of matrix products."""
 FASTER: Final = 2.0
 """Target on a GPU: the plain loop's time in that of our step."""
-SD3: Final = "rollout.families.sd3:SD3"
-"""The family that the plain loop supports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def built(setup: Setup) -> Iterator[Measurement]:
         yield Measurement("model written (s)", [time.perf_counter() - began], 1)
     for dtype in ("bfloat16", "float16") if setup.gpus else ("float32",):
         peak = matmul_peak(setup.device, dtype) / 1e12
-        yield Measurement(f"peak of matrix products in {dtype} (TFLOP/s)", [peak], 3)
+        yield Measurement(MATRIX_PEAK.format(dtype), [peak], 3)
 
 
 def step(setup: Setup) -> Iterator[Measurement]:
@@ -111,23 +109,19 @@ class _Workers:
     def rows(self, how: str, repeats: int, aims: Mapping[str, float] = {}) -> Iterator[Measurement]:
         """Measure the sampler, its parts, and the learner, after their first calls."""
         one, policy, pairs = self.one, self.sampler.policy, _pairs(self.one, self.work)
-        latents, velocity = (
-            torch.randn(self.batch, *policy.latent_shape(), device=one.device),
-            self.velocity(),
-        )
+        latents = torch.randn(self.batch, *policy.latent_shape(), device=one.device)
+        velocity = self.velocity()
         works: dict[str, Callable[[], Any]] = {
             f"{how}: {self.batch} images (s)": lambda: self.sampler.sample(self.asked),
-            f"{how}: decoding them (s)": lambda: policy.decode(latents),
+            f"{how}: {DECODING}": lambda: policy.decode(latents),
             f"{how}: a forward pass with guidance (s)": velocity,
             f"{how}: update of {pairs} pairs (s)": self.update,
         }
         times = {name: self._times(work, repeats) for name, work in works.items()}
         yield from (Measurement(name, found, 4) for name, found in times.items())
         settings = one.rollout
-        yield Measurement(f"{how}: images of a batch", [self.batch], 0)
-        yield Measurement(
-            f"{how}: pixels of an image", [settings.width * settings.height * settings.frames], 0
-        )
+        yield Measurement(f"{how}: {IMAGES}", [self.batch], 0)
+        yield Measurement(f"{how}: {PIXELS}", [settings.width * settings.height * settings.frames], 0)
         sampling, _, passes, learning = times.values()
         forward = flops_of(velocity, type(policy.transformer).__name__)
         trained = flops_of(lambda: self.learner.update(self.small)) * pairs / _pairs(one, self.small)
@@ -135,11 +129,11 @@ class _Workers:
         yield Measurement(f"{how}: pairs per second", [pairs / taken for taken in learning])
         for name, flops, found in (
             ("sampler", forward * one.rollout.steps, sampling),
-            ("forward passes", forward, passes),
-            ("learner", trained, learning),
+            (FORWARD, forward, passes),
+            (LEARNER, trained, learning),
         ):
             shares = [100 * flops / taken / self.peak for taken in found]
-            yield Measurement(f"{how}: {name}, share of the peak (%)", shares, 1, least=aims.get(name))
+            yield Measurement(f"{how}: {name}, {SHARE}", shares, 1, least=aims.get(name))
         for name, memory in self.memory.items():
             yield Measurement(f"{how}: {name}, peak memory (GB)", [memory], 2)
 
@@ -170,16 +164,13 @@ class _Workers:
     def profiles(self) -> Iterator[Measurement]:
         """Profile a forward pass and a small update."""
         yield from profile_rows("a forward pass with guidance", self.velocity(), self.one.device)
-        name, work = (
-            f"update of {_pairs(self.one, self.small)} pairs",
-            lambda: self.learner.update(self.small),
-        )
-        yield from profile_rows(name, work, self.one.device)
+        name = f"update of {_pairs(self.one, self.small)} pairs"
+        yield from profile_rows(name, partial(self.learner.update, self.small), self.one.device)
 
     def steps(self, turns: int) -> Iterator[Measurement]:
         """Measure whole steps, weights handed over, in turns with the plain loop if it supports the model."""
         one, ours = self.one, ServiceStep(self.one, self.sampler, self.learner, groups=1)
-        if family_of(one.model.path) != SD3:
+        if not supports(self.sampler.policy):
             times = [seconds(partial(ours.step, number), one.device) for number in range(turns)]
             yield Measurement("step (s)", times, 3)
             return

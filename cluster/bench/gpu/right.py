@@ -21,7 +21,6 @@ from learner.objectives.registry import OBJECTIVES, load_objective
 from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
-from rollout.families.registry import Schedule
 from rollout.records import Keep, SampleRequest
 from rollout.settings import ModelSettings
 from rollout.tools.tiny_families import TINY
@@ -37,7 +36,6 @@ VARIANTS: Final[dict[str, list[dict[str, Any]]]] = {
     "flow_grpo": [{}, {"beta": 0.04}, {"ratio": "guard"}, {"old_log_probs": "learner"}]
 }
 """Settings of objectives that take other paths than their defaults."""
-FIXED: Final = {"old_log_probs": "sampler"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +51,8 @@ class Sampled:
         """Sample, and build an update of one optimizer step."""
         chunks = worker.sample(asked)
         images = np.concatenate([chunk.images for chunk in chunks]).astype(np.int64)
-        found = [t.log_probs for chunk in chunks for t in chunk.trajectories if t.log_probs is not None]
-        return cls(images, np.stack(found) if found else np.empty(0), work_of(asked, chunks, updates=1))
+        log_probs = np.stack([one.log_probs for chunk in chunks for one in chunk.trajectories])
+        return cls(images, log_probs, work_of(asked, chunks, updates=1))
 
 
 def tiny_subject(setup: Setup, family: str, device: str, dtype: str = "float32", **rollout: Any) -> Subject:
@@ -109,9 +107,9 @@ def _compared(name: str, here: Subject, there: Subject) -> Iterator[Measurement]
     samplers, asked = [sampler_of(one) for one in (here, there)], requests(here, 2)
     ours, reference = (Sampled.by(worker, asked) for worker in samplers)
     odes = [_drawn(worker, here) for worker in samplers]
-    learners = [plain_learner(one) for one in (here, there)]
+    # Steps too small to change a weight, so that a learner can be asked twice.
+    learners = [plain_learner(one, learning_rate=1e-30) for one in (here, there)]
     deviation = learners[0].update(ours.work).metrics["ratio_max_deviation"]
-    learners[0] = plain_learner(here)
     slopes = [gradient(learner, reference.work) for learner in learners]
     for label, pair in (("images", (ours.images, reference.images)), ("images by the ODE", odes)):
         apart = float(np.abs(pair[0] - pair[1]).max())
@@ -158,7 +156,8 @@ def objectives(setup: Setup) -> Iterator[Measurement]:
 def _loss_change(one: Subject, objective: dict[str, Any], **changes: Any) -> float:
     learner = plain_learner(one, objective=objective, learning_rate=1e-4, **changes)
     # With old log-probs of its own, an update begins at a ratio of 1 each time: the sampler's are fixed.
-    judge = load_objective(learner_settings(one, objective={**objective, **FIXED}).objective)
+    fixed = {key: value for key, value in objective.items() if key != "old_log_probs"}
+    judge = load_objective(learner_settings(one, objective=fixed).objective)
     keeps: Collection[Keep] = {*learner.objective.keeps, *judge.keeps}
     work = Sampled.by(sampler_of(one, keeps), requests(one, 2)).work
     before = _loss(learner, judge, work)
@@ -170,8 +169,7 @@ def _loss_change(one: Subject, objective: dict[str, Any], **changes: Any) -> flo
 @torch.no_grad()
 def _loss(learner: LearnerWorker, objective: Objective, work: RankUpdate) -> float:
     """Compute an objective's loss of a learner's policy on some candidates."""
-    schedule = learner.policy.schedule(learner.rollout.steps)
-    schedule = Schedule(schedule.sigmas.to(learner.device), schedule.timesteps.to(learner.device))
+    schedule = learner.policy.schedule(learner.rollout.steps).to(learner.device)
     (share,) = work.shares
     parts = objective.minibatches(
         share, work.trajectories, work.conditionings, schedule=schedule, size=learner.micro_batch

@@ -4,7 +4,7 @@ Three parts, in order of worth. right: tiny checkpoints of all families give the
 objective learns, exports load again. fast: sampler, learner and whole step at a model's real sizes, with
 random weights, against the measured peak of the chip. whole: the service, with shares of the GPU. Nothing is
 downloaded, and what is not installed is skipped by name. With --device cpu --random tiny everything runs in
-two minutes on two cores, to try the suite itself.
+three minutes on two cores, to try the suite itself.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 class SuiteReport:
     """The outcomes of a suite so far."""
 
-    device: str
     outcomes: list[Outcome] = field(default_factory=list)
 
     @property
@@ -120,7 +119,7 @@ class _Run:
 
     def __init__(self, options: argparse.Namespace, chosen: Sequence[Check]) -> None:
         self.options, self.chosen = options, chosen
-        self.report, self.console = SuiteReport(options.device), Console()
+        self.report, self.console = SuiteReport(), Console()
 
     def all(self, setup: Setup) -> None:
         """Run every check that begins within the time of the suite."""

@@ -29,7 +29,7 @@ from rollout.tools.tiny_families import TINY
 
 VALUES: Final = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")
 """Methods of a tensor that need its values."""
-BATCHES: Final = {"z_image": (4, 12), "qwen_image": (16, 12)}
+REMAINING: Final = {"z_image": (4, 12), "qwen_image": (16, 12)}
 """Waits of sampler and learner that stay, in this check of two batches of four steps with guidance.
 
 Z-Image's transformer takes prompts as a list, so their lengths are read for every batch and mini-batch; in
@@ -46,11 +46,11 @@ def waits(setup: Setup) -> Iterator[Measurement]:
         learner.update(Sampled.by(sampler, requests(one, 2)).work)
         with _watched(sampling, "denoise", setup.device) as found:
             work = Sampled.by(sampler, requests(one, 2)).work
-        batches, parts = BATCHES.get(family, (0, 0))
-        yield _measured(f"{family}: waits of the sampler", found, batches)
+        in_sampler, in_learner = REMAINING.get(family, (0, 0))
+        yield _measured(f"{family}: waits of the sampler", found, in_sampler)
         with _watched(LearnerWorker, "_accumulate", setup.device) as found:
             learner.update(work)
-        yield _measured(f"{family}: waits of the learner", found, parts)
+        yield _measured(f"{family}: waits of the learner", found, in_learner)
 
 
 def _measured(name: str, found: Counter[str], most: int) -> Measurement:

@@ -21,6 +21,7 @@ from cluster.bench.gpu.right import Sampled, learner_settings, tiny_subject
 from cluster.bench.subject import learner_of, requests, sampler_of
 from cluster.bench.table import Measurement
 from cluster.config.sources import read_toml
+from cluster.record.json_lines import complete_lines
 from cluster.record.names import CHECKPOINTS, METRICS, STAGES
 
 ENGINES: Final[dict[str, dict[str, Any]]] = {
@@ -55,7 +56,7 @@ def service(setup: Setup) -> Iterator[Measurement]:
     """Train `shapes` with shares of the device; kill a sampler; resume from a checkpoint."""
     run = setup.folder / "run"
     flags = [*SMALL, "--steps", "6", "--checkpoint_every", "3", "--keep_checkpoints", "2", *_shares(setup)]
-    with _training(setup, run, ["shapes", *flags]) as started:
+    with _training(run, ["shapes", *flags]) as started:
         _wait_for_step(run, started, 1)
         _kill(started, "rollout")
         _ended(started, run)
@@ -68,7 +69,7 @@ def service(setup: Setup) -> Iterator[Measurement]:
     yield from _stages("shapes", steps)
     again = shutil.copytree(run, setup.folder / "again")
     shutil.rmtree(again / CHECKPOINTS / f"step-{steps[-1]['step']}")
-    with _training(setup, again, ["--resume", str(again)]) as resumed:
+    with _training(again, ["--resume", str(again)]) as resumed:
         _ended(resumed, again)
     apart = [abs(a["loss"] - b["loss"]) for a, b in zip(steps[1:], metrics_of(again)[1:], strict=True)]
     yield Measurement("losses of a run resumed at step 3, apart", [max(apart)], 9, most=0)
@@ -79,7 +80,7 @@ def task(setup: Setup, name: str, *more: str) -> Iterator[Measurement]:
     if not setup.gpus:
         raise SkippedError("for GPUs; on CPUs it is like the service with shapes")
     run = setup.folder / name
-    with _training(setup, run, [name, *SMALL, "--steps", "2", *_shares(setup), *more]) as started:
+    with _training(run, [name, *SMALL, "--steps", "2", *_shares(setup), *more]) as started:
         _ended(started, run)
     steps = metrics_of(run)
     yield Measurement(f"{name}: mean reward", [steps[-1]["reward_mean"]], 3)
@@ -104,7 +105,7 @@ def _shares(setup: Setup) -> list[str]:
 
 
 @contextmanager
-def _training(setup: Setup, run: Path, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _training(run: Path, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Start a run as a user does; its output goes to a file beside its folder."""
     where = [] if "--resume" in arguments else ["--folder", str(run)]
     command = [sys.executable, "-m", "cluster", "train", *arguments, *where]
@@ -147,8 +148,7 @@ def _kill(started: subprocess.Popen[bytes], role: str) -> None:
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     """Read the metrics of a run so far, a line per step."""
     path = run / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return complete_lines(path.read_bytes())[0] if path.exists() else []
 
 
 def _stages(name: str, steps: Sequence[dict[str, Any]]) -> Iterator[Measurement]:
