@@ -10,11 +10,13 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from numpy.typing import NDArray
 
@@ -38,22 +40,35 @@ PROG = "python -m cluster.bench overhead"
 class Turns:
     """An observer that pauses a run until its turn, and measures its steps."""
 
-    def __init__(self, turn: asyncio.Lock) -> None:
-        """Alternate with the runs that share the lock, which is fair."""
-        self.turn = turn
+    def __init__(self, turn: asyncio.Lock, processor: Callable[[], float]) -> None:
+        """Alternate with the runs that share the lock, which is fair; ``processor`` counts seconds used."""
+        self.turn, self.processor = turn, processor
         self.seconds: list[float] = []
+        self.busy: list[float] = []
         self.rewards: list[NDArray[np.float64]] = []
-        self._began = 0.0
+        self._began = self._used = 0.0
 
     async def after(self, run: Run, step: int, made: Step | None, metrics: dict[str, Any]) -> None:
         """Measure the step, then end this turn and wait for the next."""
         if made is not None:
             self.seconds.append(time.perf_counter() - self._began)
+            self.busy.append(self.processor() - self._used)
             self.rewards.append(np.stack([produced.scores.total for produced in made.batch]))
             self.turn.release()
         if step < run.settings.steps:
             await self.turn.acquire()
-            self._began = time.perf_counter()
+            self._began, self._used = time.perf_counter(), self.processor()
+
+
+def with_children() -> float:
+    """Count the processor seconds that this process and all it has started, Ray's included, have used."""
+    this = psutil.Process()
+    found = 0.0
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            used = process.cpu_times()
+            found += used.user + used.system
+    return found
 
 
 async def overhead(settings: RunSettings, inputs: Inputs, folder: Path) -> tuple[Turns, Turns]:
@@ -62,7 +77,7 @@ async def overhead(settings: RunSettings, inputs: Inputs, folder: Path) -> tuple
     await service.ready()
     local = LocalStages(settings, load_scorers(settings))
     turn = asyncio.Lock()
-    turns = Turns(turn), Turns(turn)
+    turns = Turns(turn, with_children), Turns(turn, time.process_time)
 
     def go(stages: Stages, *observers: Observer) -> Any:
         return train(Run(settings, inputs.train, stages, consecutive(settings), observers), 0)
@@ -101,6 +116,8 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport
             Measurement("service (s)", [a for a, _ in timed], 3),
             Measurement("in one process (s)", [b for _, b in timed], 3),
             Measurement("service / one process", [a / b for a, b in timed]),
+            Measurement("service, processor (s)", service.busy[options.warmup :], 3),
+            Measurement("in one process, processor (s)", local.busy[options.warmup :], 3),
             Measurement("rewards differ by, at most", [max(differences)], 8),
         ],
     )

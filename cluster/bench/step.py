@@ -1,15 +1,20 @@
 """Compare a training step of our sampler and learner with a straightforward loop of the same maths.
 
 Both sample the same images from the same seeds and train the same trajectories with KL, in turns. The plain
-loop starts every step from our weights, so the losses must agree. It is never compiled, as published.
+loop starts every step from our weights, so the losses must agree. It is never compiled, as published. The
+rows of the transformer's passes are counted: where few rows keep a machine busy, they are what a step costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
 
 from cluster.bench.plain_loop import PlainLoop, start_from
 from cluster.bench.subject import (
@@ -48,16 +53,17 @@ class ServiceStep:
 
     def __init__(self, one: Subject, sampler: RolloutWorker, learner: LearnerWorker, groups: int) -> None:
         self.one, self.sampler, self.learner, self.groups = one, sampler, learner, groups
+        self.work = RankUpdate(shares=[], conditionings={}, trajectories={})
 
-    def step(self, step: int) -> tuple[float, RankUpdate]:
-        """Make a step, and return its loss and the work of the update."""
+    def step(self, step: int) -> float:
+        """Make a step, keep the work of its update, and return its loss."""
         asked = requests(self.one, self.groups, step)
-        work = sampled_work(self.sampler, asked, self.learner.settings.updates)
-        loss = self.learner.update(work).metrics["loss"]
+        self.work = sampled_work(self.sampler, asked, self.learner.settings.updates)
+        loss = self.learner.update(self.work).metrics["loss"]
         for number, (digest, flat) in enumerate(self.learner.publish()):
             assert flat is not None
             self.sampler.load(WeightsId(0), number, self.learner.parts(), digest, flat)
-        return loss, work
+        return loss
 
 
 def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport:
@@ -81,48 +87,89 @@ def measure(options: argparse.Namespace, rest: Sequence[str]) -> BenchmarkReport
         return _report(options, one, ours, PlainLoop(not_compiled(one), settings, options.naive_batch))
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """The wall-clock and processor seconds of both, and the difference of their losses."""
+@dataclass(slots=True)
+class Passes:
+    """Rows that transformers were called with, without gradients and with them."""
 
-    ours: float
-    plain: float
-    ours_busy: float
-    plain_busy: float
-    difference: float
+    without: int = 0
+    with_gradients: int = 0
+
+    def watch(self, transformer: nn.Module) -> None:
+        """Count every call from now on."""
+        transformer.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: nn.Module, positional: Any, named: dict[str, Any]) -> None:
+        rows = len(named["hidden_states"])
+        if torch.is_grad_enabled():
+            self.with_gradients += rows
+        else:
+            self.without += rows
 
 
-def turn(one: Subject, ours: ServiceStep, plain: PlainLoop, groups: int, step: int) -> Turn:
-    """Let both make a step from the same weights."""
-    start_from(plain, [p for _, p in ours.learner.parameters])
-    asked = requests(one, groups, step)
-    results: list[tuple[float, RankUpdate]] = []
-    losses: list[float] = []
-    busy = [time.process_time()]
-    first = seconds(lambda: results.append(ours.step(step)), one.device)
-    busy.append(time.process_time())
-    ((loss, work),) = results
-    second = seconds(lambda: losses.append(plain.step(asked, work.shares)), one.device)
-    busy.append(time.process_time())
-    return Turn(first, second, busy[1] - busy[0], busy[2] - busy[1], abs(loss - losses[0]))
+@dataclass(slots=True)
+class Side:
+    """The wall-clock and processor seconds of every step of one side, its passes and its losses."""
+
+    device: str
+    seconds: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    passes: Passes = field(default_factory=Passes)
+
+    def run(self, step: Callable[..., float], *arguments: Any) -> None:
+        """Make and measure a step, which returns its loss."""
+        busy = time.process_time()
+        self.seconds.append(seconds(lambda: self.losses.append(step(*arguments)), self.device))
+        self.busy.append(time.process_time() - busy)
+
+
+def turns(one: Subject, ours: ServiceStep, plain: PlainLoop, groups: int, steps: int) -> tuple[Side, Side]:
+    """Let both make each step in turn, from the same weights."""
+    sides = Side(one.device), Side(one.device)
+    for transformer in (ours.sampler.policy.transformer, ours.learner.policy.transformer):
+        sides[0].passes.watch(transformer)
+    sides[1].passes.watch(plain.transformer)
+    for step in range(steps):
+        start_from(plain, [p for _, p in ours.learner.parameters])
+        asked = requests(one, groups, step)
+        sides[0].run(ours.step, step)
+        sides[1].run(plain.step, asked, ours.work.shares)
+    return sides
 
 
 def _report(
     options: argparse.Namespace, one: Subject, ours: ServiceStep, plain: PlainLoop
 ) -> BenchmarkReport:
-    steps = range(options.warmup + options.repeats)
-    turns = [turn(one, ours, plain, options.groups, step) for step in steps]
-    timed = turns[options.warmup :]
-    images = options.groups * options.batch
+    mine, theirs = turns(one, ours, plain, options.groups, options.warmup + options.repeats)
+    images, steps = options.groups * options.batch, len(mine.losses)
+    apart = max(abs(a - b) for a, b in zip(mine.losses, theirs.losses, strict=True))
+
+    def ratio(name: str) -> list[float]:
+        pairs = zip(getattr(theirs, name), getattr(mine, name), strict=True)
+        return [a / b for a, b in pairs][options.warmup :]
+
+    def passes(title: str, side: Side) -> list[Measurement]:
+        counted = {"without gradients": side.passes.without, "with": side.passes.with_gradients}
+        return [
+            Measurement(f"rows per image {what}, {title}", [rows / steps / images], 1)
+            for what, rows in counted.items()
+        ]
+
     return BenchmarkReport(
         f"{images} images of {one.rollout.steps} steps, {one.rollout.trained_steps} trained",
         [
-            Measurement("ours (s)", [turn.ours for turn in timed], 3),
-            Measurement("plain loop (s)", [turn.plain for turn in timed], 3),
-            Measurement("plain loop / ours", [turn.plain / turn.ours for turn in timed]),
+            Measurement("ours (s)", mine.seconds[options.warmup :], 3),
+            Measurement("plain loop (s)", theirs.seconds[options.warmup :], 3),
+            Measurement("plain loop / ours", ratio("seconds")),
             # Other work on the machine lengthens wall-clock time, but hardly processor time.
-            Measurement("the same in processor time", [turn.plain_busy / turn.ours_busy for turn in timed]),
-            Measurement("images per second, ours", [images / turn.ours for turn in timed], 1),
-            Measurement("losses differ by, at most", [max(turn.difference for turn in turns)], 8),
+            Measurement("ours, processor (s)", mine.busy[options.warmup :], 3),
+            Measurement("plain loop, processor (s)", theirs.busy[options.warmup :], 3),
+            Measurement("plain loop / ours, processor", ratio("busy")),
+            *passes("ours", mine),
+            *passes("plain loop", theirs),
+            Measurement(
+                "images per second, ours", [images / one for one in mine.seconds[options.warmup :]], 1
+            ),
+            Measurement("losses differ by, at most", [apart], 8),
         ],
     )

@@ -30,7 +30,6 @@ from rollout.worker import RolloutWorker
 from selection.records import Kept
 
 TEXTS: Final = ("a photo of a red circle", "a photo of two crosses", "a green square", "three blue triangles")
-TINY_SIZE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     what.add_argument("--model", help="a pipeline: a folder or a hub name")
     what.add_argument("--random", default="tiny", metavar="NAME", help="real configuration, random weights")
     parser.add_argument("--dtype", choices=get_args(Dtype), help="default: float16 on a GPU")
-    parser.add_argument("--size", type=int, help="pixels on a side; default 512, of the tiny model 32")
+    parser.add_argument("--size", type=int, help="pixels on a side; default 512, of tiny models fewer")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
     parser.add_argument("--guidance", type=float, default=4.5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
@@ -81,8 +80,7 @@ def subject(options: argparse.Namespace) -> Iterator[Subject]:
     """
     gpu = torch.cuda.is_available() and not options.cpu
     dtype = options.dtype or ("float16" if gpu else "float32")
-    tiny = not options.model and options.random == "tiny"
-    size = options.size or (TINY_SIZE if tiny else 512)
+    size = options.size or _size(options)
     with tempfile.TemporaryDirectory() as scratch:
         path = options.model or _random(options.random, Path(scratch), dtype)
         try:
@@ -92,10 +90,17 @@ def subject(options: argparse.Namespace) -> Iterator[Subject]:
         model = ModelSettings(path=path, dtype=dtype, lora_rank=options.lora_rank, compile=options.compile)
         rollout = RolloutSettings(
             width=size, height=size, steps=options.steps, guidance=options.guidance, batch=options.batch,
-            text_tokens=0 if tiny else 128, threads=options.threads, gpus=int(gpu),
+            text_tokens=0 if not options.model and options.random == "tiny" else 128,
+            threads=options.threads, gpus=int(gpu),
             storage="bfloat16" if dtype == "bfloat16" else "float16",
         )  # fmt: skip
         yield Subject(model, rollout, "cuda" if gpu else "cpu")
+
+
+def _size(options: argparse.Namespace) -> int:
+    from rollout.tools.random_models import TINY_SIZES
+
+    return 512 if options.model else TINY_SIZES.get(options.random, 512)
 
 
 def _random(name: str, folder: Path, dtype: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -53,9 +54,9 @@ def parse_overrides(arguments: list[str], prog: str) -> dict[str, Any]:
     """Parse ``--section.key value`` flags into nested values.
 
     Raises:
-        UserError: if a flag is unknown or lacks its value.
+        UserError: if a flag is unknown or lacks its value, or a list or section is not JSON.
     """
-    from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+    from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
     class CommandLine(BaseSettings, RunSettings):
         """The source of flags; never instantiated."""
@@ -65,10 +66,20 @@ def parse_overrides(arguments: list[str], prog: str) -> dict[str, Any]:
     parser = _Parser(prog=prog, allow_abbrev=False)
     flags = [argument.partition("=") for argument in arguments]
     arguments = [_FLAGS.get(flag, flag) + equals + value for flag, equals, value in flags]
-    source: Any = CliSettingsSource(
-        CommandLine, cli_parse_args=arguments, root_parser=parser, cli_parse_none_str="none"
-    )
-    return dict(source())
+    try:
+        source: Any = CliSettingsSource(
+            CommandLine, cli_parse_args=arguments, root_parser=parser, cli_parse_none_str="none"
+        )
+        return dict(source())
+    except SettingsError as error:
+        raise UserError(_not_json(error)) from None
+
+
+def _not_json(error: Exception) -> str:
+    """Describe what could not be read as JSON, in which names take quotes, as they do not in TOML."""
+    cause, summary = error.__cause__, str(error).partition(" from source")[0]
+    what = f"{summary}: got {cause.doc!r}: {cause}" if isinstance(cause, json.JSONDecodeError) else summary
+    return f'{what}; expected JSON, such as --rewards \'[{{"name": "shapes"}}]\''
 
 
 def resolve(source: str, overrides: dict[str, Any]) -> RunSettings:

@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from rollout.tiny.build import World, build_world
-from rollout.tools.real_models import REAL, RealModel
+from rollout.tiny.build import LATENT_CHANNELS, TEXT_WIDTH, World, build_text_encoder, build_vae, build_world
+from rollout.tiny.vocabulary import build_tokenizer
+from rollout.tools import tiny_text
+from rollout.tools.real_models import REAL, TOKENS, RealModel
 
-NAMES: Final = ("tiny", *REAL)
-"""Models that can be built; ``tiny`` is the bundled models' architecture with half the layers, for CPUs."""
+TINY_SIZES: Final = {"tiny": 32, "tiny-sd35": 64}
+"""Models for CPUs, with the pixels on a side for which they are made.
+
+``tiny`` is the bundled models' architecture with half the layers. ``tiny-sd35`` also has what SD3.5-medium
+has: three text encoders, prompts of 205 tokens, and a second attention in the first half of its blocks.
+"""
+
+NAMES: Final = (*TINY_SIZES, *REAL)
+"""Models that can be built."""
 
 PUBLISHED: Final = {model.hub: name for name, model in REAL.items()}
 """Names of the published models on the hub, with the names of their random counterparts."""
@@ -30,13 +39,13 @@ TINY: Final = World(size=(32, 32), tokens=14, layers=2)
 def save_random(name: str, folder: Path, dtype: str, seed: int = 0) -> None:
     """Write a random pipeline, one of `NAMES`, as a folder for ``from_pretrained``."""
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        pipeline = _tiny(seed) if name == "tiny" else _build(REAL[name], seed, dtype)
+        pipeline = _TINY[name](seed) if name in _TINY else _build(REAL[name], seed, dtype)
     _stir(pipeline.transformer, seed)
     pipeline.save_pretrained(folder)
 
 
 def save_configs(name: str, folder: Path) -> None:
-    """Write only the configurations of a model, one of `NAMES` except ``tiny``: they determine its shapes."""
+    """Write only the configurations of a model, a key of `REAL`: they determine its shapes."""
     real = REAL[name]
     with torch.device("meta"):
         parts = real.parts()
@@ -62,6 +71,31 @@ def _tiny(seed: int) -> Any:
     pipeline = build_world(TINY, seed)
     pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     return pipeline
+
+
+def _tiny_sd35(seed: int) -> Any:
+    """Build 2.2 M parameters in six blocks of width 96."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(TOKENS)
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, num_layers=6,
+        attention_head_dim=32, num_attention_heads=3, joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=96, pooled_projection_dim=2 * TEXT_WIDTH, pos_embed_max_size=8,
+        qk_norm="rms_norm", dual_attention_layers=(0, 1, 2),
+    )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=build_vae(),
+        text_encoder=build_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=build_text_encoder(tokenizer),
+        tokenizer_2=tokenizer,
+        **tiny_text.t5("_3", width=2 * TEXT_WIDTH),
+    )
+
+
+_TINY: Final = {"tiny": _tiny, "tiny-sd35": _tiny_sd35}
 
 
 def _build(model: RealModel, seed: int, dtype: str) -> Any:

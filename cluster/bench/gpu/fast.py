@@ -16,7 +16,7 @@ from cluster.bench.gpu.check import Setup
 from cluster.bench.gpu.kernels import profile_rows
 from cluster.bench.gpu.right import Sampled
 from cluster.bench.plain_loop import PlainLoop, supports
-from cluster.bench.step import ServiceStep, turn
+from cluster.bench.step import ServiceStep, turns
 from cluster.bench.subject import Subject, learner_of, requests, sampler_of
 from cluster.bench.table import Measurement
 from cluster.bench.timing import flops_of, matmul_peak, peak_gb, seconds
@@ -167,20 +167,21 @@ class _Workers:
         name = f"update of {_pairs(self.one, self.small)} pairs"
         yield from profile_rows(name, partial(self.learner.update, self.small), self.one.device)
 
-    def steps(self, turns: int) -> Iterator[Measurement]:
+    def steps(self, count: int) -> Iterator[Measurement]:
         """Measure whole steps, weights handed over, in turns with the plain loop if it supports the model."""
         one, ours = self.one, ServiceStep(self.one, self.sampler, self.learner, groups=1)
         if not supports(self.sampler.policy):
-            times = [seconds(partial(ours.step, number), one.device) for number in range(turns)]
+            times = [seconds(partial(ours.step, number), one.device) for number in range(count)]
             yield Measurement("step (s)", times, 3)
             return
         plain = PlainLoop(one, self.learner.settings, batch=min(8, self.batch))
-        both = [turn(one, ours, plain, groups=1, step=number) for number in range(turns)]
-        yield Measurement("step (s)", [found.ours for found in both], 3)
-        yield Measurement("plain loop (s)", [found.plain for found in both], 3)
-        ratios, aim = [found.plain / found.ours for found in both], FASTER if one.device == "cuda" else None
-        yield Measurement("plain loop / step", ratios, 2, least=aim)
-        yield Measurement("losses apart", [found.difference for found in both], 7, most=1e-2)
+        mine, theirs = turns(one, ours, plain, groups=1, steps=count)
+        yield Measurement("step (s)", mine.seconds, 3)
+        yield Measurement("plain loop (s)", theirs.seconds, 3)
+        ratios = [a / b for a, b in zip(theirs.seconds, mine.seconds, strict=True)]
+        yield Measurement("plain loop / step", ratios, 2, least=FASTER if one.device == "cuda" else None)
+        apart = [abs(a - b) for a, b in zip(mine.losses, theirs.losses, strict=True)]
+        yield Measurement("losses apart", apart, 7, most=1e-2)
 
     def velocity(self) -> Callable[[], Any]:
         """Build a forward pass of a batch, with both branches of the guidance."""

@@ -34,6 +34,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bench")
     names = ("sampler", "learner", "step")
     *calls, here = [[name, *SMALL, "--json", str(folder / name)] for name in names]
+    here[2] = "tiny-sd35"
     done = subprocess.run(
         [sys.executable, "-c", ALONE.format(calls=calls)],
         cwd=ROOT,
@@ -71,7 +72,16 @@ def test_the_learner_runs_all_pairs(found: dict[str, Any]) -> None:
 def test_both_steps_have_the_same_loss(found: dict[str, Any]) -> None:
     rows = found["step"]["rows"]
     assert rows["losses differ by, at most"][0] <= 1e-5
-    assert len(rows["plain loop / ours"]) == 2
+    assert len(rows["plain loop / ours"]) == len(rows["ours, processor (s)"]) == 2
+
+
+def test_rows_of_both_steps_are_counted(found: dict[str, Any]) -> None:
+    """With guidance and KL: Flow-GRPO's script has 4 passes and two backward passes per trained pair."""
+    steps, trained, rows = 3, 2, found["step"]["rows"]
+    assert rows["rows per image without gradients, plain loop"] == [2 * steps + 2 * trained]
+    assert rows["rows per image with, plain loop"] == [2 * trained]
+    assert rows["rows per image without gradients, ours"] == [2 * steps + 3 * trained]
+    assert rows["rows per image with, ours"] == [trained]
 
 
 def test_works_take_turns() -> None:
@@ -96,7 +106,7 @@ def test_a_table_shows_median_and_spread(capsys: pytest.CaptureFixture[str]) -> 
     [
         (
             ["sampler", "--random", "sd9"],
-            "--random: got 'sd9', expected one of tiny, sd3-medium, sd35-medium",
+            "--random: got 'sd9', expected one of tiny, tiny-sd35, sd3-medium, sd35-medium",
         ),
         (["sampler", "--model", "nowhere/at-all"], "model.path: nowhere/at-all is neither a folder"),
         (["learner", "--micro-bach", "3"], "--micro-bach: no such option"),

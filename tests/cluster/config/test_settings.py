@@ -90,6 +90,13 @@ def test_help_lists_the_objectives_keys(capsys: pytest.CaptureFixture[str]) -> N
         assert f"--learner.{key} " not in shown
 
 
+@pytest.mark.parametrize("value", ['[{name="jpeg"}]', '[{"name": "jpeg"', '[{"name": jpeg}]'])
+def test_a_value_that_is_not_json_is_one_line(value: str) -> None:
+    with pytest.raises(UserError, match=r'rewards.*expected JSON, such as --rewards .\[\{"name"') as refusal:
+        from_flags("--rewards", value)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_toml_file_of_ones_own_works_like_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(to_toml(from_flags("--steps", "9")), encoding="utf-8-sig")  # as Windows editors save it
