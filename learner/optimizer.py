@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,10 @@ class _Holding:
 
 
 class HoldingAdamW(_Holding, torch.optim.AdamW):
-    """AdamW with float32 moments, from torch itself, so that nothing is compiled at the start."""
+    """AdamW with float32 moments, from torch itself, so that nothing is compiled at the start.
+
+    On a CPU, also for a GPU's offloaded state, torch's fused step takes a quarter of the time.
+    """
 
 
 def build_optimizer(parameters: NamedParameters, settings: LearnerSettings) -> Any:
@@ -43,7 +47,8 @@ def build_optimizer(parameters: NamedParameters, settings: LearnerSettings) -> A
     Raises:
         RuntimeError: if the optimizer is the 8-bit one and bitsandbytes is not installed.
     """
-    optimizer = _class_of(settings)(
+    on_cpu = settings.offload != "none" or not parameters[0][1].is_cuda
+    optimizer = _class_of(settings, fused=on_cpu)(
         [p for _, p in parameters],
         lr=settings.learning_rate,
         betas=settings.betas,
@@ -54,9 +59,9 @@ def build_optimizer(parameters: NamedParameters, settings: LearnerSettings) -> A
     return optimizer
 
 
-def _class_of(settings: LearnerSettings) -> Any:
+def _class_of(settings: LearnerSettings, *, fused: bool) -> Any:
     if settings.optimizer == "adamw":
-        return HoldingAdamW
+        return partial(HoldingAdamW, fused=fused or None)  # None lets torch choose
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
