@@ -61,6 +61,18 @@ def build_engine(
     return engine
 
 
+def partition(module: nn.Module, settings: LearnerSettings, device: str) -> None:
+    """Divide a module among the ranks under ZeRO-3, so that a GPU never holds the whole; collective.
+
+    Parameters are taken one by one from where they were loaded; the engine would first move all of them.
+    """
+    import deepspeed
+
+    deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config(settings))
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
+
+
 def build_frozen(transformer: Any, settings: LearnerSettings) -> Any:
     """Wrap a frozen model under ZeRO-3, for a reference policy that is too large to be whole on a rank."""
     import deepspeed

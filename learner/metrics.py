@@ -15,8 +15,12 @@ from learner.objectives.base import Metric, Terms
 class UpdateMetrics:
     """A collector of the terms of every mini-batch, whose values stay on the device until `reduce`."""
 
-    def __init__(self, metrics: Sequence[Metric], steps: int) -> None:
-        """Start empty, for the objective's ``metrics``; ``steps`` is the schedule's length."""
+    def __init__(self, metrics: Sequence[Metric], steps: int, together: int = 1) -> None:
+        """Start empty, for the objective's ``metrics``; ``steps`` is the schedule's length.
+
+        ``together`` ranks have the same rows each, of which they divide the tokens.
+        """
+        self.together = together
         self.means = [metric for metric in metrics if metric.reduce != "max"]
         self.largest = [metric for metric in metrics if metric.reduce == "max"]
         self.steps = steps
@@ -67,6 +71,7 @@ class UpdateMetrics:
             dist.all_reduce(loss)
             if self.largest:
                 dist.all_reduce(peaks, op=dist.ReduceOp.MAX)
+            table, loss = table / self.together, loss / self.together
         table = table.cpu()
         return {
             "loss": loss.item() / table[:, 0].sum().item(),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learner.engine import build_frozen
+from learner.engine import build_frozen, partition
 from learner.settings import LearnerSettings
 from rollout.families.transformer import adapter_off
 from rollout.settings import ModelSettings
@@ -36,6 +36,7 @@ class Reference:
     def join(self) -> None:
         """Partition the copy over the ranks under ZeRO-3; a collective operation."""
         if self.partitioned:
+            partition(self.copy, self.learner, self.device)
             self.copy = build_frozen(self.copy, self.learner)
 
     @contextmanager

@@ -39,6 +39,9 @@ class LearnerSettings(Settings):
     """Updates of the policy by an objective."""
 
     ranks: int = Field(1, ge=1, description="data-parallel DeepSpeed ranks")
+    sequence_parallel: int = Field(
+        1, ge=1, description="consecutive ranks that divide the tokens of each candidate (Ulysses)"
+    )
     gpus: float = Field(1, ge=0, description="GPUs per rank; 0 trains on the CPU over gloo")
     threads: int = Field(1, ge=1, description="CPU threads per rank")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
@@ -62,7 +65,7 @@ class LearnerSettings(Settings):
     max_skipped: int = Field(
         4, ge=1, description="optimizer steps in a row skipped as non-finite before stopping"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none", description="keep on the CPU: the optimizer's state, or with ZeRO 3 the parameters as well"
     )
@@ -75,6 +78,11 @@ class LearnerSettings(Settings):
     bucket_mb: float = Field(
         128, gt=0, description="size in MB of the parts in which weights are sent to the samplers"
     )
+
+    @property
+    def shares(self) -> int:
+        """Count the shares into which ranks divide an update's candidates."""
+        return self.ranks // self.sequence_parallel
 
     def pairs(self, tokens: int) -> int:
         """Count the (trajectory, step) pairs of a forward pass, for candidates with that many image tokens.
@@ -101,6 +109,10 @@ class LearnerSettings(Settings):
             raise ValueError("offload = 'optimizer' needs zero_stage 1, 2 or 3, got 0")
         if self.offload == "parameters" and self.zero_stage != 3:
             raise ValueError(f"offload = 'parameters' needs zero_stage 3, got {self.zero_stage}")
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel must divide ranks, {self.ranks}, got {self.sequence_parallel}"
+            )
         if self.ranks > 1 and 0 < self.gpus <= 0.5:
             raise ValueError(
                 f"gpus must be above 0.5 with {self.ranks} ranks, got {self.gpus:g}: else two share a GPU, "

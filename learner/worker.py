@@ -28,6 +28,7 @@ from learner.records import Update, Written
 from learner.reference import Reference
 from learner.settings import LearnerSettings
 from rollout.families.registry import load_policy
+from rollout.families.sequence_parallel import divide
 from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import allow_tf32, keep_freed_memory
 from rollout.weights import buckets, checksum, flatten, numel_of, trainable
@@ -55,7 +56,10 @@ class LearnerWorker:
             keep_freed_memory()
         allow_tf32(model.dtype)
         self.model, self.rollout, self.settings, self.horizon = model, rollout, learner, horizon
-        self.policy = load_policy(model, rollout, device=self.device, seed=seed, whole=False)
+        # Under ZeRO-3 the model is divided among the ranks from the CPU's memory: see `join`.
+        self.policy = load_policy(
+            model, rollout, device=self.device, seed=seed, whole=False, placed=learner.zero_stage < 3
+        )
         if learner.gradient_checkpointing:
             self.policy.transformer.enable_gradient_checkpointing()
         self.micro_batch = learner.pairs(self.policy.tokens)
@@ -84,6 +88,13 @@ class LearnerWorker:
         """Form the process group with the other ranks and build the engine; every rank calls it."""
         self.rank, self.world = rank, world
         deepspeed_engine.join(rank, world, address, port, gpu=self.gpu)
+        # A world of one stands for any number of ranks: the loop without Ray has one.
+        self.together = self.settings.sequence_parallel if world > 1 else 1
+        if self.together > 1:
+            for transformer in filter(None, (self.policy.transformer, self.reference.copy)):
+                divide(transformer, self.together, world, self.device)
+        if self.settings.zero_stage == 3:
+            deepspeed_engine.partition(self.policy.transformer, self.settings, self.device)
         self.reference.join()
         self.engine = deepspeed_engine.build_engine(
             self.policy.transformer, self.parameters, self.settings, self.horizon
@@ -125,7 +136,7 @@ class LearnerWorker:
             applied since the run began), and this rank's trajectories and parameters that are not finite.
         """
         started = time.perf_counter()
-        metrics = UpdateMetrics(self.objective.metrics, self.rollout.steps)
+        metrics = UpdateMetrics(self.objective.metrics, self.rollout.steps, self.together)
         with self.reference.on_device():
             for number, (share, parts) in enumerate(zip(work.shares, self._minibatches(work), strict=True)):
                 largest = max(one.weight for one in share)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rollout.families.prompt_lengths import cut_prompts
 from rollout.families.registry import load_policy
+from rollout.families.sequence_parallel import check_division
 from rollout.settings import ModelSettings, RolloutSettings, Settings
 
 if TYPE_CHECKING:
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
 class Question(Settings):
     """A model, its rollout settings, and prompts by the name of their file.
 
-    ``elsewhere`` means that the samplers run on other machines, whose packages are unknown here.
+    ``elsewhere`` means that the samplers run on other machines, whose packages are unknown here;
+    ``sequence_parallel`` ranks of the learner divide the tokens of a candidate.
     """
 
     model: ModelSettings
     rollout: RolloutSettings
     prompts: dict[str, tuple[str, ...]]
     elsewhere: bool
+    sequence_parallel: int = 1
 
 
 def remarks_on(question: Question) -> list[str]:
@@ -52,6 +55,8 @@ def remarks_on(question: Question) -> list[str]:
     for key in ("steps", "eval_steps"):
         _check_schedule(policy, key, getattr(question.rollout, key))
     policy.check_text_tokens()
+    if question.sequence_parallel > 1:
+        check_division(policy, model.attention, question.sequence_parallel)
     readers = policy.text_readers(policy.load_tokenizers(model.path))
     return [*remarks, *filter(None, [policy.adapter]), *cut_prompts(readers, question.prompts)]
 

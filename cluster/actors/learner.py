@@ -121,10 +121,10 @@ class Learner:
         """Train on a step's kept candidates, and merge the suspects and broken parameters of all ranks."""
         work = rank_updates(
             selection.kept, groups,
-            ranks=len(self.actors), updates=self.settings.updates, seed=self.seed, step=step,
+            ranks=self.settings.shares, updates=self.settings.updates, seed=self.seed, step=step,
             units=self.objective.units(selection.kept),
         )  # fmt: skip
-        calls = [wire.spread(part) for part in work]
+        calls = [wire.spread(part) for part in work for _ in range(self.settings.sequence_parallel)]
         results: list[Update] = await self._every("update", calls, gather=wire.gather)
         suspects = sorted({number for update in results for number in update.suspects})
         broken = dict.fromkeys(name for update in results for name in update.broken)

@@ -30,6 +30,7 @@ def check_model(settings: RunSettings, train: tuple[Prompt, ...], held_out: tupl
         "rollout": settings.rollout.model_dump(mode="json"),
         "prompts": {str(path): [prompt.text for prompt in read] for path, read in files},
         "elsewhere": bool(joined(settings.cluster)),
+        "sequence_parallel": settings.learner.sequence_parallel,
     }
     answer = json.loads(_ask(json.dumps(question)))
     if reason := answer.get("refused"):

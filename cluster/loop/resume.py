@@ -21,8 +21,8 @@ from rollout.settings import explain
 SAFE: Final = (
     "folder", "preset", "steps", "eval_every", "image_every", "checkpoint_every", "checkpoints",
     "keep_checkpoints", "best_by", "max_empty_batches", "cluster.*", "rollout.*workers", "rollout.gpus",
-    "rollout.threads", "learner.ranks", "learner.gpus", "learner.threads", "learner.bucket_mb",
-    "learner.max_skipped", "rewards.*.workers", "rewards.*.gpus", "rewards.*.deadline",
+    "rollout.threads", "learner.ranks", "learner.sequence_parallel", "learner.gpus", "learner.threads",
+    "learner.bucket_mb", "learner.max_skipped", "rewards.*.workers", "rewards.*.gpus", "rewards.*.deadline",
     "rewards.*.threads", "rewards.*.attempts", "rewards.*.runtime_env*",
     "eval_rewards.*.workers", "eval_rewards.*.gpus", "eval_rewards.*.deadline", "eval_rewards.*.threads",
     "eval_rewards.*.attempts", "eval_rewards.*.runtime_env*", "guard.*",

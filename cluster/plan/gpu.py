@@ -26,6 +26,8 @@ from rollout.tools.real_models import TOKENS
 
 OVERHEAD_GB: Final = 1.5
 """Overhead of a process on a GPU: its context, the libraries' workspaces, and the allocator's rounding."""
+GATHERED: Final = 1e9
+"""Parameters that DeepSpeed keeps whole at once under ZeRO-3, its ``stage3_max_live_parameters``."""
 FLOAT32: Final = 0.3
 """Speed of decoding, which is in float32 with convolutions in TF32, as a share of that of other work.
 
@@ -145,13 +147,16 @@ def _learner(settings: RunSettings, sizes: Sizes) -> dict[str, float]:
     sharded = {level: 1 / ranks if stage >= level else 1.0 for level in (1, 2, 3)}
     moments = 2 if learner.optimizer == "adamw8bit" else 8
     optimizer = sizes.trained * moments * sharded[1]
+    whole = GATHERED * (4 if model.dtype == "float32" else 2) if stage == 3 else 0.0
+    live = max(sizes.training.live, anchored * sizes.reference.live)
     return {
         "weights": 0.0 if learner.offload == "parameters" else sizes.weights * sharded[3],
+        "gathered": min(whole, sizes.weights),
         "gradients": 4 * sizes.trained * sharded[2],
         "optimizer": 0.0 if learner.offload != "none" else optimizer,
         "average": 4 * sizes.trained * sharded[3],
         "reference": sizes.weights * sharded[3] if anchored and not model.lora_rank else 0.0,
-        "activations": max(sizes.training.live, anchored * sizes.reference.live),
+        "activations": live / learner.sequence_parallel,
     }
 
 
@@ -192,7 +197,7 @@ def _sizes(settings: RunSettings, path: str) -> Sizes:
 def share(settings: RunSettings, learner: LearnerSettings) -> int:
     """Count the trajectories of a rank in an update."""
     kept = settings.groups_per_step * settings.selection.keep
-    return -(-kept // (learner.updates * learner.ranks))
+    return -(-kept // (learner.updates * learner.shares))
 
 
 def _prompt_length(folder: Path) -> int:

@@ -47,9 +47,18 @@ class DiffusersPolicy(ABC):
     """The key of the transformer's configuration that has the width of a prompt's states."""
 
     def __init__(
-        self, model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool
+        self,
+        model: ModelSettings,
+        rollout: RolloutSettings,
+        *,
+        device: str,
+        seed: int,
+        whole: bool,
+        placed: bool = True,
     ) -> None:
         """Load the pipeline, or only its transformer and scheduler when nothing is decoded or encoded.
+
+        Without ``placed`` the transformer stays in the CPU's memory.
 
         Raises:
             ValueError: if the image size does not fit the model, or `check` refuses the settings.
@@ -70,7 +79,7 @@ class DiffusersPolicy(ABC):
         else:
             transformer = self._load_transformer(model.path)
             self.scheduler = self._load_part(model.path, "scheduler")
-        self.transformer = transformer.to(self.device)
+        self.transformer = transformer.to(self.device) if placed else transformer
         if model.attention is not None:
             switch_attention(self.transformer, model.attention)
         self.adapter = prepare(self.transformer, model, self.lora_targets, seed, self.index["_class_name"])

@@ -76,8 +76,8 @@ class Flux2(DiffusersPolicy):
             timestep=timestep / 1000,
             guidance=torch.full_like(timestep, self.rollout.guidance) if distilled else None,
             encoder_hidden_states=text["hidden"],
-            txt_ids=coordinates(1, 1, 1, text["hidden"].shape[1], device=x.device),
-            img_ids=coordinates(1, self.high, self.wide, 1, device=x.device),
+            txt_ids=coordinates(1, 1, 1, text["hidden"].shape[1], device=x.device)[None],
+            img_ids=coordinates(1, self.high, self.wide, 1, device=x.device)[None],
             return_dict=False,
         )[0]
         return v.transpose(1, 2).reshape(x.shape)

@@ -155,7 +155,17 @@ def _checked(name: str, found: Any) -> Any:
 
 
 def load_policy(
-    model: ModelSettings, rollout: RolloutSettings, *, device: str, seed: int, whole: bool = True
+    model: ModelSettings,
+    rollout: RolloutSettings,
+    *,
+    device: str,
+    seed: int,
+    whole: bool = True,
+    placed: bool = True,
 ) -> Any:
-    """Load the adapter of a pipeline, with its LoRA layers; without ``whole`` only the transformer."""
-    return family_class(model.path, model.family)(model, rollout, device=device, seed=seed, whole=whole)
+    """Load the adapter of a pipeline, with its LoRA layers; without ``whole`` only the transformer.
+
+    Without ``placed`` the transformer stays in the CPU's memory.
+    """
+    made = family_class(model.path, model.family)
+    return made(model, rollout, device=device, seed=seed, whole=whole, placed=placed)

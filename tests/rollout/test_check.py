@@ -20,9 +20,12 @@ from tests.rollout.conftest import Folder
 
 
 def ask(path: Path | str, rollout: RolloutSettings, *prompts: str, **model: Any) -> Any:
+    asked: dict[str, Any] = {name: model.pop(name) for name in ("sequence_parallel",) if name in model}
     elsewhere = model.pop("elsewhere", False)
     settings = ModelSettings(path=str(path), **model)
-    return answer(Question(model=settings, rollout=rollout, prompts={"p.txt": prompts}, elsewhere=elsewhere))
+    return answer(
+        Question(model=settings, rollout=rollout, prompts={"p.txt": prompts}, elsewhere=elsewhere, **asked)
+    )
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -55,6 +58,33 @@ def test_many_cut_prompts_are_named_by_the_first(folder: Folder) -> None:
 
 def test_sd3_needs_no_text(folder: Folder) -> None:
     assert ask(folder("sd3"), TINY["sd3"].settings(text_tokens=0), "a") == {"remarks": []}
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2_dev", "flux2_klein", "qwen_image", "wan", "wan_5b"])
+def test_tokens_that_two_ranks_can_divide_are_not_refused(name: str, folder: Folder) -> None:
+    assert ask(folder(name), TINY[name].settings(), "a cat", sequence_parallel=2) == {"remarks": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "ranks", "why"),
+    [
+        ("sd3", {}, 2, "got 2, but diffusers cannot divide a SD3Transformer2DModel"),
+        ("wan", {}, 4, "got 4, expected a divisor of the model's 2 attention heads"),
+        ("wan", {"width": 48, "height": 16, "frames": 1}, 2, "the model's 3 image tokens"),
+        ("flux", {"text_tokens": 47}, 2, "the model's 47 prompt tokens (rollout.text_tokens)"),
+    ],
+)
+def test_tokens_that_cannot_be_divided_are_refused(
+    name: str, changes: dict[str, Any], ranks: int, why: str, folder: Folder
+) -> None:
+    found = ask(folder(name), TINY[name].settings(**changes), "a cat", sequence_parallel=ranks)
+    assert found["refused"].startswith("learner.sequence_parallel: got ")
+    assert why in found["refused"]
+
+
+def test_an_attention_that_cannot_be_divided_is_refused(folder: Folder) -> None:
+    found = ask(folder("wan"), TINY["wan"].settings(), "a", attention="flex", sequence_parallel=2)
+    assert found["refused"] == "learner.sequence_parallel: got 2, but not with model.attention = 'flex'"
 
 
 def test_a_backend_of_other_machines_is_judged_by_its_name(folder: Folder) -> None:

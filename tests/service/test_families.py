@@ -14,8 +14,14 @@ from tests.support.service_process import FLAGS, Service, metrics_of, prepare
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name != "sd3"])  # SD3's is every other test
-def test_a_family_trains_end_to_end(name: str, tmp_path: Path) -> None:
+DIVIDED = "--learner.ranks 2 --learner.sequence_parallel 2 --learner.zero_stage 3"
+
+
+@pytest.mark.parametrize(
+    ("name", "learner"),
+    [*((name, "") for name in TINY if name != "sd3"), ("wan", DIVIDED)],  # SD3's is every other test
+)
+def test_a_family_trains_end_to_end(name: str, learner: str, tmp_path: Path) -> None:
     rollout = TINY[name].settings(gpus=0, workers=1)
     model = TINY[name].save(tmp_path / "model")
     sizes = {"width", "height", "frames", "guidance", "text_tokens"}
@@ -24,7 +30,7 @@ def test_a_family_trains_end_to_end(name: str, tmp_path: Path) -> None:
     inputs[inputs.index("--rewards") + 1] = '[{"name": "jpeg"}]'  # the world's own reward wants its size
     more = "--model.lora_rank 4 --steps 2 --learner.learning_rate 0.03 --learner.ema_every 1 --folder".split()
     run = tmp_path / "run"
-    service = Service(["shapes", *FLAGS, *inputs, *flags, *more, str(run)], run)
+    service = Service(["shapes", *FLAGS, *inputs, *flags, *learner.split(), *more, str(run)], run)
     try:
         assert service.finish() == 0, service.output
     finally:

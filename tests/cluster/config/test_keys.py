@@ -12,9 +12,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
+from cluster.config.errors import UserError
 from cluster.config.key_help import print_keys
 from cluster.config.keys import COMMON, Key, common, sections
 from cluster.config.settings import RunSettings
+from cluster.config.sources import parse_overrides, resolve
 
 
 def models_of(annotation: typing.Any) -> list[type[BaseModel]]:
@@ -64,7 +66,7 @@ def test_all_keys_are_found() -> None:
         ("rollout.noise_level", "number > 0, <= 1.5", "0.7"),
         ("selection.rms_match", "true | false", "false"),
         ("selection.margin", "total | each", "total"),
-        ("learner.zero_stage", "0 | 1 | 2 | 3", "1"),
+        ("learner.zero_stage", "integer >= 0, <= 3", "1"),
         ("learner.betas", "list of number, number", "[0.9, 0.999]"),
         ("model.lora_targets", "list of text", "empty"),
         ("rewards", "list of tables, at least 1", "required"),
@@ -109,3 +111,24 @@ def test_the_short_help_shows_the_keys_that_are_set_most_often() -> None:
 
 def test_descriptions_are_text_and_not_markup() -> None:
     assert "[[rewards]]" in shown(whole=True)
+
+
+def test_every_default_can_be_written_as_a_flag() -> None:
+    """Values arrive as text: a key whose numbers are fixed choices would refuse them all."""
+    plain = {
+        name: key.default
+        for name, key in KEYS.items()
+        if key.default not in ("none", "empty", "required") and "N" not in name.split(".")
+    }
+    assert len(plain) > 60
+    refused = {name for name, default in plain.items() if f"{name}: Input" in refusal(f"--{name}", default)}
+    assert not refused
+
+
+def refusal(*flags: str) -> str:
+    """Return why the flags are refused, such as for contradicting another key of the preset."""
+    try:
+        resolve("shapes", parse_overrides(list(flags), "prog"))
+    except UserError as error:
+        return str(error)
+    return ""

@@ -147,6 +147,9 @@ def test_roles_hold_what_their_settings_say() -> None:
     whole = parts(gpu(model={"lora_rank": 0}, learner={"zero_stage": 3}), "learner")
     assert whole["weights"] == whole["reference"] == pytest.approx(4e6 / 8)
     assert parts(gpu(learner={"offload": "optimizer"}), "learner")["optimizer"] == 0
+    assert (found["gathered"], whole["gathered"]) == (0, pytest.approx(4e6))  # a layer's at most, here all
+    divided = parts(gpu(learner={"sequence_parallel": 4}), "learner")
+    assert divided["activations"] == pytest.approx(found["activations"] / 4)
     assert parts(gpu(), "rollout")["encoders"] > 10e9
     assert parts(gpu(rollout={"offload_text": True}), "rollout")["encoders"] == 0
 
