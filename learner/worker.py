@@ -75,6 +75,7 @@ class LearnerWorker:
         self.staging: Tensor | None = None
         self.storage = Storage()
         self.updates = self.skipped_in_a_row = 0
+        self.together = 1  # ranks that divide the tokens of each row
 
     def _models(self) -> Models:
         """Build the models that the objective calls; they use the engine, which `join` builds later."""
@@ -88,9 +89,8 @@ class LearnerWorker:
         """Form the process group with the other ranks and build the engine; every rank calls it."""
         self.rank, self.world = rank, world
         deepspeed_engine.join(rank, world, address, port, gpu=self.gpu)
-        # A world of one stands for any number of ranks: the loop without Ray has one.
-        self.together = self.settings.sequence_parallel if world > 1 else 1
-        if self.together > 1:
+        if world > 1 and self.settings.sequence_parallel > 1:  # a world of one stands for any
+            self.together = self.settings.sequence_parallel
             for transformer in filter(None, (self.policy.transformer, self.reference.copy)):
                 divide(transformer, self.together, world, self.device)
         if self.settings.zero_stage == 3:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from torch import Tensor
+from torch import Tensor, nn
 
 from rollout.families.embeddings import Embedder, known_identity, source_of
 from rollout.families.pipeline_parts import add_text_encoders, read_pipeline, text_encoders
@@ -152,7 +152,8 @@ class DiffusersPolicy(ABC):
         # On the meta device a model has only shapes, which are enough to count; nothing is read.
         made = getattr(diffusers, self.index["transformer"][1])
         with self.device:
-            return made.from_config(made.load_config(path, subfolder="transformer")).to(self.dtype)
+            model = made.from_config(made.load_config(path, subfolder="transformer"))
+        return nn.Module.to(model, self.dtype)  # diffusers' own warns about layers kept in float32
 
     def _grid(self) -> tuple[int, int]:
         cell, width, height = self.cell(), self.rollout.width, self.rollout.height

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from cluster.bench.gpu.check import Setup
 from cluster.bench.gpu.kernels import profile_rows
 from cluster.bench.gpu.right import Sampled
+from cluster.bench.gpu.sizes import DTYPE, OTHER, SHAPES, folder_of, guided_pass, subject_of
 from cluster.bench.plain_loop import PlainLoop, supports
 from cluster.bench.step import ServiceStep, turns
 from cluster.bench.subject import Subject, learner_of, requests, sampler_of
@@ -24,45 +24,19 @@ from cluster.plan.speed import DECODING, FORWARD, IMAGES, LEARNER, MATRIX_PEAK, 
 from learner.objectives.flow_grpo import FlowGRPOSettings
 from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
-from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tools.random_models import NAMES, save_random
 
-DTYPE: Final = {"cuda": "bfloat16", "cpu": "float32"}
 SHARES: Final = {"sampler": 50.0, LEARNER: 45.0}
 """Targets on a GPU: percent of the peak of matrix products."""
 FASTER: Final = 2.0
 """Target on a GPU: the plain loop's time in that of our step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes at which a model is measured, as settings of the sampler."""
-
-    rollout: dict[str, Any]
-    lora_rank: int = 32
-    turns: int = 1
-    """Whole steps in turns with the plain loop, which takes long."""
-
-
-SHAPES: Final = {
-    "tiny": Shape({"width": 32, "height": 32, "steps": 3, "batch": 4, "text_tokens": 0}, turns=2),
-    "sd35-medium": Shape({"batch": 16}),
-    "sana-1.6b": Shape({"batch": 16}),
-    "qwen-image": Shape({"batch": 2}),
-    "flux2-dev": Shape({"batch": 2}),
-    "wan21-1.3b": Shape({"width": 416, "height": 240, "frames": 33, "batch": 2}),
-    "wan21-14b": Shape({"width": 416, "height": 240, "frames": 33, "batch": 1}),
-    "wan22-5b": Shape({"width": 416, "height": 224, "frames": 33, "batch": 1}),
-}
-OTHER: Final = Shape({"batch": 4})
-"""The sizes for other models, and for a pipeline of the user's own."""
-
-
 def built(setup: Setup) -> Iterator[Measurement]:
     """Write a random model, and measure the peak of the chip in the precisions that it may run in."""
     began = time.perf_counter()
     if setup.model in NAMES:
-        save_random(setup.model, _folder(setup), DTYPE[setup.device])
+        save_random(setup.model, folder_of(setup), DTYPE[setup.device])
         yield Measurement("model written (s)", [time.perf_counter() - began], 1)
     for dtype in ("bfloat16", "float16") if setup.gpus else ("float32",):
         peak = matmul_peak(setup.device, dtype) / 1e12
@@ -74,7 +48,7 @@ def step(setup: Setup) -> Iterator[Measurement]:
 
     A step is a batch of images of one prompt, with guidance 4.5, all trained with KL in one optimizer step.
     """
-    workers, shape = _Workers(_subject(setup)), SHAPES.get(setup.model, OTHER)
+    workers, shape = _Workers(subject_of(setup)), SHAPES.get(setup.model, OTHER)
     yield from workers.rows("not compiled", repeats=shape.turns)
     if setup.gpus:
         yield from workers.compiled()
@@ -110,7 +84,7 @@ class _Workers:
         """Measure the sampler, its parts, and the learner, after their first calls."""
         one, policy, pairs = self.one, self.sampler.policy, _pairs(self.one, self.work)
         latents = torch.randn(self.batch, *policy.latent_shape(), device=one.device)
-        velocity = self.velocity()
+        velocity = guided_pass(one, policy)
         works: dict[str, Callable[[], Any]] = {
             f"{how}: {self.batch} images (s)": lambda: self.sampler.sample(self.asked),
             f"{how}: {DECODING}": lambda: policy.decode(latents),
@@ -163,7 +137,8 @@ class _Workers:
 
     def profiles(self) -> Iterator[Measurement]:
         """Profile a forward pass and a small update."""
-        yield from profile_rows("a forward pass with guidance", self.velocity(), self.one.device)
+        work = guided_pass(self.one, self.sampler.policy)
+        yield from profile_rows("a forward pass with guidance", work, self.one.device)
         name = f"update of {_pairs(self.one, self.small)} pairs"
         yield from profile_rows(name, partial(self.learner.update, self.small), self.one.device)
 
@@ -183,28 +158,9 @@ class _Workers:
         apart = [abs(a - b) for a, b in zip(mine.losses, theirs.losses, strict=True)]
         yield Measurement("losses apart", apart, 7, most=1e-2)
 
-    def velocity(self) -> Callable[[], Any]:
-        """Build a forward pass of a batch, with both branches of the guidance."""
-        policy = self.sampler.policy
-        encoded = policy.encode(self.asked[0].prompt.text)
-        conditioning = {name: torch.stack([value] * self.batch) for name, value in encoded.items()}
-        x = torch.randn(self.batch, *policy.latent_shape(), device=self.one.device)
-        timestep = torch.full((self.batch,), 500.0, device=self.one.device)
-        return torch.no_grad()(lambda: policy.velocity(policy.transformer, x, timestep, conditioning))
-
     def _times(self, work: Callable[[], Any], repeats: int) -> list[float]:
         work()
         return [seconds(work, self.one.device) for _ in range(repeats)]
-
-
-def _subject(setup: Setup) -> Subject:
-    shape = SHAPES.get(setup.model, OTHER)
-    path = str(_folder(setup)) if setup.model in NAMES else setup.model
-    model = ModelSettings(path=path, dtype=DTYPE[setup.device], lora_rank=shape.lora_rank)
-    rollout = RolloutSettings.model_validate(
-        {"storage": "bfloat16", "gpus": setup.gpus, "threads": torch.get_num_threads(), **shape.rollout}
-    )
-    return Subject(model, rollout, setup.device)
 
 
 def _settings(one: Subject) -> LearnerSettings:
@@ -227,7 +183,3 @@ def _pairs(one: Subject, work: RankUpdate) -> int:
 def _held(one: Subject) -> float:
     """Return the GB that are allocated on the GPU."""
     return torch.cuda.memory_allocated() / 1e9 if one.device == "cuda" else 0.0
-
-
-def _folder(setup: Setup) -> Path:
-    return setup.folder / setup.model

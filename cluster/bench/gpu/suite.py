@@ -44,6 +44,7 @@ RIGHT: Final = (
 FAST: Final = (
     Check("fast", "model and peak", "cluster.bench.gpu.fast:built", 40),
     Check("fast", "step", "cluster.bench.gpu.fast:step", 330),
+    Check("fast", "attention", "cluster.bench.gpu.attention:attention", 30),
 )
 WHOLE: Final = (
     Check("whole", "engines", "cluster.bench.gpu.whole:engines", 60, ("deepspeed",)),

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cluster.bench.__main__ import main
-from cluster.bench.gpu import right, suite, waits, whole
+from cluster.bench.gpu import right, sizes, suite, waits, whole
+from cluster.bench.gpu.attention import attention
 from cluster.bench.gpu.check import Check, Outcome, Setup, judged
 from cluster.bench.gpu.isolated import Isolation
 from cluster.bench.gpu.kernels import busy, kind_of
@@ -49,7 +50,7 @@ def test_a_suite_on_a_cpu_is_right_and_says_how_fast_it_was(tmp_path: Path) -> N
     assert {one["check"]: one["status"] for one in report["checks"]} == {
         "families": "passed", "half precision": "passed", "objectives": "passed", "export": "passed",
         "waits": "passed", "8-bit optimizer": "skipped", "flash attention": "skipped",
-        "model and peak": "passed", "step": "passed",
+        "model and peak": "passed", "step": "passed", "attention": "skipped",
     }  # fmt: skip
     assert report["machine"]["cores"] == os.cpu_count()
     rows = {row["name"]: row["values"] for one in report["checks"] for row in one["rows"]}
@@ -75,6 +76,17 @@ def test_a_check_that_crashes_hangs_or_raises_takes_no_other_with_it(tmp_path: P
     assert outcome("raising").reason.strip().endswith("ValueError: as planted")
     assert outcome("skipping").reason == "not here"
     assert outcome("passing").status == "passed"
+
+
+def test_kernels_of_attention_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = TINY["flux"].settings(gpus=1).model_dump(include={"width", "height", "text_tokens"})
+    monkeypatch.setattr(sizes, "OTHER", sizes.Shape({"batch": 2, **small}, lora_rank=4))
+    model = str(TINY["flux"].save(tmp_path / "flux"))
+    rows = {row.name: row.values for row in attention(Setup("cpu", tmp_path, model))}
+    assert all(min(values) > 0 for values in rows.values())
+    assert {
+        f"a forward pass with model.attention = {name!r} (s)" for name in ("native", "_native_flash")
+    } <= {*rows}
 
 
 def test_wrong_log_probs_are_found(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
