@@ -22,6 +22,7 @@ from cluster.config.settings import RunSettings
 from cluster.config.sources import resolve
 from cluster.plan.estimate import Estimate, Hardware, Need
 from cluster.plan.placement import crowded
+from cluster.plan.room import room
 from cluster.plan.speed import PEAK, guessed, measured
 
 UNITS: Final = {"GB": 1e9, "GIB": 2**30}
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     console.print(_memory_table(estimate.needs))
     console.print(_time_table(settings, estimate, hardware))
     console.print(f"from {estimate.basis}", markup=False, highlight=False)
+    for line in () if problems else room(estimate.needs, estimate.batches, hardware.memory):
+        console.print(f"leaves room for: {line}", markup=False, highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"does not fit: {problem}", markup=False, highlight=False, soft_wrap=True)
     return Status.FAILED if problems else Status.DONE

@@ -59,6 +59,16 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of a forward pass of a role: the key that sets them, their number, and the most there are."""
+
+    key: str
+    role: str
+    size: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """The seconds of every stage of a step, the needs of every role, and the basis of the estimate.
 
@@ -70,6 +80,7 @@ class Estimate:
     overlaps: bool
     basis: str
     parts: Mapping[str, float] = field(default_factory=dict)
+    batches: Sequence[Batch] = ()
 
     @property
     def step(self) -> float:

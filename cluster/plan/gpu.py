@@ -12,7 +12,7 @@ from typing import Final
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from cluster.plan.estimate import Estimate, Hardware, Need, Speed
+from cluster.plan.estimate import Batch, Estimate, Hardware, Need, Speed
 from cluster.plan.placement import Placement, place
 from cluster.plan.reward_costs import reward_memory, seconds_per_image
 from cluster.plan.step import sampling_passes
@@ -72,7 +72,19 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
         overlaps=settings.max_staleness > 0 and not placed.shared("rollout", "learner"),
         basis=f"{speed.basis}; not counted: {left_out}",
         parts={"sample": sampling, **{f"score by {name}": seconds for name, seconds in scoring.items()}},
+        batches=_batches(settings, model.sizes),
     )
+
+
+def _batches(settings: RunSettings, sizes: Sizes) -> list[Batch]:
+    """Return the sampler's and the learner's: at most a step's images and an update's pairs per process."""
+    candidates = settings.selection.candidates + settings.selection.previews
+    images = settings.groups_per_step * candidates // settings.rollout.workers
+    pairs = share(settings, settings.learner) * settings.rollout.trained_steps
+    return [
+        Batch("rollout.batch", "rollout", settings.rollout.batch, max(images, settings.rollout.batch)),
+        Batch("learner.micro_batch", "learner", sizes.pairs, pairs),
+    ]
 
 
 def _together(sampling: float, scoring: Mapping[str, float], placed: Placement) -> float:

@@ -19,10 +19,11 @@ from cluster.plan import cpu as plan_cpu
 from cluster.plan import gpu as plan_gpu
 from cluster.plan import measure as plan_roles
 from cluster.plan.__main__ import main, shortages
-from cluster.plan.estimate import Estimate, Hardware, Need, Speed
+from cluster.plan.estimate import Batch, Estimate, Hardware, Need, Speed
 from cluster.plan.measure import Measured
 from cluster.plan.placement import crowded, place
 from cluster.plan.reward_costs import COSTS
+from cluster.plan.room import room
 from cluster.plan.speed import measured
 from rewards.settings import RewardSettings
 from rollout.families.published import PUBLISHED_SIZES
@@ -125,6 +126,20 @@ def test_processes_that_share_a_gpu_must_fit_together() -> None:
     ]
     assert crowded(needs, 96e9) == []
     assert shortages(Estimate({}, needs, False, ""), HARDWARE) == crowded(needs, 80e9)
+
+
+def test_room_is_what_the_fullest_gpu_leaves() -> None:
+    needs = [
+        Need("learner", 2, 0.6, {"weights": 20e9, "activations": 8e9}, 80e9),
+        Need("rollout", 1, 0.3, {"weights": 20e9, "activations": 4e9}, 80e9),
+    ]
+    sampler, learner = Batch("rollout.batch", "rollout", 8, 999), Batch("micro_batch", "learner", 4, 999)
+    assert room(needs, [sampler, learner], 80e9) == [
+        "rollout.batch up to about 48 (now 8)",  # 72 GB - 52 GB are five times 4 GB
+        "micro_batch up to about 14 (now 4)",  # 2.5 times 8 GB, beside the sampler
+    ]
+    assert room(needs, [replace(sampler, most=9)], 80e9) == []
+    assert room(needs, [sampler], 56e9) == []
 
 
 def test_the_published_run_takes_at_most_450_gpu_hours(capsys: pytest.CaptureFixture[str]) -> None:
