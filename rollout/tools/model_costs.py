@@ -58,8 +58,13 @@ class Counter(TorchDispatchMode):
     gradient checkpointing frees.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, rearranges: bool) -> None:
+        """Start at zero; with ``rearranges``, each convolution copies its input.
+
+        So do GPUs, which convolve channels last, with tensors in the usual order (BENCHMARKS.md, "The plan").
+        """
         super().__init__()  # type: ignore[no-untyped-call]
+        self.rearranges = rearranges
         self.flops = self.now = self.peak = 0
         own = [*module.parameters(), *module.buffers()]
         self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in own)
@@ -72,6 +77,8 @@ class Counter(TorchDispatchMode):
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
+        if self.rearranges and func is torch.ops.aten.convolution.default:
+            self.peak = max(self.peak, self.now + args[0].nbytes)
         return found
 
     def _count(self, storage: Any) -> None:
@@ -98,9 +105,9 @@ def _without_scores() -> Iterator[None]:
         yield
 
 
-def cost_of(module: nn.Module, work: Callable[[], Any]) -> Cost:
+def cost_of(module: nn.Module, work: Callable[[], Any], *, rearranges: bool = False) -> Cost:
     """Count the cost of some work on a module of the meta device."""
-    with _without_scores(), Counter(module) as counter:
+    with _without_scores(), Counter(module, rearranges=rearranges) as counter:
         work()
     return Cost(float(counter.flops), float(counter.peak))
 
@@ -129,7 +136,7 @@ def sizes_of(
     images = 1 if rollout.decode != "whole" else rollout.batch
     latents = torch.empty(images, *policy.latent_shape(), device=META)
     with torch.no_grad():
-        decoding = cost_of(vae, lambda: policy.pixels(latents))
+        decoding = cost_of(vae, lambda: policy.pixels(latents), rearranges=not model.compile)
     return Sizes(
         parameters=sum(p.numel() for p in transformer.parameters()),
         trained=sum(p.numel() for _, p in trainable(transformer)),

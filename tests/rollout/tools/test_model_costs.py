@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rollout.families.published import PUBLISHED_SIZES
 from rollout.families.registry import load_policy
 from rollout.settings import ModelSettings, RolloutSettings
-from rollout.tools.model_costs import Sizes, sizes_of
+from rollout.tools.model_costs import Sizes, cost_of, sizes_of
 from rollout.tools.random_models import PUBLISHED, save_configs
 from rollout.tools.real_models import REAL
 from rollout.tools.tiny_families import TINY
@@ -85,6 +85,19 @@ def test_published_configurations_have_the_published_parameters(name: str, tmp_p
     (hub,) = (hub for hub, short in PUBLISHED.items() if short == name)
     count = sum(p.numel() for p in policy.transformer.parameters())
     assert count == pytest.approx(PUBLISHED_SIZES[hub].transformer, rel=0.02)
+
+
+def test_a_convolution_copies_its_input_where_it_rearranges() -> None:
+    with torch.device("meta"):
+        layer, x = torch.nn.Conv2d(8, 2, 3), torch.empty(4, 8, 34, 34)
+
+    def work() -> None:
+        layer(x + 0)
+
+    plain, copied = (cost_of(layer, work, rearranges=rearranges) for rearranges in (False, True))
+    assert plain.live == 4 * (4 * 8 * 34 * 34 + 4 * 2 * 32 * 32)
+    assert copied.live == plain.live + 4 * (4 * 8 * 34 * 34)
+    assert copied.flops == plain.flops
 
 
 @pytest.mark.slow
