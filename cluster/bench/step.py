@@ -141,15 +141,15 @@ def _report(
     options: argparse.Namespace, one: Subject, ours: ServiceStep, plain: PlainLoop
 ) -> BenchmarkReport:
     mine, theirs = turns(one, ours, plain, options.groups, options.warmup + options.repeats)
-    images, steps = options.groups * options.batch, len(mine.losses)
+    images, steps, timed = options.groups * options.batch, len(mine.losses), slice(options.warmup, None)
     apart = max(abs(a - b) for a, b in zip(mine.losses, theirs.losses, strict=True))
 
     def ratio(name: str) -> list[float]:
         pairs = zip(getattr(theirs, name), getattr(mine, name), strict=True)
-        return [a / b for a, b in pairs][options.warmup :]
+        return [a / b for a, b in pairs][timed]
 
     def passes(title: str, side: Side) -> list[Measurement]:
-        counted = {"without gradients": side.passes.without, "with": side.passes.with_gradients}
+        counted = {"without gradients": side.passes.without, "with gradients": side.passes.with_gradients}
         return [
             Measurement(f"rows per image {what}, {title}", [rows / steps / images], 1)
             for what, rows in counted.items()
@@ -158,18 +158,16 @@ def _report(
     return BenchmarkReport(
         f"{images} images of {one.rollout.steps} steps, {one.rollout.trained_steps} trained",
         [
-            Measurement("ours (s)", mine.seconds[options.warmup :], 3),
-            Measurement("plain loop (s)", theirs.seconds[options.warmup :], 3),
+            Measurement("ours (s)", mine.seconds[timed], 3),
+            Measurement("plain loop (s)", theirs.seconds[timed], 3),
             Measurement("plain loop / ours", ratio("seconds")),
             # Other work on the machine lengthens wall-clock time, but hardly processor time.
-            Measurement("ours, processor (s)", mine.busy[options.warmup :], 3),
-            Measurement("plain loop, processor (s)", theirs.busy[options.warmup :], 3),
+            Measurement("ours, processor (s)", mine.busy[timed], 3),
+            Measurement("plain loop, processor (s)", theirs.busy[timed], 3),
             Measurement("plain loop / ours, processor", ratio("busy")),
             *passes("ours", mine),
             *passes("plain loop", theirs),
-            Measurement(
-                "images per second, ours", [images / one for one in mine.seconds[options.warmup :]], 1
-            ),
+            Measurement("images per second, ours", [images / taken for taken in mine.seconds[timed]], 1),
             Measurement("losses differ by, at most", [apart], 8),
         ],
     )

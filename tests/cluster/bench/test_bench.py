@@ -79,9 +79,9 @@ def test_rows_of_both_steps_are_counted(found: dict[str, Any]) -> None:
     """With guidance and KL: Flow-GRPO's script has 4 passes and two backward passes per trained pair."""
     steps, trained, rows = 3, 2, found["step"]["rows"]
     assert rows["rows per image without gradients, plain loop"] == [2 * steps + 2 * trained]
-    assert rows["rows per image with, plain loop"] == [2 * trained]
+    assert rows["rows per image with gradients, plain loop"] == [2 * trained]
     assert rows["rows per image without gradients, ours"] == [2 * steps + 3 * trained]
-    assert rows["rows per image with, ours"] == [trained]
+    assert rows["rows per image with gradients, ours"] == [trained]
 
 
 def test_works_take_turns() -> None:
