@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
@@ -18,7 +19,9 @@ def read_pipeline(path: str, index: Index, dtypes: dict[str, torch.dtype], leave
     # Components that were saved as missing (T5, usually) must be passed to diffusers as None.
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
     absent |= dict.fromkeys(leave_out)
-    pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtypes, **absent)
+    # The general class would load optional components, such as Wan's transformer, although they are None.
+    made = getattr(diffusers, index["_class_name"], DiffusionPipeline)
+    pipeline = made.from_pretrained(path, dtype=dtypes, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from rollout.families.pipeline_parts import read_pipeline
 from rollout.families.registry import load_policy
 from rollout.families.transformer import compile_blocks
 from rollout.settings import ModelSettings, RolloutSettings
@@ -207,3 +209,12 @@ def test_every_size_of_a_batch_has_kernels_of_its_own() -> None:
     for size in (2, 3, 4, 3, 2):
         assert len(transformer.blocks[0](torch.ones(size))) == size
     assert counter.frame_count == 3
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_is_left_out_of_a_pipeline_is_not_read(name: str, tmp_path: Path) -> None:
+    folder = str(TINY[name].save(tmp_path))
+    index = DiffusionPipeline.load_config(folder)
+    found = read_pipeline(folder, index, {"default": torch.float32}, ("transformer", "vae"))
+    assert found.transformer is found.vae is None
+    assert found.text_encoder is not None
