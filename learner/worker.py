@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -101,6 +102,13 @@ class LearnerWorker:
         )
         masters = deepspeed_engine.Masters(rank, world)
         self.ema = Ema(self.parameters, masters, self.settings.ema_decay, self.settings.ema_every)
+
+    def join_alone(self) -> None:
+        """Be the only rank of a world."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        self.join(0, 1, "127.0.0.1", port)
 
     def parts(self) -> int:
         """Count the parts in which the weights are published."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import psutil
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
@@ -84,6 +85,15 @@ class WorkerActor:
     def __repr__(self) -> str:
         """Return the name, for Ray's log lines."""
         return self.name
+
+
+def role_of(process: psutil.Process) -> str:
+    """Return the name of the spec of an actor's process; empty for any other process, or if it has ended."""
+    try:
+        actor = process.name().startswith(f"ray::{WorkerActor.__name__}")
+        return process.environ().get(ROLE_VARIABLE, "") if actor else ""
+    except psutil.Error:
+        return ""
 
 
 def spawn(spec: ActorSpec, number: int) -> ActorHandle[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,10 +146,7 @@ def learner_of(one: Subject, settings: LearnerSettings, *, plain: bool = False) 
     """Load the service's learner as the only rank; plain autograd runs it if asked, or without DeepSpeed."""
     kind = PlainLearner if plain or not find_spec("deepspeed") else LearnerWorker
     worker = kind(one.model, one.rollout, settings, seed=0, horizon=1000)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    worker.join(0, 1, "127.0.0.1", port)
+    worker.join_alone()
     return worker
 
 

@@ -7,7 +7,6 @@ function calls.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,10 +49,7 @@ def load_learner(settings: RunSettings) -> LearnerWorker:
     worker = LearnerWorker(
         settings.model, settings.rollout, settings.learner, settings.seed, settings.optimizer_steps
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    worker.join(0, 1, "127.0.0.1", port)
+    worker.join_alone()
     return worker
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from rewards.scorer import Judgement
 from rewards.settings import RewardSettings
 from rewards.spans import Span
 from rollout.records import Chunk, Prompt
+from tests.support.ports import free_port
 from tests.support.service_process import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("node")]
@@ -37,9 +37,7 @@ PROMPT = Prompt(index=0, text="")
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

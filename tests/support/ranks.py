@@ -16,9 +16,9 @@ from learner.records import Written
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
 from rollout.settings import ModelSettings
+from tests.support.ports import free_port
 from tests.support.tiny_learner import (
     Batch,
-    free_port,
     learner_settings,
     member,
     model_settings,

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
-from cluster.actors.actor_spec import ROLE_VARIABLE
+from cluster.actors.actor_spec import role_of
 from selection.ledger import read_ledger
 from tests.support.paths import ROOT
 
@@ -127,15 +127,6 @@ def services() -> Iterator[Callable[[list[str], Path], Service]]:
     yield start
     for service in started:
         service.end()
-
-
-def role_of(process: psutil.Process) -> str:
-    """What an actor does; empty for Ray's own processes and the driver."""
-    try:
-        actor = process.name().startswith("ray::WorkerActor")
-        return process.environ().get(ROLE_VARIABLE, "") if actor else ""
-    except psutil.Error:
-        return ""
 
 
 def survivors(family: list[psutil.Process], session: int) -> list[psutil.Process]:

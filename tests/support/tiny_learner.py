@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from rollout.settings import ModelSettings, RolloutSettings
 from rollout.tensors import unpack
 from rollout.worker import RolloutWorker
 from selection.records import Kept
+from tests.support.ports import free_port
 
 TEXTS = ("a photo of a red circle", "a photo of two crosses")
 CANDIDATES = 4
@@ -93,12 +93,6 @@ def sample(
         for group, candidate in list(trajectories)[:-1]
     ]
     return Batch(kept, conditionings, trajectories)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def start(model: ModelSettings, rollout: RolloutSettings, learner: LearnerSettings) -> LearnerWorker:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import psutil
 
-from cluster.actors.actor_spec import ROLE_VARIABLE
+from cluster.actors.actor_spec import role_of
 from cluster.bench.gpu.check import Setup, SkippedError
 from cluster.bench.gpu.right import Sampled, learner_settings, tiny_subject
 from cluster.bench.subject import learner_of, requests, sampler_of
@@ -139,7 +139,7 @@ def _wait_for_step(run: Path, started: subprocess.Popen[bytes], step: int) -> No
 def _kill(started: subprocess.Popen[bytes], role: str) -> None:
     """Kill the first actor of a role, as running out of memory would."""
     for process in psutil.Process(started.pid).children(recursive=True):
-        if process.name().startswith("ray::WorkerActor") and process.environ().get(ROLE_VARIABLE) == role:
+        if role_of(process) == role:
             process.kill()
             return
     raise RuntimeError(f"no actor of the role {role}")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -17,13 +16,9 @@ from rewards.scorers.vlm_judge import JudgeScorer
 from rewards.worker import RewardWorker
 from rollout.records import Prompt
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 
 Images = NDArray[np.uint8]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
