@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from rollout.families.pipeline_parts import read_tokenizers
 from rollout.families.prompt_lengths import cut_prompts
 from rollout.families.registry import load_policy
 from rollout.families.sequence_parallel import check_division
@@ -57,7 +58,7 @@ def remarks_on(question: Question) -> list[str]:
     policy.check_text_tokens()
     if question.sequence_parallel > 1:
         check_division(policy, model.attention, question.sequence_parallel)
-    readers = policy.text_readers(policy.load_tokenizers(model.path))
+    readers = policy.text_readers(read_tokenizers(model.path, policy.index))
     return [*remarks, *filter(None, [policy.adapter]), *cut_prompts(readers, question.prompts)]
 
 

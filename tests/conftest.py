@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """End as a run does: calls that tests gave up would crash an interpreter that is taken apart."""
     if STATUS in config.stash:
         leave(config.stash[STATUS])
+
+
+@pytest.fixture(autouse=True)
+def own_choice_of_attention() -> Iterator[None]:
+    """Let torch choose kernels in the next test: what one asked of a model, diffusers has made everyone's."""
+    yield
+    diffusers = sys.modules.get("diffusers.models.attention_dispatch")
+    if diffusers is not None:
+        diffusers._AttentionBackendRegistry.set_active_backend(diffusers.AttentionBackendName.NATIVE)
 
 
 @pytest.fixture(scope="session")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 
 from rollout.families.embeddings import Embedder, known_identity, source_of
-from rollout.families.pipeline_parts import add_text_encoders, read_pipeline, text_encoders
+from rollout.families.pipeline_parts import (
+    add_text_encoders,
+    read_part,
+    read_pipeline,
+    shape_of,
+    text_encoders,
+)  # fmt: skip
 from rollout.families.prompt_lengths import TextReader
 from rollout.families.registry import Schedule, Tensors, Velocity
 from rollout.families.transformer import compile_blocks, compile_decoder, prepare, switch_attention
@@ -77,8 +81,11 @@ class DiffusersPolicy(ABC):
             self.embedder = self._embedder()
             transformer, self.scheduler = self.pipeline.transformer, self.pipeline.scheduler
         else:
-            transformer = self._load_transformer(model.path)
-            self.scheduler = self._load_part(model.path, "scheduler")
+            if device == "meta":
+                transformer = shape_of(model.path, self.index, self.dtype)
+            else:
+                transformer = read_part(model.path, self.index, "transformer", dtype=self._stored)
+            self.scheduler = read_part(model.path, self.index, "scheduler")
         self.transformer = transformer.to(self.device) if placed else transformer
         if model.attention is not None:
             switch_attention(self.transformer, model.attention)
@@ -143,18 +150,6 @@ class DiffusersPolicy(ABC):
         """The precision in which the transformer's weights are loaded; diffusers keeps some in float32."""
         return torch.float32 if self.autocasts else self.dtype
 
-    def _load_part(self, path: str, name: str, **options: Any) -> Any:
-        return getattr(diffusers, self.index[name][1]).from_pretrained(path, subfolder=name, **options)
-
-    def _load_transformer(self, path: str) -> Any:
-        if self.device.type != "meta":
-            return self._load_part(path, "transformer", dtype=self._stored)
-        # On the meta device a model has only shapes, which are enough to count; nothing is read.
-        made = getattr(diffusers, self.index["transformer"][1])
-        with self.device:
-            model = made.from_config(made.load_config(path, subfolder="transformer"))
-        return nn.Module.to(model, self.dtype)  # diffusers' own warns about layers kept in float32
-
     def _grid(self) -> tuple[int, int]:
         cell, width, height = self.cell(), self.rollout.width, self.rollout.height
         if width % cell or height % cell:
@@ -192,17 +187,6 @@ class DiffusersPolicy(ABC):
                 f"rollout.text_tokens: got {self.text_tokens}, expected at most {self.text_limit} "
                 f"for a {self.index['_class_name']}"
             )
-
-    def load_tokenizers(self, path: str) -> Any:
-        """Load the diffusers pipeline with its tokenizers only."""
-        made = getattr(diffusers, self.index["_class_name"])
-        parts: dict[str, Any] = dict.fromkeys(made._get_signature_keys(made)[0])
-        for name in parts:
-            library, kind = self.index.get(name, (None, None))
-            if name.startswith("tokenizer") and library is not None:
-                read = getattr(importlib.import_module(library), kind).from_pretrained
-                parts[name] = read(path, subfolder=name)
-        return made(**parts)
 
     @abstractmethod
     def text_readers(self, pipeline: Any) -> list[TextReader]:

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 Index = Mapping[str, Any]
 """The content of a pipeline's model_index.json."""
@@ -24,6 +25,31 @@ def read_pipeline(path: str, index: Index, dtypes: dict[str, torch.dtype], leave
     pipeline = made.from_pretrained(path, dtype=dtypes, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def read_part(path: str, index: Index, name: str, **options: Any) -> Any:
+    """Read one component of a pipeline, such as its "transformer" or "scheduler"."""
+    return getattr(diffusers, index[name][1]).from_pretrained(path, subfolder=name, **options)
+
+
+def shape_of(path: str, index: Index, dtype: torch.dtype) -> Any:
+    """Build the transformer on the meta device: it has only shapes, to be counted, and nothing is read."""
+    made = getattr(diffusers, index["transformer"][1])
+    with torch.device("meta"):
+        model = made.from_config(made.load_config(path, subfolder="transformer"))
+    return nn.Module.to(model, dtype)  # diffusers' own warns about layers kept in float32
+
+
+def read_tokenizers(path: str, index: Index) -> Any:
+    """Read a pipeline with its tokenizers only."""
+    made = getattr(diffusers, index["_class_name"])
+    parts: dict[str, Any] = dict.fromkeys(made._get_signature_keys(made)[0])
+    for name in parts:
+        library, kind = index.get(name, (None, None))
+        if name.startswith("tokenizer") and library is not None:
+            read = getattr(importlib.import_module(library), kind).from_pretrained
+            parts[name] = read(path, subfolder=name)
+    return made(**parts)
 
 
 def text_encoders(index: Index) -> list[str]:

@@ -58,7 +58,7 @@ class Counter(TorchDispatchMode):
     gradient checkpointing frees.
     """
 
-    def __init__(self, module: nn.Module, *, rearranges: bool) -> None:
+    def __init__(self, module: nn.Module, *, rearranges: bool = False) -> None:
         """Start at zero; with ``rearranges``, each convolution copies its input.
 
         So do GPUs, which convolve channels last, with tensors in the usual order (BENCHMARKS.md, "The plan").

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import attention_backend
 from torch.utils.flop_counter import FlopCounterMode
 
 from rollout.families.published import PUBLISHED_SIZES
@@ -35,13 +33,6 @@ def count(folder: Path, *, pairs: int = 6, checkpointing: bool = False, **change
     return sizes_of(
         model, rollout(**changes), prompt=PROMPT, pairs=lambda tokens: pairs, checkpointing=checkpointing
     )
-
-
-@pytest.fixture(autouse=True)
-def own_choice_of_attention() -> Iterator[None]:
-    """Let torch choose: what another test asked of a model, diffusers has made everyone's."""
-    with attention_backend("native"):
-        yield
 
 
 @pytest.mark.parametrize("name", TINY)
