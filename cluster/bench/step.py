@@ -123,30 +123,53 @@ class Side:
         self.busy.append(time.process_time() - busy)
 
 
-def turns(one: Subject, ours: ServiceStep, plain: PlainLoop, groups: int, steps: int) -> tuple[Side, Side]:
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The steps of our sampler and learner, and the same ones of the plain loop."""
+
+    ours: Side
+    plain: Side
+
+    @property
+    def ratios(self) -> list[float]:
+        """The plain loop's seconds in ours, by step."""
+        return _ratios(self.plain.seconds, self.ours.seconds)
+
+    @property
+    def busy_ratios(self) -> list[float]:
+        """The same in seconds of the processor."""
+        return _ratios(self.plain.busy, self.ours.busy)
+
+    @property
+    def apart(self) -> list[float]:
+        """The differences of the losses, by step."""
+        return [abs(a - b) for a, b in zip(self.ours.losses, self.plain.losses, strict=True)]
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def turns(one: Subject, ours: ServiceStep, plain: PlainLoop, groups: int, steps: int) -> Comparison:
     """Let both make each step in turn, from the same weights."""
-    sides = Side(one.device), Side(one.device)
+    found = Comparison(Side(one.device), Side(one.device))
     for transformer in (ours.sampler.policy.transformer, ours.learner.policy.transformer):
-        sides[0].passes.watch(transformer)
-    sides[1].passes.watch(plain.transformer)
+        found.ours.passes.watch(transformer)
+    found.plain.passes.watch(plain.transformer)
     for step in range(steps):
         start_from(plain, [p for _, p in ours.learner.parameters])
         asked = requests(one, groups, step)
-        sides[0].run(ours.step, step)
-        sides[1].run(plain.step, asked, ours.work.shares)
-    return sides
+        found.ours.run(ours.step, step)
+        found.plain.run(plain.step, asked, ours.work.shares)
+    return found
 
 
 def _report(
     options: argparse.Namespace, one: Subject, ours: ServiceStep, plain: PlainLoop
 ) -> BenchmarkReport:
-    mine, theirs = turns(one, ours, plain, options.groups, options.warmup + options.repeats)
-    images, steps, timed = options.groups * options.batch, len(mine.losses), slice(options.warmup, None)
-    apart = max(abs(a - b) for a, b in zip(mine.losses, theirs.losses, strict=True))
-
-    def ratio(name: str) -> list[float]:
-        pairs = zip(getattr(theirs, name), getattr(mine, name), strict=True)
-        return [a / b for a, b in pairs][timed]
+    steps, timed = options.warmup + options.repeats, slice(options.warmup, None)
+    found, images = turns(one, ours, plain, options.groups, steps), options.groups * options.batch
+    mine, theirs = found.ours, found.plain
 
     def passes(title: str, side: Side) -> list[Measurement]:
         counted = {"without gradients": side.passes.without, "with gradients": side.passes.with_gradients}
@@ -160,14 +183,14 @@ def _report(
         [
             Measurement("ours (s)", mine.seconds[timed], 3),
             Measurement("plain loop (s)", theirs.seconds[timed], 3),
-            Measurement("plain loop / ours", ratio("seconds")),
+            Measurement("plain loop / ours", found.ratios[timed]),
             # Other work on the machine lengthens wall-clock time, but hardly processor time.
             Measurement("ours, processor (s)", mine.busy[timed], 3),
             Measurement("plain loop, processor (s)", theirs.busy[timed], 3),
-            Measurement("plain loop / ours, processor", ratio("busy")),
+            Measurement("plain loop / ours, processor", found.busy_ratios[timed]),
             *passes("ours", mine),
             *passes("plain loop", theirs),
             Measurement("images per second, ours", [images / taken for taken in mine.seconds[timed]], 1),
-            Measurement("losses differ by, at most", [apart], 8),
+            Measurement("losses differ by, at most", [max(found.apart)], 8),
         ],
     )

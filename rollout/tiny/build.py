@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from diffusers import (
@@ -96,15 +96,27 @@ def build_pipeline(task: str, seed: int) -> StableDiffusion3Pipeline:
 def build_world(world: World, seed: int) -> StableDiffusion3Pipeline:
     """Build an untrained pipeline of any size."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(world.tokens)
+    return assemble(build_transformer(world), world.tokens, shift=1.0)
+
+
+def assemble(
+    transformer: SD3Transformer2DModel,
+    tokens: int,
+    *,
+    shift: float,
+    text_encoder_3: Any = None,
+    tokenizer_3: Any = None,
+) -> StableDiffusion3Pipeline:
+    """Build the pipeline of a transformer, with an autoencoder and two encoders of prompts of ``tokens``."""
+    tokenizer = build_tokenizer(tokens)
     return StableDiffusion3Pipeline(
-        transformer=build_transformer(world),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         vae=build_vae(),
         text_encoder=build_text_encoder(tokenizer),
         tokenizer=tokenizer,
         text_encoder_2=build_text_encoder(tokenizer),
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=text_encoder_3,
+        tokenizer_3=tokenizer_3,
     )

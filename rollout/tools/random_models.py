@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
-from rollout.tiny.build import LATENT_CHANNELS, TEXT_WIDTH, World, build_text_encoder, build_vae, build_world
-from rollout.tiny.vocabulary import build_tokenizer
+from rollout.tiny.build import LATENT_CHANNELS, TEXT_WIDTH, World, assemble, build_world
 from rollout.tools import tiny_text
 from rollout.tools.real_models import REAL, TOKENS, RealModel
 
@@ -76,23 +75,13 @@ def _tiny(seed: int) -> Any:
 def _tiny_sd35(seed: int) -> Any:
     """Build 2.2 M parameters in six blocks of width 96."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(TOKENS)
     transformer = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, num_layers=6,
         attention_head_dim=32, num_attention_heads=3, joint_attention_dim=2 * TEXT_WIDTH,
         caption_projection_dim=96, pooled_projection_dim=2 * TEXT_WIDTH, pos_embed_max_size=8,
         qk_norm="rms_norm", dual_attention_layers=(0, 1, 2),
     )  # fmt: skip
-    return StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=build_vae(),
-        text_encoder=build_text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        text_encoder_2=build_text_encoder(tokenizer),
-        tokenizer_2=tokenizer,
-        **tiny_text.t5("_3", width=2 * TEXT_WIDTH),
-    )
+    return assemble(transformer, TOKENS, shift=3.0, **tiny_text.t5("_3", width=2 * TEXT_WIDTH))
 
 
 _TINY: Final = {"tiny": _tiny, "tiny-sd35": _tiny_sd35}

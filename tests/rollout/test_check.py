@@ -20,12 +20,14 @@ from tests.rollout.conftest import Folder
 
 
 def ask(path: Path | str, rollout: RolloutSettings, *prompts: str, **model: Any) -> Any:
-    asked: dict[str, Any] = {name: model.pop(name) for name in ("sequence_parallel",) if name in model}
-    elsewhere = model.pop("elsewhere", False)
+    elsewhere, together = model.pop("elsewhere", False), model.pop("sequence_parallel", 1)
     settings = ModelSettings(path=str(path), **model)
     return answer(
-        Question(model=settings, rollout=rollout, prompts={"p.txt": prompts}, elsewhere=elsewhere, **asked)
-    )
+        Question(
+            model=settings, rollout=rollout, prompts={"p.txt": prompts}, elsewhere=elsewhere,
+            sequence_parallel=together,
+        )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TINY)

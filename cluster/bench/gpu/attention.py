@@ -25,6 +25,7 @@ def attention(setup: Setup) -> Iterator[Measurement]:
     one = subject_of(setup)
     policy = sampler_of(one).policy
     work = guided_pass(one, policy)
+    work()  # what fails without a choice is no lack of a kernel
     for backend in ATTENTION:
         try:
             switch_attention(policy.transformer, backend)

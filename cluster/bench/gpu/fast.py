@@ -14,7 +14,7 @@ import torch
 from cluster.bench.gpu.check import Setup
 from cluster.bench.gpu.kernels import profile_rows
 from cluster.bench.gpu.right import Sampled
-from cluster.bench.gpu.sizes import DTYPE, OTHER, SHAPES, folder_of, guided_pass, subject_of
+from cluster.bench.gpu.sizes import OTHER, SHAPES, guided_pass, subject_of, written
 from cluster.bench.plain_loop import PlainLoop, supports
 from cluster.bench.step import ServiceStep, turns
 from cluster.bench.subject import Subject, learner_of, requests, sampler_of
@@ -24,7 +24,7 @@ from cluster.plan.speed import DECODING, FORWARD, IMAGES, LEARNER, MATRIX_PEAK, 
 from learner.objectives.flow_grpo import FlowGRPOSettings
 from learner.rank_shares import RankUpdate
 from learner.settings import LearnerSettings
-from rollout.tools.random_models import NAMES, save_random
+from rollout.tools.random_models import NAMES
 
 SHARES: Final = {"sampler": 50.0, LEARNER: 45.0}
 """Targets on a GPU: percent of the peak of matrix products."""
@@ -36,7 +36,7 @@ def built(setup: Setup) -> Iterator[Measurement]:
     """Write a random model, and measure the peak of the chip in the precisions that it may run in."""
     began = time.perf_counter()
     if setup.model in NAMES:
-        save_random(setup.model, folder_of(setup), DTYPE[setup.device])
+        written(setup)
         yield Measurement("model written (s)", [time.perf_counter() - began], 1)
     for dtype in ("bfloat16", "float16") if setup.gpus else ("float32",):
         peak = matmul_peak(setup.device, dtype) / 1e12
@@ -150,13 +150,11 @@ class _Workers:
             yield Measurement("step (s)", times, 3)
             return
         plain = PlainLoop(one, self.learner.settings, batch=min(8, self.batch))
-        mine, theirs = turns(one, ours, plain, groups=1, steps=count)
-        yield Measurement("step (s)", mine.seconds, 3)
-        yield Measurement("plain loop (s)", theirs.seconds, 3)
-        ratios = [a / b for a, b in zip(theirs.seconds, mine.seconds, strict=True)]
-        yield Measurement("plain loop / step", ratios, 2, least=FASTER if one.device == "cuda" else None)
-        apart = [abs(a - b) for a, b in zip(mine.losses, theirs.losses, strict=True)]
-        yield Measurement("losses apart", apart, 7, most=1e-2)
+        found, aim = turns(one, ours, plain, groups=1, steps=count), FASTER if one.device == "cuda" else None
+        yield Measurement("step (s)", found.ours.seconds, 3)
+        yield Measurement("plain loop (s)", found.plain.seconds, 3)
+        yield Measurement("plain loop / step", found.ratios, 2, least=aim)
+        yield Measurement("losses apart", found.apart, 7, most=1e-2)
 
     def _times(self, work: Callable[[], Any], repeats: int) -> list[float]:
         work()

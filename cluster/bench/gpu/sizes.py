@@ -44,7 +44,7 @@ OTHER: Final = Shape({"batch": 4})
 def subject_of(setup: Setup) -> Subject:
     """Describe the model of a check, with an adapter, at its sizes; a random one is written if it is not."""
     shape = SHAPES.get(setup.model, OTHER)
-    path = str(_written(setup)) if setup.model in NAMES else setup.model
+    path = str(written(setup)) if setup.model in NAMES else setup.model
     model = ModelSettings(path=path, dtype=DTYPE[setup.device], lora_rank=shape.lora_rank)
     rollout = RolloutSettings.model_validate(
         {"storage": "bfloat16", "gpus": setup.gpus, "threads": torch.get_num_threads(), **shape.rollout}
@@ -64,12 +64,9 @@ def guided_pass(one: Subject, policy: Any) -> Callable[[], Any]:
     return torch.no_grad()(lambda: policy.velocity(policy.transformer, x, timestep, conditioning))
 
 
-def folder_of(setup: Setup) -> Path:
-    """Return the folder of a random model."""
-    return setup.folder / setup.model
-
-
-def _written(setup: Setup) -> Path:
-    if not folder_of(setup).is_dir():
-        save_random(setup.model, folder_of(setup), DTYPE[setup.device])
-    return folder_of(setup)
+def written(setup: Setup) -> Path:
+    """Return the folder of a random model, and write it unless it is there."""
+    folder = setup.folder / setup.model
+    if not folder.is_dir():
+        save_random(setup.model, folder, DTYPE[setup.device])
+    return folder
