@@ -1,22 +1,24 @@
-"""The part of a checkpoint that does not depend on ZeRO's partitioning: weights, average and counts."""
+"""The part of a checkpoint that does not depend on ZeRO's partitioning: weights, averages and counts."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from learner.ema import Ema
-from learner.engine import to_universal
-from learner.records import AVERAGE, WEIGHTS
+from learner.ema import Average
+from learner.engine import Masters, to_universal
+from learner.records import WEIGHTS
+from rollout.weights import NamedParameters
 
 COUNTS: Final = "learner.json"
 
@@ -35,32 +37,45 @@ class Counts:
     loss_scale: tuple[int, int] | None = None
 
 
-def save(folder: Path, ema: Ema, counts: Counts, *, writes: bool) -> None:
-    """Write the float32 weights, their average and the counts; every rank calls it, one ``writes``."""
-    weights: dict[str, Any] = {}
-    average: dict[str, Any] = {}
-    for name, parameter in ema.parameters:
-        values = ema.masters.assemble(parameter, ema.masters.share(parameter))
-        mean = ema.whole(name, parameter)
+def save(
+    folder: Path,
+    parameters: NamedParameters,
+    masters: Masters,
+    averages: Mapping[str, Average],
+    counts: Counts,
+    *,
+    writes: bool,
+) -> None:
+    """Write the float32 weights, their averages by file and the counts; all ranks call it, one ``writes``."""
+    sources: dict[str, Callable[[str, nn.Parameter], Tensor]] = {
+        WEIGHTS: lambda _, p: masters.assemble(p, masters.share(p)),
+        **{name: average.whole for name, average in averages.items()},
+    }
+    for file, whole in sources.items():
+        values: dict[str, Tensor] = {}
+        for name, parameter in parameters:
+            found = whole(name, parameter)
+            if writes:
+                values[name] = found.cpu().clone()
         if writes:
-            weights[name], average[name] = values.cpu().clone(), mean.cpu().clone()
+            save_file(values, str(folder / file))
     if writes:
-        save_file(weights, str(folder / WEIGHTS))
-        save_file(average, str(folder / AVERAGE))
         (folder / COUNTS).write_text(json.dumps(asdict(counts)), encoding="utf-8")
 
 
-def load(folder: Path, ema: Ema) -> Counts:
-    """Read the average into ``ema``, tensor by tensor, and return the counts.
+def load(folder: Path, parameters: NamedParameters, averages: Mapping[str, Average]) -> Counts:
+    """Read averages by file, tensor by tensor, and return the counts.
 
     Raises:
-        FileNotFoundError: if the folder has no learner state.
+        FileNotFoundError: if the folder lacks the learner's state, or one of the averages.
     """
-    if not (folder / COUNTS).is_file():
-        raise FileNotFoundError(f"{folder}: no learner state to resume from")
-    with safe_open(str(folder / AVERAGE), framework="pt") as file:
-        for name, parameter in ema.parameters:
-            ema.load(name, parameter, file.get_tensor(name))
+    for name in (COUNTS, *averages):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: no learner state to resume from: {name} is missing")
+    for name, average in averages.items():
+        with safe_open(str(folder / name), framework="pt") as file:
+            for key, parameter in parameters:
+                average.load(key, parameter, file.get_tensor(key))
     return Counts(**json.loads((folder / COUNTS).read_text(encoding="utf-8")))
 
 

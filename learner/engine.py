@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -97,6 +97,40 @@ def whole(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(parameters)):
         yield
+
+
+@contextmanager
+def replaced(parameters: NamedParameters, whole_of: Callable[[str, nn.Parameter], Tensor]) -> Iterator[None]:
+    """Replace the values of parameters while the context lasts, which optimizes nothing; collective.
+
+    ``whole_of`` returns the other values of a whole parameter, float32.
+    """
+    if any(hasattr(p, "ds_id") for _, p in parameters):
+        masters = Masters(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        _overwrite(parameters, whole_of)
+        try:
+            yield
+        finally:
+            _overwrite(parameters, lambda _, p: masters.assemble(p, masters.share(p)))
+        return
+    own = [p.data for _, p in parameters]
+    for name, p in parameters:
+        p.data = whole_of(name, p)
+    try:
+        yield
+    finally:
+        for (_, p), values in zip(parameters, own, strict=True):
+            p.data = values
+
+
+def _overwrite(parameters: NamedParameters, whole_of: Callable[[str, nn.Parameter], Tensor]) -> None:
+    """Write values into parameters that ZeRO-3 has partitioned, one at a time."""
+    import deepspeed
+
+    for name, p in parameters:
+        values = whole_of(name, p)
+        with deepspeed.zero.GatheredParameters([p], modifier_rank=0), torch.no_grad():
+            p.data.copy_(values)
 
 
 class Masters:

@@ -139,19 +139,19 @@ def transitions(
     device = schedule.sigmas.device
     mine = [trajectories[one.trajectory] for one in share]
     steps = torch.cat([unpack(one.steps) for one in mine]).to(device)
-    columns = _rows(share, conditionings, len(mine[0].steps), advantage_clip, device)
+    columns = columns_of(share, conditionings, len(mine[0].steps), advantage_clip, device)
     rows = Minibatch(steps=steps, **columns)
     return TransitionTable(rows=rows, trajectories=mine, schedule=schedule, size=size)
 
 
-def _rows(
+def columns_of(
     share: Sequence[Assignment],
     conditionings: Mapping[int, Conditioning],
     count: int,
     advantage_clip: float,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Build the columns of a `Minibatch` with ``count`` rows per assignment."""
+    """Build the columns of a `Minibatch` but its steps, with ``count`` rows per assignment."""
 
     def repeated(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(count)

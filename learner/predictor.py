@@ -6,7 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import Tensor
+
 from learner.minibatch import Transitions
+from learner.noised import Noised
 from rollout.sampler import transition
 from rollout.sde import Transition
 from rollout.settings import RolloutSettings
@@ -28,3 +31,9 @@ class Predictor:
                 self.policy, self.rollout, model, part.states, part.conditioning,
                 (part.sigmas, part.next_sigmas), part.timesteps,
             )  # fmt: skip
+
+    def velocity(self, part: Noised) -> Tensor:
+        """Compute the velocity (N, ...) at the state of every row."""
+        with self.running() as model:
+            found: Tensor = self.policy.velocity(model, part.states, part.timesteps, part.conditioning)
+            return found

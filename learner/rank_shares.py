@@ -15,11 +15,13 @@ from selection.records import Kept
 class Assignment:
     """One trajectory of a rank's share: its place in the selection, its group, advantage and weight.
 
-    Padding repeats a trajectory with weight zero, so that every rank runs the same number of passes.
+    ``seed`` is of random draws for it in this step. Padding repeats a trajectory with weight zero, so that
+    every rank runs the same number of passes.
     """
 
     trajectory: int
     group_id: int
+    seed: int
     advantage: float
     weight: float
 
@@ -77,15 +79,24 @@ def split_over_ranks(
         [(place,) for place in range(len(kept))] if units is None else units,
         key=lambda unit: derive_seed("shuffle", seed, step, kept[unit[0]].group_id, kept[unit[0]].candidate),
     )
-    whole = [_assignments(order[u::updates], kept) for u in range(updates)]
+    seeds = [derive_seed("draws", seed, step, one.group_id, one.candidate) for one in kept]
+    whole = [_assignments(order[u::updates], kept, seeds) for u in range(updates)]
     return [[_share(units, rank, ranks) for units in whole if units] for rank in range(ranks)]
 
 
-def _assignments(units: Sequence[Sequence[int]], kept: Sequence[Kept]) -> list[list[Assignment]]:
-    count = sum(map(len, units))
+def _assignments(
+    units: Sequence[Sequence[int]], kept: Sequence[Kept], seeds: Sequence[int]
+) -> list[list[Assignment]]:
+    weight = 1 / max(1, sum(map(len, units)))
     return [
         [
-            Assignment(trajectory=i, group_id=kept[i].group_id, advantage=kept[i].advantage, weight=1 / count)
+            Assignment(
+                trajectory=i,
+                group_id=kept[i].group_id,
+                seed=seeds[i],
+                advantage=kept[i].advantage,
+                weight=weight,
+            )
             for i in unit
         ]
         for unit in units

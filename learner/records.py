@@ -10,6 +10,8 @@ WEIGHTS: Final = "weights.safetensors"
 """The current weights in a checkpoint."""
 AVERAGE: Final = "average.safetensors"
 """Their average in a checkpoint."""
+BEHAVIOUR: Final = "behaviour.safetensors"
+"""The weights of the policy that samples in a checkpoint, if it follows the trained one slowly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,7 +78,7 @@ class ScoreGradients:
 
     def _gradient(self, conditioning: Conditioning, trajectory: Trajectory) -> NDArray[np.float32]:
         device = str(self.parameters[0][1].device)
-        alone = Assignment(trajectory=0, group_id=0, advantage=1.0, weight=1.0)
+        alone = Assignment(trajectory=0, group_id=0, seed=0, advantage=1.0, weight=1.0)
         schedule = self.policy.schedule(self.rollout.steps).to(device)
         size = len(trajectory.steps)
         (rows,) = transitions([alone], {0: trajectory}, {0: conditioning}, schedule, size=size)

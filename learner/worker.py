@@ -16,7 +16,7 @@ from torch import Tensor
 from learner import checkpoint
 from learner import engine as deepspeed_engine
 from learner.checkpoint_upload import Storage
-from learner.ema import Ema
+from learner.ema import Average, Behaviour, Ema
 from learner.finite_check import FiniteCheck, not_finite
 from learner.loss_scale import LossScale
 from learner.metrics import UpdateMetrics
@@ -25,7 +25,7 @@ from learner.objectives.base import Models
 from learner.objectives.registry import load_objective
 from learner.predictor import Predictor
 from learner.rank_shares import RankUpdate
-from learner.records import Update, Written
+from learner.records import AVERAGE, BEHAVIOUR, Update, Written
 from learner.reference import Reference
 from learner.settings import LearnerSettings
 from rollout.families.registry import load_policy
@@ -100,8 +100,14 @@ class LearnerWorker:
         self.engine = deepspeed_engine.build_engine(
             self.policy.transformer, self.parameters, self.settings, self.horizon
         )
-        masters = deepspeed_engine.Masters(rank, world)
-        self.ema = Ema(self.parameters, masters, self.settings.ema_decay, self.settings.ema_every)
+        self.masters = deepspeed_engine.Masters(rank, world)
+        self.ema = Ema(self.parameters, self.masters, self.settings.ema_decay, self.settings.ema_every)
+        self.behaviour = Behaviour(self.parameters, self.masters) if self.objective.lags else None
+
+    @property
+    def averages(self) -> dict[str, Average]:
+        """The averages of the weights, by their files in a checkpoint."""
+        return {AVERAGE: self.ema} | ({BEHAVIOUR: self.behaviour} if self.behaviour else {})
 
     def join_alone(self) -> None:
         """Be the only rank of a world."""
@@ -115,7 +121,7 @@ class LearnerWorker:
         return len(self.buckets)
 
     def part(self, number: int, averaged: bool = False) -> tuple[str, NDArray[Any] | None]:
-        """Return one part of the weights, or of the averaged ones for evaluation, with its checksum.
+        """Return one part of the samplers' weights, or of the averaged ones to evaluate, with its checksum.
 
         Every rank calls it; only rank 0 returns values. All parts reuse the same memory, so copy one before
         requesting the next. Under ZeRO-3 at most one part is gathered at a time.
@@ -124,8 +130,9 @@ class LearnerWorker:
         if self.staging is None and self.rank == 0:
             longest = max(map(numel_of, self.buckets))
             self.staging = torch.empty(longest, dtype=self.parameters[0][1].dtype)
-        if averaged:
-            tensors = [self.ema.whole(name, p).to(p.dtype) for name, p in bucket]
+        average = self.ema if averaged else self.behaviour
+        if average is not None:
+            tensors = [average.whole(name, p).to(p.dtype) for name, p in bucket]
             flat = flatten(tensors, into=self.staging) if self.rank == 0 else None
         else:
             with deepspeed_engine.whole([p for _, p in bucket]):
@@ -143,13 +150,15 @@ class LearnerWorker:
             The metrics of the batch, averaged over all ranks (``updates`` counts all optimizer steps
             applied since the run began), and this rank's trajectories and parameters that are not finite.
         """
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self.updates
         metrics = UpdateMetrics(self.objective.metrics, self.rollout.steps, self.together)
         with self.reference.on_device():
             for number, (share, parts) in enumerate(zip(work.shares, self._minibatches(work), strict=True)):
                 largest = max(one.weight for one in share)
                 self._accumulate(parts, metrics, largest, first=number == 0)
                 self._apply(metrics)
+        if self.behaviour is not None and self.updates > before:
+            self.behaviour.blend(self.objective.behaviour_decay(self.updates))
         found = metrics.reduce(seconds=time.perf_counter() - started)
         counts = {"skipped_in_a_row": self.skipped_in_a_row, "updates": self.updates}
         return Update(
@@ -165,7 +174,8 @@ class LearnerWorker:
         shares = [
             self.objective.minibatches(share, *data, schedule=schedule, size=size) for share in work.shares
         ]
-        return self.objective.prepared(self.models, shares)
+        with self.behaviour.active() if self.behaviour else nullcontext():
+            return self.objective.prepared(self.models, shares)
 
     def _accumulate(
         self, parts: Iterable[Minibatch], metrics: UpdateMetrics, largest: float, *, first: bool
@@ -217,7 +227,7 @@ class LearnerWorker:
             ValueError: if its trained parameters are in half precision, as in the oldest checkpoints.
         """
         with self.storage.fetched(url) as path:
-            counts = checkpoint.load(path, self.ema)
+            counts = checkpoint.load(path, self.parameters, self.averages)
             if counts.loss_scale is None and self.model.dtype != "float32":
                 raise ValueError(
                     f"{url}: trained in {self.model.dtype} by an older version, which rounded parameters; "
@@ -236,7 +246,7 @@ class LearnerWorker:
             updates=self.updates,
             loss_scale=(self.loss_scale.lowered, self.loss_scale.steps),
         )
-        checkpoint.save(path, self.ema, counts, writes=self.rank == 0)
+        checkpoint.save(path, self.parameters, self.masters, self.averages, counts, writes=self.rank == 0)
 
     def ping(self) -> int:
         """Return the number of optimizer steps applied, to show that the worker responds."""

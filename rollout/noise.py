@@ -53,6 +53,21 @@ def path_noise(noises: Sequence[Noise], step: int, shape: tuple[int, ...]) -> Te
     return _normal([(noise.path, step + 1) for noise in noises], shape)
 
 
+def forward_noise(seeds: Sequence[int], draws: int, shape: tuple[int, ...]) -> Tensor:
+    """Draw the standard normal noise of the forward process, (N * draws, *shape) float32 on the CPU.
+
+    Each of N seeds has ``draws`` consecutive rows.
+    """
+    return _normal([(seed, draw) for seed in seeds for draw in range(draws)], shape)
+
+
+def forward_times(seeds: Sequence[int], draws: int) -> list[float]:
+    """Draw times in [0, 1) for `forward_noise`, for each seed one in each of ``draws`` equal intervals."""
+    return [
+        (draw + derive_seed("time", seed, draw) / 2**63) / draws for seed in seeds for draw in range(draws)
+    ]
+
+
 def _normal(keys: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Tensor:
     """Draw a row per key of 2 x 64 bits, by Philox and the Box-Muller transform.
 

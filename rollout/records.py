@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Handle = Any
 """Reference to a large value: a Ray ``ObjectRef`` in the service, the value itself without Ray."""
 
-Keep = Literal["states", "log_probs", "means"]
+Keep = Literal["states", "log_probs", "means", "clean"]
 """Fields of a `Trajectory` that a sampler keeps if the objective needs them."""
 
 NOT_KEPT: Final[NDArray[np.float32]] = np.empty(0, np.float32)
@@ -55,17 +55,19 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """One candidate's data for the learner, around every trained step.
+    """One candidate's data for the learner: the states around every trained step, or its clean latents.
 
-    ``steps`` (S,) names the steps of the schedule. Other fields are empty unless the objective needs them:
-    ``states`` (S + 1, *latent shape) in the storage dtype (bfloat16 as its int16 bits); ``log_probs`` (S,)
-    and ``means`` (S, *latent shape), both float32, of the behaviour policy.
+    ``steps`` (S,) names the stochastic steps of the schedule. Other fields are empty unless the objective
+    needs them: ``states`` (S + 1, *latent shape) and ``clean`` (*latent shape), both in the storage dtype
+    (bfloat16 as its int16 bits); ``log_probs`` (S,) and ``means`` (S, *latent shape), both float32, of the
+    behaviour policy.
     """
 
     steps: NDArray[np.int64]
     states: NDArray[Any] = field(default_factory=lambda: NOT_KEPT)
     log_probs: NDArray[np.float32] = field(default_factory=lambda: NOT_KEPT)
     means: NDArray[np.float32] = field(default_factory=lambda: NOT_KEPT)
+    clean: NDArray[Any] = field(default_factory=lambda: NOT_KEPT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

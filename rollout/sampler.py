@@ -11,8 +11,9 @@ from torch import Tensor
 from rollout.families.registry import Policy, Schedule, Tensors
 from rollout.noise import derive_seed, initial_latents, path_noise
 from rollout.records import Noise
-from rollout.sde import DYNAMICS, Transition, euler, log_prob
+from rollout.sde import DYNAMICS, Transition, log_prob
 from rollout.settings import RolloutSettings
+from rollout.solvers import solver
 from rollout.tensors import upload
 
 
@@ -82,7 +83,8 @@ def denoise(
     """Sample a batch of candidates, or continue ``begun`` ones, up to step ``stop`` or to the end.
 
     Every conditioning tensor is (N, ...). States in the window pass through the storage precision as they
-    are made: the learner reads what the sampler continued from.
+    are made: the learner reads what the sampler continued from. Beside a window, and to continue candidates,
+    the ODE is Euler's, since multistep solvers would need the velocities before it.
     """
     device, shape = schedule.sigmas.device, policy.latent_shape()
     x = begun.x if begun else upload(initial_latents(noises, shape), device)
@@ -90,6 +92,7 @@ def denoise(
     states, log_probs, means = _so_far(begun)
     start, stop = begun.steps if begun else 0, stop or len(schedule.timesteps)
     clean = x
+    solve = solver("euler" if window or start else settings.solver, schedule)
     for step in range(start, stop):
         if step in window:
             x = x.to(storage).float()
@@ -100,7 +103,7 @@ def denoise(
         v = policy.velocity(policy.transformer, x, schedule.timesteps[step].expand(len(x)), conditioning)
         clean = x - schedule.sigmas[step] * v
         if step not in window:
-            x = euler(x, v, schedule.sigmas[step], schedule.sigmas[step + 1])
+            x = solve(x, v, step)
             continue
         move = stochastic(settings, x, v, (sigmas[0], sigmas[1]))
         x = (move.mean + move.std * noise).to(storage).float()

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rollout.retired_keys import Retired, without_retired
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+SolverName = Literal["euler", "dpm2", "unipc"]
+"""The solvers of `rollout.solvers`."""
 
 
 class Settings(BaseModel):
@@ -96,8 +98,15 @@ class RolloutSettings(Settings):
         description="tokens of a prompt; longer prompts are truncated (SD3: for T5 alone); default: the "
         "family's own, which rollout/README.md lists",
     )
-    dynamics: Literal["sde", "cps"] = Field(
-        "sde", description="stochastic steps: Flow-GRPO's SDE, or coefficients-preserving sampling"
+    dynamics: Literal["sde", "cps", "ode"] = Field(
+        "sde",
+        description="stochastic steps: Flow-GRPO's SDE, or coefficients-preserving sampling; ode has none, "
+        "so that the initial noise alone decides, for objectives that need no steps (nft, awm, dpo)",
+    )
+    solver: SolverName = Field(
+        "euler",
+        description="solver of the ODE, for evaluations and for candidates with dynamics = ode; dpm2 is "
+        "DPM-Solver++ of second order, and dpm2 and unipc need fewer steps",
     )
     density: Literal["gaussian", "unscaled"] | None = Field(
         None,
@@ -141,6 +150,8 @@ class RolloutSettings(Settings):
     @property
     def window_range(self) -> tuple[int, int]:
         """The range [start, stop) of steps for the trained window."""
+        if self.dynamics == "ode":
+            return 0, 0
         stop = max(self.window_start + 1, self.steps // 2) if self.dynamics == "cps" else self.steps - 1
         return self.window_start, stop if self.window_stop is None else self.window_stop
 
@@ -167,6 +178,8 @@ class RolloutSettings(Settings):
     def _window_fits(self) -> RolloutSettings:
         if self.min_workers and self.min_workers > self.workers:
             raise ValueError(f"min_workers must be at most workers = {self.workers}, got {self.min_workers}")
+        if self.dynamics == "ode":
+            return self._without_window()
         start, stop = self.window_range
         last = self.steps - 1
         if not 0 <= start < stop <= last:
@@ -178,6 +191,14 @@ class RolloutSettings(Settings):
             raise ValueError(f"window_size {self.window_size} does not fit into the window [{start}, {stop})")
         if self.dynamics == "cps" and self.noise_level > 1:
             raise ValueError(f"noise_level must be at most 1 with cps, got {self.noise_level}")
+        return self
+
+    def _without_window(self) -> RolloutSettings:
+        """Refuse keys of stochastic steps beside an ODE, which has none."""
+        values = {"window_stop": self.window_stop, "window_size": self.window_size, "density": self.density}
+        for key, value in {"window_start": self.window_start or None, **values}.items():
+            if value is not None:
+                raise ValueError(f"{key}: got {value!r}, but dynamics = 'ode' has no stochastic steps")
         return self
 
 

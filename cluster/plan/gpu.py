@@ -80,7 +80,7 @@ def _batches(settings: RunSettings, sizes: Sizes) -> list[Batch]:
     """Return the sampler's and the learner's: at most a step's images and an update's pairs per process."""
     candidates = settings.selection.candidates + settings.selection.previews
     images = settings.groups_per_step * candidates // settings.rollout.workers
-    pairs = share(settings, settings.learner) * settings.rollout.trained_steps
+    pairs = share(settings, settings.learner) * _objective(settings.learner).rows(settings.rollout)
     return [
         Batch("rollout.batch", "rollout", settings.rollout.batch, max(images, settings.rollout.batch)),
         Batch("learner.micro_batch", "learner", sizes.pairs, pairs),
@@ -110,10 +110,10 @@ def _sampling(settings: RunSettings, sizes: Sizes, speed: Speed) -> float:
 
 
 def _learning(settings: RunSettings, sizes: Sizes) -> float:
-    pairs = settings.groups_per_step * settings.selection.keep * settings.rollout.trained_steps
     objective = _objective(settings.learner)
-    recomputed = objective.recomputes * (1 - 1 / settings.learner.updates)
-    frozen = (objective.needs_reference + recomputed) * sizes.reference.flops
+    pairs = settings.groups_per_step * settings.selection.keep * objective.rows(settings.rollout)
+    prepared = objective.prepared_passes(settings.learner.updates)
+    frozen = (objective.needs_reference + prepared) * sizes.reference.flops
     return pairs / sizes.pairs * (sizes.training.flops + frozen)
 
 
@@ -166,7 +166,7 @@ def _learner(settings: RunSettings, sizes: Sizes) -> dict[str, float]:
         "gathered": min(whole, sizes.weights),
         "gradients": 4 * sizes.trained * sharded[2],
         "optimizer": 0.0 if learner.offload != "none" else optimizer,
-        "average": 4 * sizes.trained * sharded[3],
+        "average": 4 * sizes.trained * sharded[3] * (1 + _objective(learner).lags),
         "reference": sizes.weights * sharded[3] if anchored and not model.lora_rank else 0.0,
         "activations": live / learner.sequence_parallel,
     }
@@ -198,7 +198,7 @@ def _sizes(settings: RunSettings, path: str) -> Sizes:
     learner, rollout = settings.learner, settings.rollout
 
     def pairs(tokens: int) -> int:
-        return min(learner.pairs(tokens), share(settings, learner) * rollout.trained_steps)
+        return min(learner.pairs(tokens), share(settings, learner) * _objective(learner).rows(rollout))
 
     return sizes_of(
         settings.model.model_copy(update={"path": path, "lora_path": None}), rollout,

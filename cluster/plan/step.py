@@ -36,14 +36,13 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     table.add_row("batches of them", f"{batches} of at most {rollout.batch}, for {rollout.workers} samplers")
     table.add_row("candidates trained, at most", f"{kept} ({selection.keep} per prompt)")
     table.add_row("transformer passes, sampling", f"{passes * halves}")
-    trained = kept * rollout.trained_steps * halves
     objective = load_objective(learner.objective)
+    trained = kept * objective.rows(rollout) * halves
     table.add_row("transformer passes, training", f"{trained}")
     if objective.needs_reference:
         table.add_row("transformer passes, start policy", f"{trained}")
-    if objective.recomputes:
-        again = trained - trained // learner.updates
-        table.add_row("transformer passes, old log-probs", f"{again}")
+    if again := round(trained * objective.prepared_passes(learner.updates)):
+        table.add_row("transformer passes, behaviour policy", f"{again}")
     table.add_row("optimizer steps", f"{learner.updates}")
     table.add_row("images scored", f"{sampled + previews} by {', '.join(r.name for r in settings.rewards)}")
     table.add_row("held-out images", f"{len(inputs.held_out) * settings.eval_samples}")

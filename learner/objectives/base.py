@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from selection.records import Kept
 
 
+CHOICES: Final = "the objective: flow_grpo, nft, awm, dpo, or module:Class of your own"
+
+
 class ObjectiveSettings(Settings):
     """The section ``learner.objective``: the name of an objective, and the keys of that objective."""
 
-    name: str = Field(description="the objective: flow_grpo, or module:Class of your own")
+    name: str = Field(description=CHOICES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +125,24 @@ class Objective(ABC):
         """True if the loss calls the frozen start policy."""
         return False
 
+    def rows(self, rollout: RolloutSettings) -> int:
+        """Count the rows of a candidate in `minibatches`."""
+        return rollout.trained_steps
+
+    def prepared_passes(self, updates: int) -> float:
+        """Count the passes per row in `prepared`, for a batch of ``updates`` optimizer steps."""
+        return 0.0
+
+    def behaviour_decay(self, updates: int) -> float:
+        """Return how much of the behaviour policy is kept after a batch, by optimizer steps so far.
+
+        The rest of it is replaced by the policy. At 0 for any number, the policy itself samples.
+        """
+        return 0.0
+
     @property
-    def recomputes(self) -> bool:
-        """True if `prepared` runs the policy once more on all rows but those of the first optimizer step."""
+    def lags(self) -> bool:
+        """True if the behaviour policy, which samples the candidates, is not the policy at all times."""
         return False
 
     def check(self, rollout: RolloutSettings) -> None:
@@ -163,7 +181,10 @@ class Objective(ABC):
         return transitions(share, trajectories, conditionings, schedule, size=size)
 
     def prepared(self, models: Models, shares: Sequence[Any]) -> Sequence[Any]:
-        """Complete the mini-batches of all shares before the first optimizer step of a batch."""
+        """Complete the mini-batches of all shares before the first optimizer step of a batch.
+
+        Meanwhile ``models.policy`` is the behaviour policy.
+        """
         return shares
 
     @abstractmethod

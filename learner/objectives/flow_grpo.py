@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from learner.objectives.base import Metric, Models, Objective, ObjectiveSettings, Terms
+from learner.objectives.base import CHOICES, Metric, Models, Objective, ObjectiveSettings, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +33,7 @@ REMEDY: Final = (
 class FlowGRPOSettings(ObjectiveSettings):
     """The keys of ``flow_grpo``."""
 
-    name: Literal["flow_grpo"] = Field(
-        "flow_grpo", description="the objective: flow_grpo, or module:Class of your own"
-    )
+    name: Literal["flow_grpo"] = Field("flow_grpo", description=CHOICES)
     clip: float = Field(
         1e-4,
         gt=0,
@@ -112,6 +110,10 @@ class FlowGRPO(Objective):
     def recomputes(self) -> bool:
         """True if the learner computes the old log-probs itself."""
         return self.settings.old_log_probs == "learner"
+
+    def prepared_passes(self, updates: int) -> float:
+        """Count a pass for old log-probs, except on the rows of the first optimizer step."""
+        return self.recomputes * (1 - 1 / updates)
 
     def check(self, rollout: RolloutSettings) -> None:
         """Refuse also GRPO-Guard on densities that are no Gaussians'."""

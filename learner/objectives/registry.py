@@ -7,12 +7,20 @@ from typing import Any, Final
 
 from pydantic import ConfigDict, ValidationError, field_validator, model_validator
 
+from learner.objectives.awm import AWM, AWMSettings
 from learner.objectives.base import COMMON, Metric, Objective, ObjectiveSettings
+from learner.objectives.dpo import DPO, DPOSettings
 from learner.objectives.flow_grpo import FlowGRPO, FlowGRPOSettings
+from learner.objectives.nft import NFT, NFTSettings
 from rollout.named import imported
 from rollout.settings import RolloutSettings, explain, finite
 
-OBJECTIVES: Final[Mapping[str, type[Objective]]] = {"flow_grpo": FlowGRPO}
+OBJECTIVES: Final[Mapping[str, type[Objective]]] = {
+    "flow_grpo": FlowGRPO,
+    "nft": NFT,
+    "awm": AWM,
+    "dpo": DPO,
+}
 DEFAULT: Final = "flow_grpo"
 
 
@@ -34,7 +42,7 @@ class OwnObjectiveSettings(ObjectiveSettings):
         return self
 
 
-AnyObjective = FlowGRPOSettings | OwnObjectiveSettings
+AnyObjective = FlowGRPOSettings | NFTSettings | AWMSettings | DPOSettings | OwnObjectiveSettings
 """Settings of an objective, with every built-in one listed, so that the command line has its keys."""
 
 

@@ -28,7 +28,7 @@ def trajectory(number: int) -> Trajectory:
 
 
 def item(number: int, group: int, advantage: float, weight: float) -> Assignment:
-    return Assignment(trajectory=number, group_id=group, advantage=advantage, weight=weight)
+    return Assignment(trajectory=number, group_id=group, seed=number, advantage=advantage, weight=weight)
 
 
 SHARE = [item(4, 9, 7.0, 0.3), item(0, 2, -1.5, 0.6), item(2, 9, -7.0, 0.0)]

@@ -43,11 +43,11 @@ class Gradient:
 
     def _call(self, rank: int, world: int) -> tuple[RankUpdate]:
         items = [
-            Assignment(trajectory=i, group_id=k.group_id, advantage=k.advantage, weight=1 / TOTAL)
+            Assignment(trajectory=i, group_id=k.group_id, seed=i, advantage=k.advantage, weight=1 / TOTAL)
             for i, k in enumerate(self.batch.kept)
         ]
         shares = [items] if world == 1 else [items[:FIRST], items[FIRST:]]
-        padding = [Assignment(trajectory=0, group_id=items[0].group_id, advantage=0.0, weight=0.0)]
+        padding = [Assignment(trajectory=0, group_id=items[0].group_id, seed=0, advantage=0.0, weight=0.0)]
         mine = shares[rank] + padding * (max(map(len, shares)) - len(shares[rank]))
         kept = {number: self.batch.kept[number] for number in sorted({item.trajectory for item in mine})}
         owners = {k.group_id for k in kept.values()}

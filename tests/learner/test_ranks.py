@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from learner.digests import digests
+from learner.records import BEHAVIOUR
 from tests.support.ranks import SAVED, Case, Life, Task, in_world, resumed
-from tests.support.tiny_learner import rollout_settings, sample
+from tests.support.tiny_learner import KEPT, rollout_settings, sample
 
 TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2}
 
-QUICK = [Case(1), Case(3, lora=4, beta=10)]
+QUICK = [Case(1), Case(3, lora=4, beta=10), Case(3, objective="nft")]
 EVERY = [
     Case(stage, dtype, lora) for dtype in ("float32", "bfloat16") for lora in (0, 4) for stage in range(4)
 ]
@@ -24,7 +25,15 @@ OFFLOADED = [
     Case(2, "bfloat16", offload="optimizer"),
     Case(3, offload="parameters"),
 ]
-SLOW = [*EVERY, *ROUNDED, *OFFLOADED, Case(1, beta=10), Case(3, beta=10)]
+FORWARD = [
+    *(Case(stage, lora=lora, objective="nft") for stage in range(4) for lora in (0, 4)),
+    *(Case(stage, "bfloat16", 4, objective="nft") for stage in (1, 3)),
+    *(Case(stage, objective="awm", beta=0.1) for stage in (0, 2, 3)),
+    *(Case(stage, lora=4, objective="dpo") for stage in (1, 3)),
+    Case(2, objective="dpo"),
+    Case(1, "float16", 4, objective="awm"),
+]
+SLOW = [*EVERY, *ROUNDED, *OFFLOADED, Case(1, beta=10), Case(3, beta=10), *FORWARD]
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,10 @@ class Lives:
 
 
 def lives(cases: list[Case], pipeline: Path, home: Path, updates: int) -> dict[str, Lives]:
-    batches = {(c.dtype, c.lora): sample(c.model(pipeline), rollout_settings()) for c in cases}
+    batches = {
+        (c.dtype, c.lora): sample(c.model(pipeline), rollout_settings(), keeps=(*KEPT, "clean"))
+        for c in cases
+    }
     plain = [Task(c, pipeline, batches[c.dtype, c.lora], updates) for c in cases]
 
     def saves(world: int) -> list[Path]:
@@ -113,7 +125,7 @@ def test_every_rank_lists_what_it_has_written_and_nothing_else(found: Lives) -> 
 
 def test_a_kl_that_counts_is_the_same_on_all_ranks(found: Lives) -> None:
     kls = [one["kl"] for one in found.alone.metrics]
-    if not found.case.beta:
+    if not found.case.beta and found.case.objective != "dpo":
         assert set(kls) == {0.0}
         return
     assert kls[-1] > kls[0] >= 0
@@ -121,6 +133,8 @@ def test_a_kl_that_counts_is_the_same_on_all_ranks(found: Lives) -> None:
 
 
 def test_the_start_is_on_policy(found: Lives) -> None:
+    if found.case.objective != "flow_grpo":
+        pytest.skip("the sampler's steps have no part in it")
     for life in (found.alone, found.pair[0]):
         assert life.metrics[0]["ratio_max_deviation"] < (1e-5 if found.case.dtype == "float32" else 5e-3)
         assert life.metrics[0]["log_ratio_rms"] < life.metrics[1]["log_ratio_rms"]
@@ -132,6 +146,11 @@ def test_all_ranks_report_the_same_and_one_publishes(found: Lives) -> None:
     assert second.weights.size == second.average.size == 0
     assert first.weights.size == first.average.size > 0
     assert not np.array_equal(first.weights, first.average)
+
+
+def test_a_behaviour_policy_that_lags_is_in_the_checkpoint(found: Lives) -> None:
+    lags = found.case.objective in ("nft", "awm")
+    assert (BEHAVIOUR in {file for life in found.pair if life.written for file in life.written.files}) == lags
 
 
 def test_resuming_is_exact(found: Lives) -> None:

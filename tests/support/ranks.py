@@ -40,10 +40,12 @@ class Case:
     lora: int = 0
     offload: str = "none"
     beta: float = 0.0
+    objective: str = "flow_grpo"
 
     def __str__(self) -> str:
         kind = f"lora{self.lora}" if self.lora else "full"
-        return f"zero{self.stage}-{self.dtype}-{kind}-{self.offload}-beta{self.beta:g}"
+        plain = f"zero{self.stage}-{self.dtype}-{kind}-{self.offload}-beta{self.beta:g}"
+        return plain if self.objective == "flow_grpo" else f"{plain}-{self.objective}"
 
     def model(self, folder: Path) -> ModelSettings:
         return model_settings(folder, dtype=self.dtype, lora_rank=self.lora)
@@ -51,9 +53,18 @@ class Case:
     def learner(self, world: int) -> LearnerSettings:
         """A range of ratios so wide that the loss moves all the time."""
         return learner_settings(
-            ranks=world, zero_stage=self.stage, offload=self.offload, clip=0.5, learning_rate=1e-3,
-            micro_batch=8, bucket_mb=1, ema_every=2, beta=self.beta,
+            ranks=world, zero_stage=self.stage, offload=self.offload, learning_rate=1e-3,
+            micro_batch=8, bucket_mb=1, ema_every=2, objective=self.section,
         )  # fmt: skip
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The keys of the objective; the behaviour policy lags where it can."""
+        if self.objective == "flow_grpo":
+            return {"clip": 0.5, "beta": self.beta}
+        lags = self.objective != "dpo"
+        lagging = {"behaviour_decay": 0.5, "behaviour_ramp": 0.1} if lags else {}
+        return {"name": self.objective, "kl_weight": self.beta, **lagging}
 
 
 @dataclass(frozen=True)
@@ -91,12 +102,15 @@ class Task:
             start = SAVED
         metrics, written = [], None
         for done in range(start, self.updates):
-            metrics.append(timeless(update(worker, *self.batch.calls(ranks=world)[rank])))
+            metrics.append(timeless(update(worker, *self._call(worker, rank, world))))
             if self.save is not None and done + 1 == SAVED:
                 worker.save(str(self.save))
                 written = worker.saved(wait=True)
         found = weights(worker), weights(worker, averaged=True)
         return Life(metrics, *found, self._break(worker, rank, world), written)
+
+    def _call(self, worker: LearnerWorker, rank: int, world: int) -> tuple[Any]:
+        return self.batch.calls(ranks=world, objective=worker.objective)[rank]
 
     def _break(self, worker: LearnerWorker, rank: int, world: int) -> dict[str, Any]:
         """An update in which the last rank's loss is finite and its gradient is not: a square root at 0."""
@@ -105,11 +119,11 @@ class Task:
         hook = head.register_forward_hook(lambda _module, _inputs, out: out + (0 * out).abs().sqrt())
         if rank < world - 1:
             hook.remove()
-        metrics = update(worker, *self.batch.calls(ranks=world)[rank])
+        metrics = update(worker, *self._call(worker, rank, world))
         hook.remove()
         held = weights(worker)  # collective, so on every rank
         unchanged = np.array_equal(before, held) and worker.ping() == counted
-        after = update(worker, *self.batch.calls(ranks=world)[rank])
+        after = update(worker, *self._call(worker, rank, world))
         now = weights(worker)
         moved = rank > 0 or not np.array_equal(before, now)
         finite = bool(np.isfinite(now).all() and np.isfinite(after["grad_norm"]))
@@ -120,7 +134,7 @@ class Task:
 
     def _overdo(self, worker: LearnerWorker, rank: int, world: int) -> list[tuple[str, ...]]:
         """The broken parameters after an update as usual, and after one with an infinite learning rate."""
-        call = self.batch.calls(ranks=world)[rank]
+        call = self._call(worker, rank, world)
         fine = worker.update(*call).broken
         for group in worker.engine.basic_optimizer.param_groups:
             group["lr"] = math.inf

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.objectives.base import Objective
 from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
@@ -35,8 +36,11 @@ class Batch:
     conditionings: dict[int, Conditioning]
     trajectories: dict[tuple[int, int], Trajectory]
 
-    def calls(self, *, ranks: int = 1, updates: int = 2) -> list[tuple[RankUpdate]]:
+    def calls(
+        self, *, ranks: int = 1, updates: int = 2, objective: Objective | None = None
+    ) -> list[tuple[RankUpdate]]:
         """The arguments of `LearnerWorker.update`, for every rank."""
+        units = objective.units(self.kept) if objective else None
         groups = [
             CandidateGroup(
                 group_id=group, prompt=Prompt(index=group, text=""), version=0, noises=(), images=(),
@@ -46,7 +50,10 @@ class Batch:
             for group, conditioning in self.conditionings.items()
         ]  # fmt: skip
         return [
-            (work,) for work in rank_updates(self.kept, groups, ranks=ranks, updates=updates, seed=0, step=0)
+            (work,)
+            for work in rank_updates(
+                self.kept, groups, ranks=ranks, updates=updates, seed=0, step=0, units=units
+            )
         ]
 
 

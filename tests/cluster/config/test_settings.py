@@ -123,7 +123,7 @@ def test_evaluation_rewards_default_to_the_training_rewards() -> None:
     [
         (["--steps", "abc"], ["steps", "integer", "'abc'"]),
         (["--steps", "0"], ["steps", "greater than or equal to 1", "'0'"]),
-        (["--rollout.dynamics", "ode"], ["rollout.dynamics", "'sde' or 'cps'", "'ode'"]),
+        (["--rollout.dynamics", "pde"], ["rollout.dynamics", "'sde', 'cps' or 'ode'", "'pde'"]),
         (["--rollout.steps", "1"], ["rollout.steps", "'1'"]),
         (["--rollout.window_start", "5"], ["rollout", "window [5, 5)", "step 5"]),
         (["--rollout.dynamics", "cps", "--rollout.noise_level", "1.2"], ["noise_level", "1.2", "cps"]),
@@ -144,8 +144,8 @@ def test_evaluation_rewards_default_to_the_training_rewards() -> None:
         (["--learner.offload", "parameters"], ["learner", "needs zero_stage 3, got 1"]),
         (["--learner.objective.kl", "other"], ["learner.objective.kl", "'flow_grpo'", "'other'"]),
         (
-            ["--learner.objective.name", "nft"],
-            ["learner.objective.name", "flow_grpo", "module:Class", "'nft'"],
+            ["--learner.objective.name", "ppo"],
+            ["learner.objective.name", "flow_grpo", "module:Class", "'ppo'"],
         ),
         (["--rewards", "[]"], ["rewards", "at least 1", "[]"]),
         (["--rewards", '[{"name": "jpeg"}, {"name": "jpeg"}]'], ["listed once", "jpeg, jpeg"]),

@@ -93,7 +93,7 @@ def test_its_section_survives_a_record_and_comes_back() -> None:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"name": "nft"}, ["objective.name", "flow_grpo, or module:Class", "'nft'"]),
+        ({"name": "ppo"}, ["objective.name", "dpo, or module:Class", "'ppo'"]),
         ({"clip": 0}, ["objective.clip", "greater than 0", "got 0"]),
         ({"ratio": "exact"}, ["objective.ratio", "'plain' or 'guard'", "'exact'"]),
         ({"clipp": 1}, ["unknown key objective.clipp"]),
