@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,29 +14,14 @@ from rollout.settings import Settings
 
 FORWARD_TOKENS: Final = 8192
 """Image tokens in a forward pass of the learner, unless ``micro_batch`` is set."""
-MOVED: Final = {
-    "clip": "objective.clip",
-    "ratio": "objective.ratio",
-    "advantage_clip": "objective.advantage_clip",
-    "beta": "objective.beta",
-    "kl": "objective.kl",
-}
-"""Keys of the learner section of older versions, with their new names."""
-
-
-def with_moved_keys(section: Any) -> Any:
-    """Move the keys of a learner section of an older version to their new names; values there are kept."""
-    if not isinstance(section, Mapping) or not MOVED.keys() & section.keys():
-        return section
-    found = {key: value for key, value in section.items() if key not in MOVED}
-    for old in MOVED.keys() & section.keys():
-        inner, _, new = MOVED[old].partition(".")
-        found[inner] = {new: section[old], **found.get(inner, {})}
-    return found
 
 
 class LearnerSettings(Settings):
     """Updates of the policy by an objective."""
+
+    moved: ClassVar[Mapping[str, str]] = {
+        key: f"objective.{key}" for key in ("clip", "ratio", "advantage_clip", "beta", "kl")
+    }
 
     ranks: int = Field(1, ge=1, description="data-parallel DeepSpeed ranks")
     sequence_parallel: int = Field(
@@ -92,11 +77,6 @@ class LearnerSettings(Settings):
         bit for bit.
         """
         return self.micro_batch or max(1, FORWARD_TOKENS // tokens)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _today(cls, section: Any) -> Any:
-        return with_moved_keys(section)
 
     @field_validator("objective", mode="before")
     @classmethod

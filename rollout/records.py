@@ -72,7 +72,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A candidate after the steps of a preview: its state ``x``, float32, and its trajectory so far.
+    """A candidate after the steps of a draft: its state ``x``, float32, and its trajectory so far.
 
     ``states``, ``log_probs`` and ``means`` are as in `Trajectory`, and empty before the first trained step.
     """
@@ -95,8 +95,8 @@ class Chunk:
     """Candidates of a group that were sampled together: they can be scored while the rest is sampled.
 
     ``images`` (n, H, W, 3) uint8, ``conditioning`` and each trajectory are values of their own, so that Ray
-    can free the unselected trajectories where they were made. A preview has `Begun` candidates for
-    trajectories, and no conditioning. Images whose latents or pixels are not ``finite`` are ignored.
+    can free the unselected trajectories where they were made. A draft has `Begun` candidates for
+    trajectories, or None, and no conditioning. Images whose latents or pixels are not ``finite`` are ignored.
     ``seconds`` is the chunk's share of its batch.
     """
 

@@ -1,4 +1,4 @@
-"""Keys that the configuration no longer has: files and checkpoints that hold their defaults still load."""
+"""Keys that the configuration no longer has: those with a new name, and those whose default still loads."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ class Retired:
     default: Any
     last: str
     why: str
+
+
+def with_moved(section: Any, moved: Mapping[str, str]) -> Any:
+    """Move keys of an older version to their new (dotted) names; values there are kept."""
+    if not isinstance(section, Mapping) or not moved.keys() & section.keys():
+        return section
+    found = {key: value for key, value in section.items() if key not in moved}
+    for old in moved.keys() & section.keys():
+        outer, _, inner = moved[old].partition(".")
+        if inner:
+            found[outer] = {inner: section[old], **found.get(outer, {})}
+        else:
+            found.setdefault(outer, section[old])
+    return found
 
 
 def without_retired(section: Any, retired: Mapping[str, Retired]) -> Any:

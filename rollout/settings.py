@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rollout.retired_keys import Retired, without_retired
+from rollout.retired_keys import Retired, with_moved, without_retired
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 SolverName = Literal["euler", "dpm2", "unipc"]
@@ -21,11 +21,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     retired: ClassVar[Mapping[str, Retired]] = {}
+    moved: ClassVar[Mapping[str, str]] = {}
+    """Keys of older versions, with their new names."""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_retired(cls, section: Any) -> Any:
-        return without_retired(section, cls.retired)
+    def _today(cls, section: Any) -> Any:
+        return without_retired(with_moved(section, cls.moved), cls.retired)
 
 
 CPS_WINDOW: Final = 3
@@ -82,6 +84,8 @@ class RolloutSettings(Settings):
         "antithetic": Retired(default=False, last="0.1.0", why="the study found independent noise better"),
     }
 
+    moved: ClassVar[Mapping[str, str]] = {"preview_steps": "draft_steps"}
+
     width: int = Field(512, gt=0, description="image width in pixels")
     height: int = Field(512, gt=0, description="image height in pixels")
     frames: int = Field(1, ge=1, description="frames of a video (Wan); rewards see the one in the middle")
@@ -124,9 +128,13 @@ class RolloutSettings(Settings):
         description="consecutive steps trained per group, drawn from the window; default: all of it, with "
         "cps and no window_stop at most 3",
     )
-    preview_steps: int = Field(
-        5, ge=1, description="denoising steps before the predicted clean image is scored as a preview"
+    draft: Literal["path", "ode"] | None = Field(
+        None,
+        description="kind of a draft: the clean image predicted after a part of the candidate's own path, "
+        "which is then continued, or an image by a short ODE of the same noise, which is then drawn in full; "
+        "default: ode with dynamics = ode, else path",
     )
+    draft_steps: int = Field(5, ge=1, description="denoising steps before a draft is scored")
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
     batch: int = Field(16, ge=1, description="images per forward pass, of several groups if one has fewer")
     decode: Literal["whole", "sliced", "tiled"] = Field(
@@ -167,6 +175,11 @@ class RolloutSettings(Settings):
     def log_density(self) -> Literal["gaussian", "unscaled"]:
         """The log-density of a stochastic step."""
         return self.density or ("unscaled" if self.dynamics == "cps" else "gaussian")
+
+    @property
+    def draft_kind(self) -> Literal["path", "ode"]:
+        """The kind of a draft."""
+        return self.draft or ("ode" if self.dynamics == "ode" else "path")
 
     @property
     def same_window(self) -> bool:

@@ -108,17 +108,23 @@ class RolloutWorker:
         return self._finished(started, requests, parts, [self._run(part) for part in parts])
 
     def begin(self, requests: Sequence[SampleRequest]) -> list[Chunk]:
-        """Sample the first ``preview_steps`` steps only.
+        """Draft candidates: sample the first ``draft_steps`` steps only, or an ODE of so many steps.
 
         Returns:
-            A chunk of previews for every request: of the clean images predicted at that step.
+            A chunk of drafts for every request: of the clean images predicted at that step, with the
+            candidates begun, or of images by the ODE.
 
         Raises:
             StaleWeights: if the worker has another policy version.
         """
         started, parts = time.perf_counter(), self._batches(requests)
-        rollouts = [self._run(part, stop=self.settings.preview_steps) for part in parts]
-        begun = [one for part in rollouts for one in _begun(part)]
+        steps = self.settings.draft_steps
+        if self.settings.draft_kind == "ode":
+            rollouts = [self._run(part, steps=steps) for part in parts]
+            begun: list[Begun | None] = [None] * sum(len(one.noises) for one in requests)
+        else:
+            rollouts = [self._run(part, stop=steps) for part in parts]
+            begun = [one for part in rollouts for one in _begun(part)]
         return self._chunks(started, requests, rollouts, begun, [None] * len(requests))
 
     def finish(self, requests: Sequence[SampleRequest], *begun: Begun) -> list[Chunk]:
@@ -156,7 +162,7 @@ class RolloutWorker:
         started: float,
         requests: Sequence[SampleRequest],
         rollouts: Sequence[Rollout],
-        trajectories: Sequence[Trajectory | Begun],
+        trajectories: Sequence[Trajectory | Begun | None],
         conditionings: Sequence[Conditioning | None],
     ) -> list[Chunk]:
         images, finite = self._decode(rollouts)
@@ -180,12 +186,20 @@ class RolloutWorker:
                 raise StaleWeights(f"group {request.group_id} wants policy {wanted}, not {self.holds}")
         return batches(requests, self.settings)
 
-    def _run(self, batch: Batch, *, begun: Rollout | None = None, stop: int | None = None) -> Rollout:
+    def _run(
+        self,
+        batch: Batch,
+        *,
+        begun: Rollout | None = None,
+        stop: int | None = None,
+        steps: int | None = None,
+    ) -> Rollout:
+        """Sample a batch, or by an ODE of its own of other ``steps``."""
         encoded = [self._encode(part.prompt.text) for part in batch]
         owners = [owner for owner, part in enumerate(batch) for _ in part.noises]
         noises = [noise for part in batch for noise in part.noises]
-        schedule = self._schedule(self.settings.steps)
-        window = self._window(batch)
+        schedule = self._schedule(steps or self.settings.steps)
+        window = range(0) if steps else self._window(batch)
         return self._denoise(encoded, owners, noises, schedule, window, begun=begun, stop=stop)
 
     def evaluate(
@@ -244,7 +258,7 @@ class RolloutWorker:
             torch.stack([unpack(getattr(one, name)) for one in begun]).to(self.device)
             for name in ("x", "states", "log_probs", "means")
         )
-        return Rollout(self.settings.preview_steps, x, x, states, log_probs, means)
+        return Rollout(self.settings.draft_steps, x, x, states, log_probs, means)
 
     def _decode(self, parts: Sequence[Rollout]) -> tuple[NDArray[np.uint8], tuple[bool, ...]]:
         images, finite = zip(*(self.policy.decode(part.clean) for part in parts), strict=True)

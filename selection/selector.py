@@ -134,7 +134,7 @@ class Selector:
 
 
 def screen(scores: Scores, settings: SelectionSettings, seed: int, group_id: int) -> Indices:
-    """Choose a group's previewed candidates to finish, in rising order; ``scores`` are the previews'."""
+    """Choose a group's drafted candidates to finish, in rising order; ``scores`` are the drafts'."""
     valid = scores.valid & np.isfinite(scores.total)
     keys = tie_keys(seed, group_id, len(valid))
     return promising(scores.total, valid, keys, settings.candidates)

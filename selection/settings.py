@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from collections.abc import Mapping
+from typing import ClassVar, Final, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,11 +28,13 @@ class SelectionSettings(Settings):
     ``global_margin`` and ``prompt_filter`` keep ``keep`` candidates per prompt on average.
     """
 
-    previews: int = Field(
+    moved: ClassVar[Mapping[str, str]] = {"previews": "drafts"}
+
+    drafts: int = Field(
         0,
         ge=0,
-        description="candidates begun and scored by a preview, of which those predicted to have the widest "
-        "margins are finished; 0 turns previews off",
+        description="candidates drafted and scored per prompt, of which those that promise the widest "
+        "margins are sampled in full; 0 turns drafts off",
     )
     candidates: int = Field(16, ge=2, description="candidates sampled per prompt, each from its own noise")
     keep: int = Field(8, ge=2, description="candidates per prompt to train on; the strategy all ignores it")
@@ -77,10 +80,10 @@ class SelectionSettings(Settings):
             raise ValueError(
                 f"selection.keep must be at most selection.candidates ({self.candidates}), got {self.keep}"
             )
-        if 0 < self.previews <= self.candidates:
+        if 0 < self.drafts <= self.candidates:
             raise ValueError(
-                f"selection.previews must be more than selection.candidates ({self.candidates}), "
-                f"or 0 to turn them off, got {self.previews}"
+                f"selection.drafts must be more than selection.candidates ({self.candidates}), "
+                f"or 0 to turn them off, got {self.drafts}"
             )
         if self.strategy in PAIR_STRATEGIES and self.keep % 2:
             raise ValueError(

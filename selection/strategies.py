@@ -148,9 +148,9 @@ def prompt_filter(batch: Batch) -> tuple[Indices, ...]:
 
 
 def promising(rewards: Floats, valid: NDArray[np.bool_], keys: NDArray[np.uint64], count: int) -> Indices:
-    """Choose ``count`` of n previewed candidates to finish, in rising order: the worst and the best half.
+    """Choose ``count`` of n drafted candidates to finish, in rising order: the worst and the best half.
 
-    Ties are broken by key; without enough valid previews some invalid ones are added, since a failed preview
+    Ties are broken by key; without enough valid drafts some invalid ones are added, since a failed draft
     says nothing about the image.
     """
     order = np.lexsort((keys, rewards, ~valid))

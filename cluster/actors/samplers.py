@@ -107,7 +107,7 @@ class Samplers:
         return await self._run("sample", batch)
 
     async def begin(self, batch: Batch) -> list[Chunk]:
-        """Sample the first steps of a batch: previews, and the partial trajectories."""
+        """Draft a batch: images, and the partial trajectories unless a draft has an ODE of its own."""
         return await self._run("begin", batch)
 
     async def finish(self, batch: Batch, begun: Sequence[Handle]) -> list[Chunk]:

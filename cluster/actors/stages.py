@@ -41,7 +41,7 @@ class RayStages:
         return await self.samplers.sample(batch)
 
     async def begin(self, batch: Batch) -> Sequence[Chunk]:
-        """Sample the first steps of a batch."""
+        """Draft a batch."""
         return await self.samplers.begin(batch)
 
     async def finish(self, batch: Batch, begun: Sequence[Handle]) -> Sequence[Chunk]:

@@ -143,7 +143,7 @@ class RunSettings(Settings):
                 "at least one of eval_rewards needs a weight other than 0, since they replace the training "
                 "rewards in evaluations; list these as well"
             )
-        self._check_previews()
+        self._check_drafts()
         named = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
         roles = ["rollout", "learner", "selector", "observer", *named]
         if unknown := self.cluster.nodes.keys() - set(roles):
@@ -152,9 +152,17 @@ class RunSettings(Settings):
             )
         return self
 
-    def _check_previews(self) -> None:
-        if self.selection.previews and self.rollout.preview_steps >= self.rollout.steps:
+    def _check_drafts(self) -> None:
+        rollout = self.rollout
+        if not self.selection.drafts:
+            return
+        if rollout.draft_steps >= rollout.steps:
             raise ValueError(
-                f"rollout.preview_steps must be less than rollout.steps ({self.rollout.steps}) "
-                f"with selection.previews, got {self.rollout.preview_steps}"
+                f"rollout.draft_steps must be less than rollout.steps ({rollout.steps}) "
+                f"with selection.drafts, got {rollout.draft_steps}"
+            )
+        if rollout.draft_kind == "path" and rollout.dynamics == "ode" and rollout.solver != "euler":
+            raise ValueError(
+                f"rollout.draft: got 'path', but {rollout.solver} cannot continue a path; "
+                "set rollout.solver to euler, or leave rollout.draft out"
             )

@@ -14,12 +14,23 @@ from pydantic import ValidationError
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from learner.objectives.registry import DEFAULT
-from learner.settings import MOVED, with_moved_keys
-from rollout.settings import explain
+from learner.settings import LearnerSettings
+from rollout.retired_keys import with_moved
+from rollout.settings import RolloutSettings, explain
 from rollout.text_files import TextFileError, read_text
+from selection.settings import SelectionSettings
 
 PRESETS: Final = Path(__file__).parents[1] / "presets"
-_FLAGS: Final = {f"--learner.{old}": f"--learner.{new}" for old, new in MOVED.items()}
+_MOVED: Final = {
+    "rollout": RolloutSettings.moved,
+    "selection": SelectionSettings.moved,
+    "learner": LearnerSettings.moved,
+}
+_FLAGS: Final = {
+    f"--{section}.{old}": f"--{section}.{new}"
+    for section, moved in _MOVED.items()
+    for old, new in moved.items()
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,13 +101,16 @@ def resolve(source: str, overrides: dict[str, Any]) -> RunSettings:
     """
     values = {"preset": Path(source).stem, **read_toml(source)}
     try:
-        return RunSettings.model_validate(_merged(_today(values), _today(overrides)))
+        return RunSettings.model_validate(_merged(today(values), today(overrides)))
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error)}") from None
 
 
-def _today(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "learner": with_moved_keys(values["learner"])} if "learner" in values else values
+def today(values: dict[str, Any]) -> dict[str, Any]:
+    """Move the keys of a configuration of an older version to their new names."""
+    return values | {
+        name: with_moved(values[name], moved) for name, moved in _MOVED.items() if name in values
+    }
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class LocalStages:
             return self.sampler.sample(batch)
 
     async def begin(self, batch: Batch) -> Sequence[Chunk]:
-        """Sample the first steps of a batch."""
+        """Draft a batch."""
         self._resume()
         with self.clock.running("sample"):
             return self.sampler.begin(batch)

@@ -43,7 +43,7 @@ class Checks:
         _healthy(run, step, made, made.update.metrics)
 
     def _images(self, made: Step) -> None:
-        """Stop if no candidate is finite; those excluded by their previews do not count."""
+        """Stop if no candidate is finite; those excluded by their drafts do not count."""
         count = sum(len(group.noises) for group in made.groups)
         if sum("candidate" in image for produced in made.batch for image in produced.broken) == count:
             raise RunStopped(

@@ -28,7 +28,7 @@ from selection.selector import screen
 class Produced:
     """A scored group, statistics of its images, and the times when it was sampled and scored.
 
-    Times are those of `time.perf_counter`. ``broken`` lists its images that are not finite, and the previews
+    Times are those of `time.perf_counter`. ``broken`` lists its images that are not finite, and the drafts
     that are not, whose candidates were therefore excluded.
     """
 
@@ -53,9 +53,9 @@ def consecutive(settings: RunSettings) -> GroupIds:
 def request_for(
     settings: RunSettings, prompts: tuple[Prompt, ...], group_id: int, version: int
 ) -> SampleRequest:
-    """Build the request for a group's candidates, oversampled; with previews, for all that are begun."""
+    """Build the request for a group's candidates, oversampled; with drafts, for all that are drafted."""
     prompt = prompt_at(prompts, settings.seed, group_id)
-    count = settings.selection.previews or settings.selection.candidates
+    count = settings.selection.drafts or settings.selection.candidates
     return oversampled(prompt, group_id, count, seed=settings.seed, version=version)
 
 
@@ -117,7 +117,7 @@ class Production:
             return await self._once(request, shared)
 
     async def _once(self, request: SampleRequest, shared: Batches) -> Produced:
-        if self.settings.selection.previews:
+        if self.settings.selection.drafts:
             finishing = await screened(self.settings, self.stages, request)
         else:
             finishing = Finishing(request, shared.chunks(request.group_id))
@@ -134,9 +134,9 @@ class Production:
 
 @dataclass(frozen=True, slots=True)
 class Finishing:
-    """The candidates of a group that are sampled to the end, after ``spent`` seconds for previews.
+    """The candidates of a group that are sampled to the end, after ``spent`` seconds for drafts.
 
-    ``broken`` lists the previews that are not finite, whose candidates were therefore excluded.
+    ``broken`` lists the drafts that are not finite, whose candidates were therefore excluded.
     """
 
     request: SampleRequest
@@ -146,25 +146,32 @@ class Finishing:
 
 
 async def screened(settings: RunSettings, stages: Stages, request: SampleRequest) -> Finishing:
-    """Begin every candidate of a group, and finish those whose previews predict the widest margins."""
+    """Draft every candidate of a group, and finish those whose drafts predict the widest margins."""
     parts = batches([request], settings.rollout)
-    previews = [asyncio.ensure_future(_only(stages.begin(part))) for part in parts]
-    scores = await stages.score(request.prompt, previews)
-    done = [preview.result() for preview in previews]
-    begun = [handle for preview in done for handle in preview.trajectories]
+    drafts = [asyncio.ensure_future(_only(stages.begin(part))) for part in parts]
+    scores = await stages.score(request.prompt, drafts)
+    done = [draft.result() for draft in drafts]
+    begun = [handle for draft in done for handle in draft.trajectories]
     chosen = screen(scores, settings.selection, settings.seed, request.group_id)
-    finite = [good for preview in done for good in preview.finite]
+    finite = [good for draft in done for good in draft.finite]
     harmless = [good or place in chosen for place, good in enumerate(finite)]
-    excluded = broken_candidates(request, harmless, "preview")
+    excluded = broken_candidates(request, harmless, "draft")
     request = replace(request, noises=tuple(request.noises[i] for i in chosen))
     handles = iter([begun[i] for i in chosen])
-    chunks = [_finish(stages, part, handles) for part in batches([request], settings.rollout)]
-    return Finishing(request, chunks, sum(preview.seconds for preview in done), excluded)
+    chunks = [
+        asyncio.ensure_future(_only(_finish(settings, stages, part, handles)))
+        for part in batches([request], settings.rollout)
+    ]
+    return Finishing(request, chunks, sum(draft.seconds for draft in done), excluded)
 
 
-def _finish(stages: Stages, part: Batch, begun: Iterator[Handle]) -> asyncio.Future[Chunk]:
-    count = sum(len(request.noises) for request in part)
-    return asyncio.ensure_future(_only(stages.finish(part, tuple(islice(begun, count)))))
+def _finish(
+    settings: RunSettings, stages: Stages, part: Batch, begun: Iterator[Handle]
+) -> Awaitable[Sequence[Chunk]]:
+    """Continue the paths of drafted candidates, or sample them in full after an ODE of their own."""
+    if settings.rollout.draft_kind == "ode":
+        return stages.sample(part)
+    return stages.finish(part, tuple(islice(begun, sum(len(request.noises) for request in part))))
 
 
 async def _only(chunks: Awaitable[Sequence[Chunk]]) -> Chunk:

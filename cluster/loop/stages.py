@@ -23,7 +23,7 @@ class Stages(Protocol):
         ...
 
     async def begin(self, batch: Batch) -> Sequence[Chunk]:
-        """Sample the first steps of a batch: previews, and the partial trajectories."""
+        """Draft a batch: images, and the partial trajectories unless a draft has an ODE of its own."""
         ...
 
     async def finish(self, batch: Batch, begun: Sequence[Handle]) -> Sequence[Chunk]:

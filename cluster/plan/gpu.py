@@ -78,7 +78,7 @@ def estimate(settings: RunSettings, hardware: Hardware) -> Estimate:
 
 def _batches(settings: RunSettings, sizes: Sizes) -> list[Batch]:
     """Return the sampler's and the learner's: at most a step's images and an update's pairs per process."""
-    candidates = settings.selection.candidates + settings.selection.previews
+    candidates = settings.selection.candidates + settings.selection.drafts
     images = settings.groups_per_step * candidates // settings.rollout.workers
     pairs = share(settings, settings.learner) * _objective(settings.learner).rows(settings.rollout)
     return [
@@ -102,7 +102,7 @@ def _busy(placed: Placement, role: str, count: int) -> int:
 def _sampling(settings: RunSettings, sizes: Sizes, speed: Speed) -> float:
     """Return the seconds of all samplers together."""
     rollout, selection = settings.rollout, settings.selection
-    images = settings.groups_per_step * (selection.candidates + selection.previews)
+    images = settings.groups_per_step * (selection.candidates + selection.drafts)
     passes = sampling_passes(settings) * sizes.sampling.flops / rollout.batch / speed.sampling
     if speed.pixels is not None:
         return passes + images * rollout.width * rollout.height * rollout.frames / speed.pixels
@@ -119,7 +119,7 @@ def _learning(settings: RunSettings, sizes: Sizes) -> float:
 
 def _scoring(settings: RunSettings, placed: Placement, flops: float) -> tuple[dict[str, float], list[str]]:
     """Return the seconds of scoring by reward, and the rewards of unknown cost."""
-    images = settings.groups_per_step * (settings.selection.candidates + settings.selection.previews)
+    images = settings.groups_per_step * (settings.selection.candidates + settings.selection.drafts)
     found, unknown = {}, []
     for reward in settings.rewards:
         each = seconds_per_image(reward, settings.rollout, flops)

@@ -10,12 +10,13 @@ from learner.objectives.registry import load_objective
 
 
 def sampling_passes(settings: RunSettings) -> int:
-    """Count the transformer's passes for sampling in a step, previews included, without those of guidance."""
+    """Count the transformer's passes for sampling in a step, drafts included, without those of guidance."""
     rollout = settings.rollout
     sampled = settings.groups_per_step * settings.selection.candidates
-    previews = settings.groups_per_step * settings.selection.previews
-    unfinished = max(0, previews - sampled)
-    return sampled * rollout.steps + unfinished * rollout.preview_steps
+    drafts = settings.groups_per_step * settings.selection.drafts
+    if rollout.draft_kind == "path":
+        drafts = max(0, drafts - sampled)  # the others continue
+    return sampled * rollout.steps + drafts * rollout.draft_steps
 
 
 def plan(settings: RunSettings, inputs: Inputs) -> Table:
@@ -24,14 +25,14 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     sampled = settings.groups_per_step * selection.candidates
     kept = settings.groups_per_step * selection.keep
     halves = 2 if rollout.guidance > 1 else 1
-    previews = settings.groups_per_step * selection.previews
+    drafts = settings.groups_per_step * selection.drafts
     passes = sampling_passes(settings)
     together = sampled if rollout.same_window else selection.candidates
     batches = sampled // together * -(-together // rollout.batch)
     table = Table("", "per step", title="plan", title_justify="left")
     table.add_row("prompts", f"{settings.groups_per_step} of {len(inputs.train)}")
-    if previews:
-        table.add_row("candidates begun and previewed", f"{previews} ({selection.previews} per prompt)")
+    if drafts:
+        table.add_row("candidates drafted", f"{drafts} ({selection.drafts} per prompt)")
     table.add_row("candidates sampled", f"{sampled} ({selection.candidates} per prompt)")
     table.add_row("batches of them", f"{batches} of at most {rollout.batch}, for {rollout.workers} samplers")
     table.add_row("candidates trained, at most", f"{kept} ({selection.keep} per prompt)")
@@ -44,7 +45,7 @@ def plan(settings: RunSettings, inputs: Inputs) -> Table:
     if again := round(trained * objective.prepared_passes(learner.updates)):
         table.add_row("transformer passes, behaviour policy", f"{again}")
     table.add_row("optimizer steps", f"{learner.updates}")
-    table.add_row("images scored", f"{sampled + previews} by {', '.join(r.name for r in settings.rewards)}")
+    table.add_row("images scored", f"{sampled + drafts} by {', '.join(r.name for r in settings.rewards)}")
     table.add_row("held-out images", f"{len(inputs.held_out) * settings.eval_samples}")
     table.add_row("processes", ", ".join(f"{n} {kind}" for kind, n in processes(settings).items() if n))
     table.add_row("memory, estimated", f"{memory_gb(settings):.1f} GB")

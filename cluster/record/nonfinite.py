@@ -18,7 +18,7 @@ Named = Mapping[str, Any]
 
 
 def broken_candidates(request: SampleRequest, finite: Sequence[bool], kind: str = "candidate") -> list[Named]:
-    """List the candidates of a group (or with another ``kind`` its previews) that are not finite."""
+    """List the candidates of a group (or with another ``kind`` its drafts) that are not finite."""
     return [
         {"group": request.group_id, kind: place, "prompt": request.prompt.text, **asdict(noise)}
         for place, (noise, good) in enumerate(zip(request.noises, finite, strict=True))

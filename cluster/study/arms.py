@@ -19,15 +19,15 @@ BASELINE: Final = "flowgrpo"
 class Arm:
     """A strategy, its factor of oversampling, the budget equal to the baseline's, and its advantages' scale.
 
-    ``previews`` counts begun candidates in multiples of the baseline's candidates, scored half-way; ``early``
-    adds noise and trains in the first half of the steps only, so that no noise is added after a preview.
+    ``drafts`` counts begun candidates in multiples of the baseline's candidates, scored half-way; ``early``
+    adds noise and trains in the first half of the steps only, so that no noise is added after a draft.
     """
 
     strategy: StrategyName
     oversample: int = 1
     mode: BudgetMode = "fixed_train"
     rms_match: bool = False
-    previews: int = 0
+    drafts: int = 0
     early: bool = False
     what: str
 
@@ -38,7 +38,7 @@ def _margin(
     *,
     mode: BudgetMode = "fixed_train",
     rms: bool = False,
-    previews: int = 0,
+    drafts: int = 0,
     early: bool = False,
 ) -> Arm:
     return Arm(
@@ -46,7 +46,7 @@ def _margin(
         oversample=oversample,
         mode=mode,
         rms_match=rms,
-        previews=previews,
+        drafts=drafts,
         early=early,
         what=what,
     )
@@ -65,17 +65,17 @@ ARMS: Final[dict[str, Arm]] = {
     "max_variance_2x": Arm(strategy="max_variance", oversample=2, what="most varied half of 2x (PODS)"),
     "global_margin_2x": Arm(strategy="global_margin", oversample=2, what="widest margins of the batch"),
     "prompt_filter_2x": Arm(strategy="prompt_filter", oversample=2, what="2x prompts, the most varied half"),
-    "screened_4x": Arm(strategy="all", previews=4, what="4x begun, the most promising 1x finished"),
-    "screened_4x_margin_2x": _margin(2, "4x begun, 2x finished, widest margins of them", previews=4),
+    "screened_4x": Arm(strategy="all", drafts=4, what="4x begun, the most promising 1x finished"),
+    "screened_4x_margin_2x": _margin(2, "4x begun, 2x finished, widest margins of them", drafts=4),
     "screened_4x_global_2x": Arm(
-        strategy="global_margin", oversample=2, previews=4, what="4x begun, 2x finished, widest of the batch"
+        strategy="global_margin", oversample=2, drafts=4, what="4x begun, 2x finished, widest of the batch"
     ),
     "flowgrpo_early": Arm(
         strategy="all", early=True, what="control: noise and training in the first half of steps"
     ),
     "noise_margin_2x_early": _margin(2, "2x margin, noise and training in the first half", early=True),
     "screened_4x_margin_2x_early": _margin(
-        2, "4x begun, 2x finished, noise and training in the first half", previews=4, early=True
+        2, "4x begun, 2x finished, noise and training in the first half", drafts=4, early=True
     ),
 }
 """Every arm by its name on the command line."""
@@ -110,9 +110,9 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
             "rms_match": arm.rms_match,
         }
         values = base.model_dump()
-        values["selection"] |= chosen | {"previews": arm.previews * base.selection.keep}
-        if arm.previews:
-            values["rollout"]["preview_steps"] = base.rollout.steps // 2
+        values["selection"] |= chosen | {"drafts": arm.drafts * base.selection.keep}
+        if arm.drafts:
+            values["rollout"]["draft_steps"] = base.rollout.steps // 2
         if arm.early:
             values["rollout"]["window_stop"] = base.rollout.steps // 2
         return RunSettings.model_validate(values | {"groups_per_step": budget.groups})

@@ -67,7 +67,7 @@ def _learnt(made: Step) -> dict[str, float]:
 
 def _counts(run: Run, made: Step) -> dict[str, int]:
     sampled = sum(len(group.noises) for group in made.groups)
-    decoded = sampled + len(made.groups) * run.settings.selection.previews
+    decoded = sampled + len(made.groups) * run.settings.selection.drafts
     return {
         BROKEN: sum("candidate" in image for produced in made.batch for image in produced.broken),
         "sampled": sampled,

@@ -32,7 +32,7 @@ def worker(pipeline_folder: Path) -> RolloutWorker:
         height=32,
         steps=4,
         eval_steps=3,
-        preview_steps=2,
+        draft_steps=2,
         guidance=1.0,
         text_tokens=0,
         gpus=0,

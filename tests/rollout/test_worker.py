@@ -146,7 +146,7 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
 ) -> None:
     """Also in another order and with fewer others; its preview is the clean image that it pointed at."""
     start_, stop = window
-    chosen = {"steps": 5, "batch": 3, "preview_steps": previewed, "storage": storage}
+    chosen = {"steps": 5, "batch": 3, "draft_steps": previewed, "storage": storage}
     worker = start(pipeline_folder, window_start=start_, window_stop=stop, **chosen)
     told, previews, _, *begun = parts(worker.begin([request(NOISES)]))
     assert told.seconds > 0
@@ -166,10 +166,10 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
 
 
 def test_a_preview_after_the_last_but_one_step_is_nearly_the_image(pipeline_folder: Path) -> None:
-    worker = start(pipeline_folder, steps=4, preview_steps=3)
+    worker = start(pipeline_folder, steps=4, draft_steps=3)
     _, previews, *_ = parts(worker.begin([request(NOISES)]))
     _, images, *_ = parts(worker.sample([request(NOISES)]))
-    early = start(pipeline_folder, steps=4, preview_steps=1).begin([request(NOISES)])[0].images
+    early = start(pipeline_folder, steps=4, draft_steps=1).begin([request(NOISES)])[0].images
     far, near = (np.abs(one.astype(float) - images).mean() for one in (early, previews))
     assert near < far
     with pytest.raises(StaleWeights, match="wants policy v3, not v0"):

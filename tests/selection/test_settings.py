@@ -24,7 +24,7 @@ def test_defaults() -> None:
         ({"keep": 32}, r"selection.keep must be at most selection.candidates \(16\), got 32"),
         ({"keep": 7}, "selection.keep must be even, since noise_margin keeps pairs, got 7"),
         ({"keep": 7, "strategy": "global_margin"}, "since global_margin keeps pairs"),
-        ({"previews": 16}, r"selection.previews must be more than selection.candidates \(16\), .* got 16"),
+        ({"drafts": 16}, r"selection.drafts must be more than selection.candidates \(16\), .* got 16"),
         ({"keep": 1}, "greater than or equal to 2"),
         ({"candidates": 1}, "greater than or equal to 2"),
         ({"tolerance": -1.0}, "greater than or equal to 0"),

@@ -11,13 +11,12 @@ import pytest
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
-from cluster.config.sources import resolve, to_toml
+from cluster.config.sources import resolve, to_toml, today
 from cluster.loop.resume import resumable
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.marker import from_marker
 from cluster.record.run_folder import RunFolder
 from cluster.study.store import finished, write_rows
-from learner.settings import with_moved_keys
 from tests.support.paths import ROOT
 from tests.support.saving import SavingLearner
 
@@ -69,7 +68,7 @@ def test_an_old_configuration_means_what_it_did() -> None:
     assert (written["rollout"].pop("branches"), written["rollout"].pop("antithetic")) == (1, False)
     assert written["rewards"][0].pop("max_wait") == 0
     now = tomllib.loads(to_toml(settings))
-    written["learner"] = with_moved_keys(written["learner"])
+    written = today(written)
     written["learner"]["objective"]["name"] = "flow_grpo"
     assert contains(now, written)  # besides keys that are newer
 

@@ -129,7 +129,7 @@ def test_evaluation_rewards_default_to_the_training_rewards() -> None:
         (["--rollout.dynamics", "cps", "--rollout.noise_level", "1.2"], ["noise_level", "1.2", "cps"]),
         (
             ["--selection.previews", "32", "--rollout.preview_steps", "6"],
-            ["preview_steps", "steps (6)", "got 6"],
+            ["draft_steps", "steps (6)", "got 6"],
         ),
         (["--selection.keep", "7"], ["selection.keep", "even", "noise_margin", "7"]),
         (["--selection.keep", "32"], ["selection.keep", "selection.candidates (16)", "32"]),

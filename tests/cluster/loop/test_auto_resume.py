@@ -13,7 +13,7 @@ from cluster.loop.resume import started_before
 from cluster.record.checkpoints import Checkpoints
 from cluster.record.run_folder import RunFolder
 from cluster.train import main
-from learner.settings import MOVED
+from learner.settings import LearnerSettings
 from tests.support.saving import SavingLearner
 
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_an_older_version_has_the_objectives_keys_beside_the_lea
     """Its marker and its configuration still say the same run, and a changed clip range another one."""
     settings = configure()
     older = settings.model_dump(mode="json")
-    older["learner"] |= {key: older["learner"]["objective"][key] for key in MOVED}
+    older["learner"] |= {key: older["learner"]["objective"][key] for key in LearnerSettings.moved}
     del older["learner"]["objective"]
     started_before(settings, folder, checkpoints(folder, settings))
     learner: Any = SavingLearner()

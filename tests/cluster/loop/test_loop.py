@@ -229,8 +229,8 @@ def test_steps_without_a_margin_end_the_run(make: Any) -> None:
 
 
 def test_the_candidates_whose_previews_differ_most_are_finished(make: Any) -> None:
-    selection = {"previews": 32, "candidates": 4, "keep": 2}
-    stages = make(steps=1, groups_per_step=1, selection=selection, rollout={"preview_steps": 1, "batch": 10})
+    selection = {"drafts": 32, "candidates": 4, "keep": 2}
+    stages = make(steps=1, groups_per_step=1, selection=selection, rollout={"draft_steps": 1, "batch": 10})
     seeds: list[int] = []
 
     def rank(noise: Noise) -> float:
@@ -244,4 +244,4 @@ def test_the_candidates_whose_previews_differ_most_are_finished(make: Any) -> No
     assert sorted(seeds.index(row["path_seed"]) for row in ledger(stages)) == [1, 2, 29, 30]
     assert len(seeds) == 32
     (line,) = map(json.loads, folder_of(stages.settings).nonfinite.read_text().splitlines())
-    assert [image["preview"] for image in line["images"]] == [0, 31]
+    assert [image["draft"] for image in line["images"]] == [0, 31]

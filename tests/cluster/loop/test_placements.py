@@ -47,11 +47,11 @@ async def steps_of(settings: RunSettings, stages: Stages) -> list[Any]:
     return kept.steps
 
 
-@pytest.mark.parametrize("selection", [{}, {"previews": 8}], ids=["sampled", "screened"])
+@pytest.mark.parametrize("selection", [{}, {"drafts": 8}], ids=["sampled", "screened"])
 def test_three_steps_in_process_are_three_steps_of_the_service(selection: dict[str, int]) -> None:
     settings = resolve("shapes", {
         "steps": 3, "groups_per_step": 2, "selection": {"candidates": 6, "keep": 4, **selection},
-        "rollout": {"steps": 4, "threads": 1, "batch": 4, "preview_steps": 2},
+        "rollout": {"steps": 4, "threads": 1, "batch": 4, "draft_steps": 2},
         "learner": {"threads": 1}, "guard": {"action": "off"},
     })  # fmt: skip
 

@@ -60,7 +60,7 @@ def test_seconds_follow_from_operations() -> None:
     assert found.step == pytest.approx(sum(found.stages.values()))
     # Nothing is gained by sampling ahead on the learner's own GPUs.
     assert gpu(max_staleness=1).step == pytest.approx(found.step)
-    screened = gpu(selection={"previews": 96}, rollout={"preview_steps": 4})
+    screened = gpu(selection={"drafts": 96}, rollout={"draft_steps": 4})
     more = 48 * 4 * 4 * 1e12 + 48 * 8 * 1e11 / plan_gpu.FLOAT32
     assert screened.parts["sample"] == pytest.approx(sample + more / (0.5e15 * 8))
     assert gpu(learner={"beta": 0.0}).stages["learn"] == pytest.approx(found.stages["learn"] * 2.25 / 2.75)
@@ -273,7 +273,7 @@ def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, previews: 
 
     monkeypatch.setattr(plan_cpu, "alone", alone)
     monkeypatch.setattr(plan_cpu.psutil, "cpu_count", lambda: 2)
-    return plan_cpu.estimate(resolve("shapes", {"selection": {"previews": previews}}))
+    return plan_cpu.estimate(resolve("shapes", {"selection": {"drafts": previews}}))
 
 
 def test_on_cpus_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

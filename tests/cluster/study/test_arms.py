@@ -43,12 +43,12 @@ def test_an_arm_changes_nothing_but_selection_noise_and_prompts_per_step(base: R
     for arm in ARMS:
         found = arm_settings(arm, base)
         changed: dict[str, object] = {"selection": base.selection, "groups_per_step": base.groups_per_step}
-        half = {"preview_steps": 3} if ARMS[arm].previews else {}
+        half = {"draft_steps": 3} if ARMS[arm].drafts else {}
         half |= {"window_stop": 3} if ARMS[arm].early else {}
         changed["rollout"] = base.rollout
         assert found.rollout == base.rollout.model_copy(update=half)
         assert found.model_copy(update=changed) == base
-        assert found.selection.previews == ARMS[arm].previews * base.selection.keep
+        assert found.selection.drafts == ARMS[arm].drafts * base.selection.keep
 
 
 @pytest.mark.parametrize("arm", RETIRED)

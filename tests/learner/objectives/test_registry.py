@@ -22,10 +22,12 @@ from learner.objectives.registry import (
     metric_names,
     objective_settings,
 )
-from learner.settings import MOVED, LearnerSettings, with_moved_keys
+from learner.settings import LearnerSettings
+from rollout.retired_keys import with_moved
 from rollout.settings import RolloutSettings, explain
 from tests.support.paths import ROOT
 
+MOVED = LearnerSettings.moved
 OWN = """
 from typing import Any, ClassVar, Literal
 from pydantic import Field
@@ -178,15 +180,15 @@ def test_keys_of_older_versions_are_moved() -> None:
 @given(st.sets(st.sampled_from(sorted(MOVED))), st.sets(st.sampled_from(sorted(MOVED))))
 def test_where_a_key_stands_twice_the_new_place_wins(old: set[str], new: set[str]) -> None:
     given_section = {**dict.fromkeys(old, "old"), "objective": dict.fromkeys(new, "new")}
-    found = with_moved_keys(given_section)
+    found = with_moved(given_section, MOVED)
     assert not MOVED.keys() & found.keys()
     assert found["objective"] == {**dict.fromkeys(old, "old"), **dict.fromkeys(new, "new")}
-    assert with_moved_keys(found) == found
+    assert with_moved(found, MOVED) == found
 
 
 @pytest.mark.parametrize("value", [3, None, {"objective": {}}, {}])
 def test_what_has_no_moved_key_stays(value: Any) -> None:
-    assert with_moved_keys(value) is value
+    assert with_moved(value, MOVED) is value
 
 
 def test_settings_are_kept_as_they_are() -> None:
