@@ -37,6 +37,8 @@ def advantages(
     - ``batch``: mean of the kept ones, std of all valid candidates of all groups that can be compared
       (two or more valid), not centred by prompt: keeps the size of margins, sums to zero. FlowGRPO's
       global std is this with everything kept.
+    - ``ranks``: the share of the group's other valid candidates that are worse, minus that of better ones, in
+      [-1, 1]. Half of it plus a half is the chance to be better than another candidate of the prompt.
 
     Selecting extremes enlarges advantages and so weakens beta. ``rms_match`` multiplies all of them by one
     number, so that their root mean square is what it would be if every valid candidate were kept under
@@ -48,6 +50,9 @@ def advantages(
     raw = []
     for row, usable, chosen in zip(rewards, comparable, kept, strict=True):
         subset = row[chosen]
+        if normalisation == "ranks":
+            raw.append(_ranks(subset, row[usable]))
+            continue
         pool = row[usable] if normalisation == "candidates" else subset
         scale = spread if normalisation == "batch" else _std(pool)
         raw.append((subset - pool.mean()) / (scale + EPSILON) if len(subset) else subset)
@@ -63,6 +68,12 @@ def rms(values: Sequence[Floats]) -> float:
     """Compute the root mean square over all groups; 0 if they are empty."""
     flat = np.concatenate([np.zeros(0), *values])
     return float(np.sqrt(np.mean(flat**2))) if len(flat) else 0.0
+
+
+def _ranks(subset: Floats, pool: Floats) -> Floats:
+    """Compute the share of the pool that is worse, minus that of better ones; ``subset`` is part of it."""
+    wins: Floats = np.sign(subset[:, None] - pool).sum(1)
+    return wins / max(1, len(pool) - 1)
 
 
 def _std(values: Floats) -> float:

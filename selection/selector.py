@@ -82,7 +82,7 @@ class Selector:
 
     def _without_ties(self, batch: Batch, kept: Sequence[Indices]) -> tuple[Indices, ...]:
         """Empty the groups whose advantages would all be zero, since the rewards they stem from tie."""
-        whole = self.settings.advantages == "candidates"
+        whole = self.settings.advantages in ("candidates", "ranks")
         pools = batch.valid if whole else kept
         return tuple(
             chosen if len(chosen) and np.ptp(row[pool]) > self._tolerance else chosen[:0]

@@ -12,7 +12,7 @@ from rollout.settings import Settings
 StrategyName = Literal["all", "random", "noise_margin", "max_variance", "global_margin", "prompt_filter"]
 """The names of `selection.strategies.STRATEGIES`."""
 
-Normalisation = Literal["candidates", "selected", "batch"]
+Normalisation = Literal["candidates", "selected", "batch", "ranks"]
 """The normalisations of `selection.advantages.advantages`."""
 
 Margin = Literal["total", "each"]
@@ -47,7 +47,8 @@ class SelectionSettings(Settings):
     advantages: Normalisation = Field(
         "batch",
         description="rewards whose mean and spread normalise advantages: those of all candidates of the "
-        "prompt, of the selected ones, or (for the spread) of the whole batch",
+        "prompt, of the selected ones, or (for the spread) of the whole batch; ranks instead counts the "
+        "prompt's candidates that are worse, less those that are better, from -1 to 1",
     )
     rms_match: bool = Field(
         False, description="scale advantages to the root mean square of training on every candidate"
