@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -149,7 +150,7 @@ class RolloutWorker:
         trajectories = [
             trajectory
             for part, rollout in zip(parts, rollouts, strict=True)
-            for trajectory in _trajectories(rollout, self._window(part), self.keeps)
+            for trajectory in _trajectories(rollout, self._window(part), self.keeps, self.settings.storage)
         ]
         encoded = [self._encode(request.prompt.text) for request in requests]
         conditionings = [
@@ -280,8 +281,9 @@ def _begun(part: Rollout) -> list[Begun]:
     return [Begun(**{name: packed[name][row] for name in fields}) for row in range(len(part.x))]
 
 
-def _trajectories(part: Rollout, window: range, keeps: Collection[Keep]) -> list[Trajectory]:
+def _trajectories(part: Rollout, window: range, keeps: Collection[Keep], storage: str) -> list[Trajectory]:
     steps = np.asarray(window, dtype=np.int64)
+    part = replace(part, clean=part.clean.to(getattr(torch, storage)))
     packed = {name: pack(getattr(part, name)) for name in keeps}  # a copy from the device for the whole batch
     return [
         Trajectory(steps=steps, **{name: packed[name][row] for name in keeps}) for row in range(len(part.x))

@@ -37,6 +37,12 @@ class SelectionSettings(Settings):
         "margins are sampled in full; 0 turns drafts off",
     )
     candidates: int = Field(16, ge=2, description="candidates sampled per prompt, each from its own noise")
+    adaptive: int = Field(
+        0,
+        ge=0,
+        description="candidates that every prompt draws first; the half of the prompts whose margins are "
+        "then narrowest draws the others of the step, candidates per prompt on average; 0: all draw as many",
+    )
     keep: int = Field(8, ge=2, description="candidates per prompt to train on; the strategy all ignores it")
     strategy: str = Field(
         "noise_margin",
@@ -85,6 +91,16 @@ class SelectionSettings(Settings):
             raise ValueError(
                 f"selection.drafts must be more than selection.candidates ({self.candidates}), "
                 f"or 0 to turn them off, got {self.drafts}"
+            )
+        if self.adaptive and not 2 <= self.adaptive < self.candidates:
+            raise ValueError(
+                "selection.adaptive must be from 2 to less than selection.candidates "
+                f"({self.candidates}), or 0 to turn it off, got {self.adaptive}"
+            )
+        if self.adaptive and self.drafts:
+            raise ValueError(
+                f"selection.adaptive ({self.adaptive}) and selection.drafts ({self.drafts}): expected one of "
+                "them to be 0"
             )
         if self.strategy in PAIR_STRATEGIES and self.keep % 2:
             raise ValueError(

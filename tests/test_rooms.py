@@ -117,7 +117,7 @@ def test_rooms_are_small() -> None:
 
 def test_the_step_exists_once() -> None:
     calls = [name(path) for path in CLUSTER if re.search(r"\bcandidate_noises\(", path.read_text())]
-    assert calls == ["cluster/loop/production.py"]
+    assert calls == ["cluster/loop/drawing.py"]
 
 
 def test_the_loop_is_short() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config.errors import UserError
-from cluster.loop.production import oversampled
+from cluster.loop.drawing import oversampled
 from learner.ema import Ema
 from learner.engine import Masters
 from learner.optimizer import build_optimizer

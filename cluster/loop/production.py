@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from types import TracebackType
 
 from cluster.config.errors import DataLost
 from cluster.config.settings import RunSettings
-from cluster.loop.shared_batches import Batches
+from cluster.loop.drawing import Drawing, Rounds, oversampled, screened
 from cluster.loop.stages import Stages
 from cluster.record.events import GROUP
 from cluster.record.nonfinite import Named, broken_candidates
 from rewards.combine import Scores
-from rollout.batches import Batch, batches
-from rollout.noise import candidate_noises
 from rollout.prompts import prompt_at
-from rollout.records import CandidateGroup, Chunk, Handle, Prompt, SampleRequest, group_of
-from selection.selector import screen
+from rollout.records import CandidateGroup, Prompt, SampleRequest, group_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +50,11 @@ def consecutive(settings: RunSettings) -> GroupIds:
 def request_for(
     settings: RunSettings, prompts: tuple[Prompt, ...], group_id: int, version: int
 ) -> SampleRequest:
-    """Build the request for a group's candidates, oversampled; with drafts, for all that are drafted."""
+    """Build the request for a group's candidates, oversampled: those drafted, or those of the first round."""
     prompt = prompt_at(prompts, settings.seed, group_id)
-    count = settings.selection.drafts or settings.selection.candidates
+    selection = settings.selection
+    count = selection.drafts or selection.adaptive or selection.candidates
     return oversampled(prompt, group_id, count, seed=settings.seed, version=version)
-
-
-def oversampled(prompt: Prompt, group_id: int, count: int, *, seed: int, version: int = 0) -> SampleRequest:
-    """Build the request for ``count`` candidates of a prompt, each with its own noise."""
-    noises = candidate_noises(seed, prompt.index, group_id, count)
-    return SampleRequest(group_id=group_id, prompt=prompt, noises=noises, version=version)
 
 
 class Production:
@@ -104,87 +96,38 @@ class Production:
     def _admit(self, step: int, version: int) -> list[asyncio.Task[Produced]]:
         """Start to produce the groups of a step, several of which may share a batch."""
         requests = [request_for(self.settings, self.prompts, group, version) for group in self.groups(step)]
-        shared = Batches(batches(requests, self.settings.rollout), self.stages.sample)
-        return [self._producers.create_task(self._produce(request, shared)) for request in requests]
+        rounds = Rounds(self.settings, self.stages, requests)
+        return [self._producers.create_task(self._produce(request, rounds)) for request in requests]
 
-    async def _produce(self, request: SampleRequest, shared: Batches) -> Produced:
+    async def _produce(self, request: SampleRequest, rounds: Rounds) -> Produced:
         """Produce one group, again from the same seeds if its images are lost before they are scored."""
         GROUP.set(request.group_id)
         try:
-            return await self._once(request, shared)
+            return await self._once(request, rounds)
         except DataLost:
-            shared.lose(request.group_id)
-            return await self._once(request, shared)
+            rounds.lose(request.group_id)
+            return await self._once(request, rounds)
 
-    async def _once(self, request: SampleRequest, shared: Batches) -> Produced:
+    async def _once(self, request: SampleRequest, rounds: Rounds) -> Produced:
         if self.settings.selection.drafts:
-            finishing = await screened(self.settings, self.stages, request)
+            drawing = await screened(self.settings, self.stages, request)
         else:
-            finishing = Finishing(request, shared.chunks(request.group_id))
-        request, chunks = finishing.request, finishing.chunks
+            drawing = await rounds.draw(request.group_id)
         (group, sampled), (scores, scored), observed = await asyncio.gather(
-            _sampled(finishing),
-            _timed(self.stages.score(request.prompt, chunks)),
-            self.stages.measure(chunks),
+            _sampled(drawing),
+            _timed(drawing.scores),
+            self.stages.measure(drawing.chunks),
         )
-        finite = [good for chunk in chunks for good in chunk.result().finite]
-        broken = [*finishing.broken, *broken_candidates(request, finite)]
+        finite = [good for chunk in drawing.chunks for good in chunk.result().finite]
+        broken = [*drawing.broken, *broken_candidates(drawing.request, finite)]
         return Produced(group, scores, observed, sampled, scored, broken)
-
-
-@dataclass(frozen=True, slots=True)
-class Finishing:
-    """The candidates of a group that are sampled to the end, after ``spent`` seconds for drafts.
-
-    ``broken`` lists the drafts that are not finite, whose candidates were therefore excluded.
-    """
-
-    request: SampleRequest
-    chunks: Sequence[asyncio.Future[Chunk]]
-    spent: float = 0.0
-    broken: Sequence[Named] = ()
-
-
-async def screened(settings: RunSettings, stages: Stages, request: SampleRequest) -> Finishing:
-    """Draft every candidate of a group, and finish those whose drafts predict the widest margins."""
-    parts = batches([request], settings.rollout)
-    drafts = [asyncio.ensure_future(_only(stages.begin(part))) for part in parts]
-    scores = await stages.score(request.prompt, drafts)
-    done = [draft.result() for draft in drafts]
-    begun = [handle for draft in done for handle in draft.trajectories]
-    chosen = screen(scores, settings.selection, settings.seed, request.group_id)
-    finite = [good for draft in done for good in draft.finite]
-    harmless = [good or place in chosen for place, good in enumerate(finite)]
-    excluded = broken_candidates(request, harmless, "draft")
-    request = replace(request, noises=tuple(request.noises[i] for i in chosen))
-    handles = iter([begun[i] for i in chosen])
-    chunks = [
-        asyncio.ensure_future(_only(_finish(settings, stages, part, handles)))
-        for part in batches([request], settings.rollout)
-    ]
-    return Finishing(request, chunks, sum(draft.seconds for draft in done), excluded)
-
-
-def _finish(
-    settings: RunSettings, stages: Stages, part: Batch, begun: Iterator[Handle]
-) -> Awaitable[Sequence[Chunk]]:
-    """Continue the paths of drafted candidates, or sample them in full after an ODE of their own."""
-    if settings.rollout.draft_kind == "ode":
-        return stages.sample(part)
-    return stages.finish(part, tuple(islice(begun, sum(len(request.noises) for request in part))))
-
-
-async def _only(chunks: Awaitable[Sequence[Chunk]]) -> Chunk:
-    """Wait for the chunk of a batch of one group."""
-    (chunk,) = await chunks
-    return chunk
 
 
 async def _timed(scoring: Awaitable[Scores]) -> tuple[Scores, float]:
     return await scoring, time.perf_counter()
 
 
-async def _sampled(finishing: Finishing) -> tuple[CandidateGroup, float]:
+async def _sampled(drawing: Drawing) -> tuple[CandidateGroup, float]:
     """Join the chunks of a group, and return the time when the last one was sampled."""
-    done = await asyncio.gather(*finishing.chunks)
-    return group_of(finishing.request, done, finishing.spent), time.perf_counter()
+    done = await asyncio.gather(*drawing.chunks)
+    return group_of(drawing.request, done, drawing.spent), time.perf_counter()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.config.settings import RunSettings
-from cluster.loop.production import oversampled
+from cluster.loop.drawing import oversampled
 from cluster.process import private_peak
 from learner.rank_shares import rank_updates
 from rewards.settings import RewardSettings

@@ -4,8 +4,8 @@
   each) and decomposes the variance of rewards and of policy gradients.
 - ``compare PRESET --arms a,b --seeds 5`` trains arms under the same seeds, prompts and evaluation noise;
   finished runs are skipped.
-- ``preview PRESET`` measures at each step how well the predicted clean image predicts a candidate's final
-  reward.
+- ``preview PRESET`` measures how well drafts predict a candidate's final reward: the clean image predicted at
+  each step, and short ODEs of the same noise.
 - ``report`` writes the tables and the page again from the Parquet files.
 
 Every key of the configuration can be overridden, for instance ``--steps 40 --learner.threads 1``.
@@ -67,8 +67,8 @@ def _parser() -> Parser:
         "--rates", type=_rates, help="learning rates to try on the first seed, separated by commas; each "
         "arm keeps the one with the highest final score"
     )  # fmt: skip
-    preview = commands.add_parser("preview", keys=True, help="measure how well previews predict final ranks")
-    preview.add_argument("--prompts", type=_two, default=64, help="prompts to preview; default: 64")
+    preview = commands.add_parser("preview", keys=True, help="measure how well drafts predict final ranks")
+    preview.add_argument("--prompts", type=_two, default=64, help="prompts to draft; default: 64")
     for command in (variance, compare, preview):
         command.add_argument("preset", metavar="PRESET_OR_TOML", help="a preset or a TOML file")
         command.add_argument("--folder", type=Path, help=f"folder of the results; default: {FOLDER}/PRESET")
@@ -124,12 +124,13 @@ def _variance(
 def _preview(
     options: argparse.Namespace, settings: RunSettings, folder: Path, command: str, console: Console
 ) -> None:
-    from cluster.study.designs import load_previews
+    from cluster.study.designs import load_drafts
     from cluster.study.previews import preview
-    from cluster.study.tables import preview_sheet
+    from cluster.study.tables import draft_sheet
 
     preview(settings, options.prompts, folder, command, console.print)
-    console.print(preview_sheet(load_previews(folder)).table())
+    dynamics = settings.rollout.dynamics
+    console.print(draft_sheet(load_drafts(folder, dynamics), dynamics).table())
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
@@ -13,14 +13,27 @@ from selection.settings import StrategyName
 
 BASELINE: Final = "flowgrpo"
 """The arm that all others are compared with."""
+BASE_OBJECTIVE: Final = "flow_grpo"
+"""The objective of the baseline."""
+
+
+Changes = Mapping[str, Any]
+"""Values of sections of the configuration, as in a TOML file."""
+
+FORWARD: Final[Changes] = {"rollout": {"dynamics": "ode"}, "learner": {"updates": 4}}
+"""What every arm of an objective on the forward process changes.
+
+With a single optimizer step per batch nothing holds the policy back: there it is still the behaviour policy.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """A strategy, its factor of oversampling, the budget equal to the baseline's, and its advantages' scale.
 
-    ``drafts`` counts begun candidates in multiples of the baseline's candidates, scored half-way; ``early``
-    adds noise and trains in the first half of the steps only, so that no noise is added after a draft.
+    ``drafts`` counts drafted candidates in multiples of the baseline's candidates, of half as many steps;
+    ``early`` adds noise and trains in the first half of the steps only, so that no noise is added after a
+    draft. ``objective`` names another one than the baseline's, and ``changes`` are other values beside.
     """
 
     strategy: StrategyName
@@ -29,27 +42,24 @@ class Arm:
     rms_match: bool = False
     drafts: int = 0
     early: bool = False
+    objective: str = BASE_OBJECTIVE
+    changes: Changes = field(default_factory=dict)
     what: str
 
 
-def _margin(
-    oversample: int,
-    what: str,
-    *,
-    mode: BudgetMode = "fixed_train",
-    rms: bool = False,
-    drafts: int = 0,
-    early: bool = False,
-) -> Arm:
-    return Arm(
-        strategy="noise_margin",
-        oversample=oversample,
-        mode=mode,
-        rms_match=rms,
-        drafts=drafts,
-        early=early,
-        what=what,
-    )
+def _margin(oversample: int, what: str, **others: Any) -> Arm:
+    return Arm(strategy="noise_margin", oversample=oversample, what=what, **others)
+
+
+def _objective(name: str) -> dict[str, Arm]:
+    """Build the arms of an objective on the forward process: alone, with random selection, with margin."""
+    return {
+        name: Arm(strategy="all", objective=name, what=f"{name}, every candidate trained on"),
+        f"{name}_random_2x": Arm(
+            strategy="random", oversample=2, objective=name, what=f"control: {name}, a random half of 2x"
+        ),
+        f"{name}_margin_2x": _margin(2, f"{name}, widest margins of 2x candidates", objective=name),
+    }
 
 
 ARMS: Final[dict[str, Arm]] = {
@@ -58,8 +68,8 @@ ARMS: Final[dict[str, Arm]] = {
     "all_2x": Arm(strategy="all", oversample=2, what="control: 2x candidates, all trained on"),
     "noise_margin_2x": _margin(2, "widest margins of 2x candidates"),
     "noise_margin_4x": _margin(4, "widest margins of 4x candidates"),
-    "noise_margin_2x_rms": _margin(2, "2x, advantages as large as the baseline's", rms=True),
-    "noise_margin_4x_rms": _margin(4, "4x, advantages as large as the baseline's", rms=True),
+    "noise_margin_2x_rms": _margin(2, "2x, advantages as large as the baseline's", rms_match=True),
+    "noise_margin_4x_rms": _margin(4, "4x, advantages as large as the baseline's", rms_match=True),
     "noise_margin_2x_fixed_rollout": _margin(2, "2x candidates, half the prompts", mode="fixed_rollout"),
     "noise_margin_4x_fixed_rollout": _margin(4, "4x candidates, quarter the prompts", mode="fixed_rollout"),
     "max_variance_2x": Arm(strategy="max_variance", oversample=2, what="most varied half of 2x (PODS)"),
@@ -70,12 +80,30 @@ ARMS: Final[dict[str, Arm]] = {
     "screened_4x_global_2x": Arm(
         strategy="global_margin", oversample=2, drafts=4, what="4x begun, 2x finished, widest of the batch"
     ),
+    "flowgrpo_4u": Arm(
+        strategy="all",
+        changes={"learner": {"updates": 4}},
+        what="control: as many optimizer steps per batch as nft",
+    ),
     "flowgrpo_early": Arm(
         strategy="all", early=True, what="control: noise and training in the first half of steps"
     ),
     "noise_margin_2x_early": _margin(2, "2x margin, noise and training in the first half", early=True),
     "screened_4x_margin_2x_early": _margin(
         2, "4x begun, 2x finished, noise and training in the first half", drafts=4, early=True
+    ),
+    **_objective("nft"),
+    **_objective("awm"),
+    **_objective("dpo"),
+    "nft_margin_4x": _margin(4, "nft, widest margins of 4x candidates", objective="nft"),
+    "nft_sol_rl": Arm(
+        strategy="all",
+        drafts=4,
+        objective="nft",
+        what="Sol-RL: 4x drafted by a short ODE, best and worst regenerated, nft",
+    ),
+    "nft_drafts_4x_margin_2x": _margin(
+        2, "nft, 4x drafted by a short ODE, 2x in full, widest margins of them", drafts=4, objective="nft"
     ),
 }
 """Every arm by its name on the command line."""
@@ -115,6 +143,11 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
             values["rollout"]["draft_steps"] = base.rollout.steps // 2
         if arm.early:
             values["rollout"]["window_stop"] = base.rollout.steps // 2
+        if arm.objective != BASE_OBJECTIVE:
+            values["learner"]["objective"] = {"name": arm.objective}
+        for changes in (FORWARD if arm.objective != BASE_OBJECTIVE else {}, arm.changes):
+            for section, changed in changes.items():
+                values[section] |= changed
         return RunSettings.model_validate(values | {"groups_per_step": budget.groups})
     except ValueError as error:
         raise UserError(f"arm {name}: {error}") from None

@@ -1,4 +1,4 @@
-"""Read the study's designs, variance and previews, from their Parquet files."""
+"""Read the study's designs, variance and drafts, from their Parquet files."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Variance:
     gradients: Gradients | None
 
 
-PreviewKey = tuple[str, int, float]
-"""The kind of a preview (on the SDE's path, or an ODE of its own), its passes, and its noise level."""
+DraftKey = tuple[str, int, float]
+"""The kind of a draft (on the SDE's path, or an ODE of its own), its passes, and its noise level."""
 
 
 def load_variance(folder: Path) -> Variance | None:
@@ -73,15 +73,21 @@ def load_variance(folder: Path) -> Variance | None:
     )
 
 
-def load_previews(folder: Path) -> dict[PreviewKey, Agreement]:
-    """Measure how well previews predict final rewards; empty if none were scored.
+def drafts_path(folder: Path, dynamics: str) -> Path:
+    """Return the path of the drafts of candidates that an ODE makes, or that stochastic steps make."""
+    return folder / ("preview-ode.parquet" if dynamics == "ode" else "preview.parquet")
+
+
+def load_drafts(folder: Path, dynamics: str) -> dict[DraftKey, Agreement]:
+    """Measure how well drafts predict final rewards; empty if none were scored.
 
     Raises:
         UserError: if a file is not the study's, or no prompt's final rewards differ.
     """
-    if not (folder / "preview.parquet").exists():
+    path = drafts_path(folder, dynamics)
+    if not path.exists():
         return {}
-    rows, _ = read_rows(folder / "preview.parquet")
+    rows, _ = read_rows(path)
     found = {}
     kinds = [(row["kind"], row["passes"], row["sigma"]) for row in rows]
     for key in sorted(set(kinds), reverse=True, key=lambda kind: (kind[0], -kind[1])):

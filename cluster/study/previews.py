@@ -1,10 +1,10 @@
-"""Previews of candidates: the clean image predicted at each denoising step, and a few ODE steps."""
+"""Drafts of candidates: the clean image predicted at each denoising step, and short ODEs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,28 +15,26 @@ from cluster.config.settings import RunSettings
 from cluster.config.sources import to_toml
 from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
 from cluster.loop.production import request_for
+from cluster.study.designs import drafts_path
 from cluster.study.store import finished, write_rows
 from rollout.records import Chunk, SampleRequest
 from rollout.tensors import unpack
 from rollout.worker import RolloutWorker
 
-PREVIEWS: Final = "preview.parquet"
-ODE_STEPS: Final = (2, 3)
-"""Lengths of the ODE previews beside the one-step preview, which is the prediction at the first step."""
-
 
 def preview(
     settings: RunSettings, prompts: int, folder: Path, command: str, print_line: Callable[[str], None]
 ) -> None:
-    """Score previews of every candidate of some prompts, and the candidate; write a row per preview.
+    """Score drafts of every candidate of some prompts, and the candidate; write a row per draft.
 
     Raises:
         UserError: if the folder has results of other settings.
     """
     config = f"{to_toml(settings)}\n# prompts: {prompts}"
     about = {"task": settings.preset, "seed": settings.seed, "config": config, "command": command}
-    if finished(folder / PREVIEWS, about):
-        print_line("the previews are scored already")
+    path = drafts_path(folder, settings.rollout.dynamics)
+    if finished(path, about):
+        print_line("the drafts are scored already")
         return
     known = check(settings).train
     worker, rewards = load_sampler(settings), LocalRewards(settings, load_scorers(settings))
@@ -44,45 +42,47 @@ def preview(
     for group in range(prompts):
         rows += _rows(worker, rewards, request_for(settings, known, group, version=0))
         print_line(f"prompt {group + 1}/{prompts}")
-    write_rows(folder / PREVIEWS, rows, about)
+    write_rows(path, rows, about)
 
 
 def _rows(worker: RolloutWorker, rewards: LocalRewards, request: SampleRequest) -> list[dict[str, Any]]:
     (chunk,) = worker.sample([request])
     prompts = [request.prompt] * len(request.noises)
     finals = rewards.raw(chunk.images, prompts, chunk.finite).total
-    previews = [*predictions(worker, chunk), *_ode_previews(worker, request)]
+    drafts = [*predictions(worker, chunk), *_short_odes(worker, request)]
     return [
         {"prompt": request.group_id, "candidate": i, "kind": kind, "passes": passes, "sigma": sigma,
          "preview": float(early[i]), "reward": float(finals[i])}
-        for kind, passes, sigma, finite, images in previews
+        for kind, passes, sigma, finite, images in drafts
         for early in [rewards.raw(images, prompts, finite).total]
         for i in range(len(prompts))
     ]  # fmt: skip
 
 
-Preview = tuple[str, int, float, Sequence[bool], NDArray[np.uint8]]
-"""The kind of a preview, its passes, its noise level, whether each image is finite, and the images."""
+Draft = tuple[str, int, float, Sequence[bool], NDArray[np.uint8]]
+"""The kind of a draft, its passes, its noise level, whether each image is finite, and the images."""
 
 
-def _ode_previews(worker: RolloutWorker, request: SampleRequest) -> list[Preview]:
-    """Preview from the initial noise alone, by evaluations of a few steps without the SDE's path."""
+def _short_odes(worker: RolloutWorker, request: SampleRequest) -> list[Draft]:
+    """Draft from the initial noise alone, by ODEs of every number of steps below a candidate's."""
     settings = worker.settings
-    prompts = [request.prompt] * len(request.noises)
-    found: list[Preview] = []
-    for steps in ODE_STEPS:
-        worker.settings = settings.model_copy(update={"eval_steps": steps})
-        found.append(("ode", steps, 1.0, *worker.evaluate(prompts, request.noises)))
+    found: list[Draft] = []
+    for steps in range(1, settings.steps):
+        worker.settings = settings.model_copy(update={"draft": "ode", "draft_steps": steps})
+        (chunk,) = worker.begin([request])
+        found.append(("ode", steps, 1.0, chunk.finite, chunk.images))
     worker.settings = settings
     return found
 
 
 @torch.no_grad()
-def predictions(worker: RolloutWorker, chunk: Chunk) -> list[Preview]:
-    """Decode x0 = x - sigma v at every stored step of a group's trajectories.
+def predictions(worker: RolloutWorker, chunk: Chunk) -> list[Draft]:
+    """Decode x0 = x - sigma v at every stored step of a group's trajectories, of which an ODE has none.
 
-    The step needs this velocity in any case, so a preview costs only a decode and a score.
+    The step needs this velocity in any case, so a draft costs only a decode and a score.
     """
+    if not len(chunk.trajectories[0].steps):
+        return []
     policy, device = worker.policy, worker.device
     schedule = policy.schedule(worker.settings.steps)
     latents = torch.stack([unpack(one.states) for one in chunk.trajectories]).float().to(device)

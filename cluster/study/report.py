@@ -15,16 +15,16 @@ from cluster.record.names import REPORT
 from cluster.report.charts import DARK, LIGHT, Chart
 from cluster.report.html import assets, environment, script_json
 from cluster.study.charts import learning_charts, rank_chart, ratio_chart, variance_chart
-from cluster.study.designs import Variance, load_previews, load_variance
+from cluster.study.designs import Variance, load_drafts, load_variance
 from cluster.study.findings import findings
 from cluster.study.results import Compared, Runs, compare_arms, load_runs, load_tuning
 from cluster.study.sheet import Sheet
 from cluster.study.store import Row
 from cluster.study.tables import (
+    draft_sheet,
     final_sheet,
     gradient_sheet,
     ledger_sheet,
-    preview_sheet,
     published_sheet,
     rank_sheet,
     speed_sheet,
@@ -81,13 +81,14 @@ def write_study(folder: Path, results: Path) -> list[Path]:
 
 
 def _task(folder: Path) -> Task | None:
-    variance, previews, runs = load_variance(folder), load_previews(folder), load_runs(folder)
-    if variance is None and not previews and not runs:
+    variance, runs = load_variance(folder), load_runs(folder)
+    drafts = {kind: found for kind in ("sde", "ode") if (found := load_drafts(folder, kind))}
+    if variance is None and not drafts and not runs:
         return None
     compared, tuned = compare_arms(runs), load_tuning(folder)
     key = folder.name
     sheets, charts = _variance_parts(key, variance) if variance else ([], [])
-    sheets += [preview_sheet(previews)] if previews else []
+    sheets += [draft_sheet(found, kind) for kind, found in drafts.items()]
     if compared:
         sheets += [speed_sheet(compared), final_sheet(compared), ledger_sheet(runs)]
         sheets += [tuning_sheet(tuned, runs)] if tuned else []

@@ -9,7 +9,7 @@ import numpy as np
 
 from cluster.report.numbers import MISSING, show
 from cluster.study.arms import describe_arm
-from cluster.study.designs import Gradients, PreviewKey, Variance
+from cluster.study.designs import DraftKey, Gradients, Variance
 from cluster.study.results import ArmRun, Compared, Runs
 from cluster.study.sheet import Sheet, bounded, difference, interval, percent, ratio, share_of, with_error
 from selection.analysis.screening import Agreement
@@ -23,7 +23,7 @@ MEANING: Final[Mapping[str, str]] = {
 }
 """The meaning of each component of the variance for learning."""
 
-_PREVIEWS: Final = {"path": "clean image predicted on the SDE's path", "ode": "short ODE of the same noise"}
+_DRAFTS: Final = {"path": "clean image predicted on the SDE's path", "ode": "short ODE of the same noise"}
 
 SPEED_AXES: Final = ("steps", "trained", "sampled", "compute", "cpu_seconds")
 _PUBLISHED: Final = (
@@ -99,19 +99,19 @@ def rank_sheet(gradients: Gradients) -> Sheet:
     )
 
 
-def preview_sheet(agreements: Mapping[PreviewKey, Agreement]) -> Sheet:
-    """Tabulate how well the reward of a preview predicts the final one, by kind and cost."""
+def draft_sheet(agreements: Mapping[DraftKey, Agreement], dynamics: str) -> Sheet:
+    """Tabulate how well the reward of a draft predicts the final one, by kind and cost."""
     prompts = max(agreement.prompts for agreement in agreements.values())
     return Sheet(
-        title="Screening by preview",
+        title="Drafts of an ODE's candidates" if dynamics == "ode" else "Drafts of stochastic candidates",
         note=(
             f"{prompts} prompts; rank correlation within a prompt, and how much of the final contrast of "
-            "best and worst half is captured when the halves are chosen by preview; 95% intervals."
+            "best and worst half is captured when the halves are chosen by draft; 95% intervals."
         ),
-        header=("preview", "passes", "sigma", "rank correlation", "contrast captured"),
+        header=("draft", "passes", "sigma", "rank correlation", "contrast captured"),
         rows=tuple(
             (
-                _PREVIEWS[kind],
+                _DRAFTS[kind],
                 str(passes),
                 show(sigma),
                 interval(agreement.correlation),

@@ -31,6 +31,21 @@ def test_a_window_is_accepted_exactly_when_it_fits(steps: int, start: int, stop:
         assert settings.trained_steps == size
 
 
+def test_an_ode_has_no_stochastic_step() -> None:
+    settings = RolloutSettings(dynamics="ode")
+    assert (settings.window_range, settings.trained_steps, settings.same_window) == ((0, 0), 0, True)
+    assert RolloutSettings(dynamics="ode", steps=2).trained_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "dynamics"), [({}, "sde"), ({"dynamics": "cps"}, "cps"), ({"dynamics": "ode"}, "ode")]
+)
+def test_a_draft_follows_the_dynamics(values: dict[str, str], dynamics: str) -> None:
+    settings = RolloutSettings(**values)  # type: ignore[arg-type]
+    assert settings.draft_kind == ("ode" if dynamics == "ode" else "path")
+    assert RolloutSettings(**values, draft="path").draft_kind == "path"  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -38,6 +53,13 @@ def test_a_window_is_accepted_exactly_when_it_fits(steps: int, start: int, stop:
         ({"steps": 4, "window_stop": 4}, r"window \[0, 4\).*end by step 3"),
         ({"steps": 6, "window_stop": 3, "window_size": 4}, r"window_size 4 .*\[0, 3\)"),
         ({"dynamics": "cps", "noise_level": 1.2}, r"at most 1 with cps, got 1\.2"),
+        (
+            {"dynamics": "ode", "window_start": 1},
+            "window_start: got 1, but dynamics = 'ode' has no stochastic",
+        ),
+        ({"dynamics": "ode", "window_stop": 3}, "window_stop: got 3"),
+        ({"dynamics": "ode", "window_size": 1}, "window_size: got 1"),
+        ({"dynamics": "ode", "density": "unscaled"}, "density: got 'unscaled'"),
         ({"guidance": 0.5}, "guidance"),
         ({"storage": "float32"}, "storage"),
         ({"colour": "red"}, "colour"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +140,19 @@ def test_groups_that_share_batches_are_sampled_as_if_alone(
     assert all(np.array_equal(a, b) for a, b in zip(images, repeated, strict=True))
 
 
-@pytest.mark.parametrize(("previewed", "window"), [(2, (0, 4)), (1, (2, 4)), (3, (0, 2))])
+@pytest.mark.parametrize(("drafted", "window"), [(2, (0, 4)), (1, (2, 4)), (3, (0, 2))])
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])
 def test_a_begun_candidate_is_finished_as_if_never_interrupted(
-    pipeline_folder: Path, previewed: int, window: tuple[int, int], storage: str
+    pipeline_folder: Path, drafted: int, window: tuple[int, int], storage: str
 ) -> None:
-    """Also in another order and with fewer others; its preview is the clean image that it pointed at."""
+    """Also in another order and with fewer others; its draft is the clean image that it pointed at."""
     start_, stop = window
-    chosen = {"steps": 5, "batch": 3, "draft_steps": previewed, "storage": storage}
+    chosen = {"steps": 5, "batch": 3, "draft_steps": drafted, "storage": storage}
     worker = start(pipeline_folder, window_start=start_, window_stop=stop, **chosen)
-    told, previews, _, *begun = parts(worker.begin([request(NOISES)]))
+    told, drafts, _, *begun = parts(worker.begin([request(NOISES)]))
     assert told.seconds > 0
     assert told.finite == (True,) * 5
-    assert previews.shape == (5, 32, 32, 3)
+    assert drafts.shape == (5, 32, 32, 3)
     order = [3, 1]
     asked = [request(tuple(NOISES[i] for i in order))]
     _, images, _, *finished = parts(worker.finish(asked, *(begun[i] for i in order)))
@@ -162,18 +163,61 @@ def test_a_begun_candidate_is_finished_as_if_never_interrupted(
         assert np.allclose(found.log_probs, expected[place].log_probs, atol=1e-4)
         kept, made = unpack(found.states).float(), unpack(expected[place].states).float()
         assert torch.allclose(kept, made, atol=5e-2)
-    assert not close(previews[0], whole[0])
+    assert not close(drafts[0], whole[0])
 
 
-def test_a_preview_after_the_last_but_one_step_is_nearly_the_image(pipeline_folder: Path) -> None:
+def test_a_draft_after_the_last_but_one_step_is_nearly_the_image(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder, steps=4, draft_steps=3)
-    _, previews, *_ = parts(worker.begin([request(NOISES)]))
+    _, drafts, *_ = parts(worker.begin([request(NOISES)]))
     _, images, *_ = parts(worker.sample([request(NOISES)]))
     early = start(pipeline_folder, steps=4, draft_steps=1).begin([request(NOISES)])[0].images
-    far, near = (np.abs(one.astype(float) - images).mean() for one in (early, previews))
+    far, near = (np.abs(one.astype(float) - images).mean() for one in (early, drafts))
     assert near < far
     with pytest.raises(StaleWeights, match="wants policy v3, not v0"):
         worker.begin([request(NOISES, version=3)])
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpm2", "unipc"])
+def test_a_draft_by_an_ode_is_the_same_noise_in_fewer_steps(pipeline_folder: Path, solver: str) -> None:
+    worker = start(pipeline_folder, steps=8, draft_steps=5, dynamics="ode", solver=solver)
+    told, drafts, conditioning, *begun = parts(worker.begin([request(NOISES)]))
+    assert (conditioning, begun) == (None, [None] * 5)
+    assert told.finite == (True,) * 5
+    shorter = start(pipeline_folder, steps=5, dynamics="ode", solver=solver)
+    assert np.array_equal(drafts, shorter.sample([request(NOISES)])[0].images)
+    _, images, *_ = parts(worker.sample([request(NOISES)]))
+    own, another = (np.abs(drafts.astype(float) - found).mean() for found in (images, images[::-1]))
+    assert own < another
+
+
+def test_a_draft_of_an_sde_may_be_an_ode(pipeline_folder: Path) -> None:
+    worker = start(pipeline_folder, steps=6, draft_steps=3, draft="ode")
+    (chunk,) = worker.begin([request(NOISES)])
+    ode = start(pipeline_folder, steps=3, dynamics="ode")
+    assert np.array_equal(chunk.images, ode.sample([request(NOISES)])[0].images)
+
+
+@pytest.mark.parametrize("dynamics", ["sde", "cps", "ode"])
+def test_clean_latents_are_kept_where_they_are_wanted(pipeline_folder: Path, dynamics: str) -> None:
+    settings = RolloutSettings(
+        width=32, height=32, steps=5, guidance=1.0, text_tokens=0, gpus=0, batch=3, dynamics=dynamics
+    )
+    worker = RolloutWorker(ModelSettings(path=str(pipeline_folder)), settings, seed=0, keeps=("clean",))
+    (chunk,) = worker.sample([request(NOISES)])
+    for trajectory, image in zip(chunk.trajectories, chunk.images, strict=True):
+        assert (trajectory.states.size, trajectory.log_probs.size, trajectory.means.size) == (0, 0, 0)
+        assert trajectory.clean.dtype == np.float16
+        drawn, finite = worker.policy.decode(unpack(trajectory.clean).float()[None])
+        assert finite.all()
+        assert np.abs(drawn[0].numpy().astype(int) - image.astype(int)).max() <= 1
+
+
+def test_an_ode_depends_on_the_initial_noise_alone(pipeline_folder: Path) -> None:
+    worker = start(pipeline_folder, steps=4, dynamics="ode")
+    others = tuple(replace(noise, path=noise.path + 1) for noise in NOISES)
+    (first,), (second,) = worker.sample([request(NOISES)]), worker.sample([request(others)])
+    assert np.array_equal(first.images, second.images)
+    assert len(first.trajectories[0].steps) == 0
 
 
 def test_a_drawn_window_is_stored_with_its_steps(pipeline_folder: Path) -> None:

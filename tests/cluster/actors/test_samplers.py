@@ -17,7 +17,7 @@ import ray
 from cluster.actors.pool import call
 from cluster.actors.samplers import Samplers, sampler_spec
 from cluster.config.settings import RunSettings
-from cluster.loop.production import oversampled
+from cluster.loop.drawing import oversampled
 from cluster.loop.shared_batches import Batches
 from rollout.batches import Batch, batches
 from rollout.records import Chunk, Noise, Prompt, Weights, WeightsId

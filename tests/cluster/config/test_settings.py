@@ -131,6 +131,13 @@ def test_evaluation_rewards_default_to_the_training_rewards() -> None:
             ["--selection.previews", "32", "--rollout.preview_steps", "6"],
             ["draft_steps", "steps (6)", "got 6"],
         ),
+        (
+            [
+                *["--rollout.dynamics", "ode", "--rollout.solver", "dpm2", "--rollout.draft", "path"],
+                *["--selection.drafts", "32", "--learner.objective.name", "nft"],
+            ],
+            ["rollout.draft", "'path'", "dpm2", "euler"],
+        ),
         (["--selection.keep", "7"], ["selection.keep", "even", "noise_margin", "7"]),
         (["--selection.keep", "32"], ["selection.keep", "selection.candidates (16)", "32"]),
         (["--selection.margin", "each", "--selection.strategy", "all"], ["'each'", "noise_margin", "all"]),

@@ -15,8 +15,10 @@ from cluster.loop.loop import train
 from cluster.record.events import recording
 from cluster.record.names import LOG
 from cluster.record.run_folder import RunFolder
+from rollout.noise import candidate_noises
+from rollout.prompts import prompt_at
 from rollout.records import Chunk, Noise
-from tests.support.fake_stages import FakeStages, course
+from tests.support.fake_stages import PROMPTS, FakeStages, course
 
 SMALL = {"groups_per_step": 2, "selection": {"candidates": 4, "keep": 2}}
 
@@ -228,7 +230,7 @@ def test_steps_without_a_margin_end_the_run(make: Any) -> None:
     assert lines(stages)[1]["loss"] is None
 
 
-def test_the_candidates_whose_previews_differ_most_are_finished(make: Any) -> None:
+def test_the_candidates_whose_drafts_differ_most_are_finished(make: Any) -> None:
     selection = {"drafts": 32, "candidates": 4, "keep": 2}
     stages = make(steps=1, groups_per_step=1, selection=selection, rollout={"draft_steps": 1, "batch": 10})
     seeds: list[int] = []
@@ -239,9 +241,39 @@ def test_the_candidates_whose_previews_differ_most_are_finished(make: Any) -> No
         return float(seeds.index(noise.path))
 
     stages.value = rank
-    stages.finite = lambda noise: rank(noise) not in (0, 31)  # the first and the last preview
+    stages.finite = lambda noise: rank(noise) not in (0, 31)  # the first and the last draft
     go(stages)
     assert sorted(seeds.index(row["path_seed"]) for row in ledger(stages)) == [1, 2, 29, 30]
     assert len(seeds) == 32
     (line,) = map(json.loads, folder_of(stages.settings).nonfinite.read_text().splitlines())
     assert [image["draft"] for image in line["images"]] == [0, 31]
+
+
+def test_prompts_with_narrow_margins_draw_more_within_the_steps_budget(make: Any) -> None:
+    """Of the first three candidates of each group, those of groups 0 and 3 differ least."""
+    selection = {"adaptive": 3, "candidates": 6, "keep": 2}
+    stages = make(steps=1, groups_per_step=4, selection=selection, rollout={"batch": 5})
+    spread = {0: 0.1, 1: 0.9, 2: 0.8, 3: 0.2}
+    known = {
+        noise: (group, place)
+        for group in spread
+        for place, noise in enumerate(candidate_noises(0, prompt_of(stages, group), group, 12))
+    }
+
+    def value(noise: Noise) -> float:
+        group, place = known[noise]
+        return spread[group] * place
+
+    stages.value = value
+    go(stages)
+    rows = ledger(stages)
+    drawn = {group: [row["candidate"] for row in rows if row["group"] == group] for group in spread}
+    assert {group: len(places) for group, places in drawn.items()} == {0: 9, 1: 3, 2: 3, 3: 9}
+    assert all(places == list(range(len(places))) for places in drawn.values())
+    assert {row["path_seed"] for row in rows} <= {noise.path for noise in known}
+    best = {group: max(row["reward"] for row in rows if row["group"] == group) for group in spread}
+    assert best == pytest.approx({0: 0.8, 1: 1.8, 2: 1.6, 3: 1.6})
+
+
+def prompt_of(stages: FakeStages, group: int) -> int:
+    return prompt_at(PROMPTS, stages.settings.seed, group).index

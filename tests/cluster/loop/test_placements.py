@@ -47,13 +47,28 @@ async def steps_of(settings: RunSettings, stages: Stages) -> list[Any]:
     return kept.steps
 
 
-@pytest.mark.parametrize("selection", [{}, {"drafts": 8}], ids=["sampled", "screened"])
-def test_three_steps_in_process_are_three_steps_of_the_service(selection: dict[str, int]) -> None:
-    settings = resolve("shapes", {
-        "steps": 3, "groups_per_step": 2, "selection": {"candidates": 6, "keep": 4, **selection},
+FORWARD = {"rollout": {"dynamics": "ode", "solver": "dpm2"}, "learner": {"objective": {"name": "nft"}}}
+LAGGING = {"name": "nft", "behaviour_decay": 0.5, "behaviour_ramp": 0.1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"selection": {"drafts": 8}},
+        {**FORWARD, "selection": {"adaptive": 3}},
+        {**FORWARD, "selection": {"drafts": 8}, "learner": {"objective": LAGGING}},
+    ],
+    ids=["sampled", "screened", "adaptive ode", "drafted ode, lagging"],
+)
+def test_three_steps_in_process_are_three_steps_of_the_service(changes: dict[str, dict[str, Any]]) -> None:
+    values: dict[str, dict[str, Any]] = {
+        "selection": {"candidates": 6, "keep": 4},
         "rollout": {"steps": 4, "threads": 1, "batch": 4, "draft_steps": 2},
-        "learner": {"threads": 1}, "guard": {"action": "off"},
-    })  # fmt: skip
+        "learner": {"threads": 1},
+    }
+    merged = {section: own | changes.get(section, {}) for section, own in values.items()}
+    settings = resolve("shapes", {"steps": 3, "groups_per_step": 2, "guard": {"action": "off"}, **merged})
 
     async def served() -> list[Any]:
         stages = start_stages(settings)

@@ -43,7 +43,7 @@ def test_an_arm_changes_nothing_but_selection_noise_and_prompts_per_step(base: R
     for arm in ARMS:
         found = arm_settings(arm, base)
         changed: dict[str, object] = {"selection": base.selection, "groups_per_step": base.groups_per_step}
-        half = {"draft_steps": 3} if ARMS[arm].drafts else {}
+        half: dict[str, object] = {"draft_steps": 3} if ARMS[arm].drafts else {}
         half |= {"window_stop": 3} if ARMS[arm].early else {}
         changed["rollout"] = base.rollout
         assert found.rollout == base.rollout.model_copy(update=half)

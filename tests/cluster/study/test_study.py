@@ -19,7 +19,7 @@ import pytest
 from cluster.config.errors import UserError
 from cluster.study.__main__ import main
 from cluster.study.compare import highest
-from cluster.study.designs import load_previews, load_variance
+from cluster.study.designs import load_drafts, load_variance
 from cluster.study.findings import Finding, findings
 from cluster.study.report import write_study
 from cluster.study.results import compare_arms, load_runs, load_tuning
@@ -195,10 +195,15 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     }
     assert len(seeds) == 2  # the same two initial noises under all prompts
 
-    assert "Screening by preview" in run("preview", "shapes", "--prompts", "4", *small)
-    previews = load_previews(folder)
+    assert "Drafts of stochastic candidates" in run("preview", "shapes", "--prompts", "4", *small)
+    drafts = load_drafts(folder, "sde")
     # The last of four steps is an ODE step: the image itself.
-    assert [key[:2] for key in previews] == [("path", 1), ("path", 2), ("path", 3), ("ode", 2), ("ode", 3)]
+    kinds = [("path", 1), ("path", 2), ("path", 3), ("ode", 1), ("ode", 2), ("ode", 3)]
+    assert [key[:2] for key in drafts] == kinds
+    assert drafts[("path", 1, 1.0)] == drafts[("ode", 1, 1.0)]  # the same image
+    ode = ("--rollout.dynamics", "ode", "--learner.objective.name", "nft")
+    assert "Drafts of an ODE's candidates" in run("preview", "shapes", "--prompts", "4", *small, *ode)
+    assert [key[:2] for key in load_drafts(folder, "ode")] == kinds[3:]
     assert "scored already" in run("preview", "shapes", "--prompts", "4", *small)
 
     training = ("--steps", "2", "--groups_per_step", "2", "--selection.keep", "4", "--eval_samples", "1")
