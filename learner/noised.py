@@ -107,17 +107,16 @@ def noised(
     *,
     draws: int,
     size: int,
-    seeds: Sequence[int] | None = None,
     advantage_clip: float = math.inf,
 ) -> NoisedTable:
     """Build the noised rows of a share's candidates, for the device of the schedule, ``size`` at a time.
 
     Each candidate has ``draws`` rows, one in each of as many equal parts of the schedule, so that noise
-    levels are as dense as the sampler's. ``seeds`` replace those of the assignments. Advantages are clipped
-    to plus and minus ``advantage_clip``.
+    levels are as dense as the sampler's. Noise and levels stem from the assignments' seeds. Advantages are
+    clipped to plus and minus ``advantage_clip``.
     """
     device, steps = schedule.sigmas.device, len(schedule.timesteps)
-    seeds = [one.seed for one in share] if seeds is None else seeds
+    seeds = [one.seed for one in share]
     positions = torch.tensor(forward_times(seeds, draws), dtype=torch.float32, device=device) * steps
     positions = positions.clamp(max=steps * (1 - 2**-24))  # rounding must not reach the end
     return NoisedTable(

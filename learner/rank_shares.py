@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, cycle, islice
 
 from rollout.noise import derive_seed
 from rollout.records import CandidateGroup, Handle
@@ -15,8 +15,8 @@ from selection.records import Kept
 class Assignment:
     """One trajectory of a rank's share: its place in the selection, its group, advantage and weight.
 
-    ``seed`` is of random draws for it in this step. Padding repeats a trajectory with weight zero, so that
-    every rank runs the same number of passes.
+    ``seed`` is of random draws in this step, which what belongs together shares. Padding repeats a trajectory
+    with weight zero, so that every rank runs the same number of passes.
     """
 
     trajectory: int
@@ -71,40 +71,40 @@ def split_over_ranks(
 ) -> list[list[list[Assignment]]]:
     """Split kept trajectories by update and rank: result[rank][update] is that rank's share of the update.
 
-    Every trajectory is trained exactly once and weighs 1 / (size of its update), on any rank. ``units``
-    lists the places in ``kept`` that stay together, equally many in each unit; by default each is a unit of
-    its own. The shuffle is seeded by the first place of a unit, so it does not depend on the units' order.
+    Every trajectory of a unit is trained exactly once and weighs 1 / (size of its update), on any rank.
+    ``units`` lists the places in ``kept`` that stay together; by default each is a unit of its own. The
+    shuffle is seeded by the first place of a unit, so it does not depend on the units' order.
     """
     order = sorted(
         [(place,) for place in range(len(kept))] if units is None else units,
         key=lambda unit: derive_seed("shuffle", seed, step, kept[unit[0]].group_id, kept[unit[0]].candidate),
     )
-    seeds = [derive_seed("draws", seed, step, one.group_id, one.candidate) for one in kept]
-    whole = [_assignments(order[u::updates], kept, seeds) for u in range(updates)]
+    whole = [_assignments(order[u::updates], kept, seed, step) for u in range(updates)]
     return [[_share(units, rank, ranks) for units in whole if units] for rank in range(ranks)]
 
 
 def _assignments(
-    units: Sequence[Sequence[int]], kept: Sequence[Kept], seeds: Sequence[int]
+    units: Sequence[Sequence[int]], kept: Sequence[Kept], seed: int, step: int
 ) -> list[list[Assignment]]:
     weight = 1 / max(1, sum(map(len, units)))
     return [
         [
             Assignment(
-                trajectory=i,
-                group_id=kept[i].group_id,
-                seed=seeds[i],
-                advantage=kept[i].advantage,
+                trajectory=place,
+                group_id=kept[place].group_id,
+                seed=derive_seed("draws", seed, step, kept[unit[0]].group_id, kept[unit[0]].candidate),
+                advantage=kept[place].advantage,
                 weight=weight,
             )
-            for i in unit
+            for place in unit
         ]
         for unit in units
     ]
 
 
 def _share(units: Sequence[Sequence[Assignment]], rank: int, ranks: int) -> list[Assignment]:
-    size = -(-len(units) // ranks)
-    mine = list(units[rank::ranks])
+    """Take a rank's units, and pad them to as many assignments as the longest share of a rank has."""
+    shares = [list(chain(*units[other::ranks])) for other in range(ranks)]
+    missing = max(map(len, shares)) - len(shares[rank])
     padding = [replace(one, advantage=0.0, weight=0.0) for one in units[0]]
-    return list(chain(*mine, *[padding] * (size - len(mine))))
+    return [*shares[rank], *islice(cycle(padding), missing)]

@@ -158,7 +158,10 @@ class Objective(ABC):
             )
 
     def units(self, kept: Sequence[Kept]) -> Sequence[Sequence[int]]:
-        """Group places in ``kept`` that stay together in an update and on a rank, equally many each."""
+        """Group places in ``kept`` that stay together in an update and on a rank, and share a seed.
+
+        What is in no unit is left out.
+        """
         return [(place,) for place in range(len(kept))]
 
     def minibatches(

@@ -7,13 +7,12 @@ loss of a pair is -log sigmoid(-(b / 2) ((e - e_ref) of the better one - (e - e_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from learner.objectives.base import CHOICES, Metric, Models, Terms
-from learner.objectives.forward_process import ForwardObjective, ForwardSettings, mean_square
+from learner.objectives.forward_process import ForwardObjective, ForwardSettings, mean_square, pairs
 
 if TYPE_CHECKING:
     from learner.noised import Noised, NoisedTable
@@ -56,12 +55,8 @@ class DPO(ForwardObjective):
         return True
 
     def units(self, kept: Sequence[Kept]) -> Sequence[Sequence[int]]:
-        """Pair the candidates of every group, best with worst; of an odd number without the middle."""
-        found: list[Sequence[int]] = []
-        for _, places in groupby(range(len(kept)), key=lambda place: kept[place].group_id):
-            ranked = list(places)  # worst first
-            found += [(ranked[-1 - i], ranked[i]) for i in range(len(ranked) // 2)]
-        return found
+        """Pair the candidates of every group, best with worst."""
+        return pairs(kept)
 
     def minibatches(
         self,
@@ -79,7 +74,6 @@ class DPO(ForwardObjective):
         return noised(
             share, trajectories, conditionings, schedule,
             draws=draws, size=max(1, size // (2 * draws)) * 2 * draws,
-            seeds=[share[place - place % 2].seed for place in range(len(share))],
         )  # fmt: skip
 
     def loss(self, models: Models, part: Noised) -> Terms:

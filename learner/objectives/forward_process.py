@@ -8,7 +8,8 @@ solver will do, and one clean latent per candidate is all that is kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Final
+from itertools import groupby
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rollout.families.registry import Schedule
     from rollout.records import Conditioning, Keep, Trajectory
     from rollout.settings import RolloutSettings
+    from selection.records import Kept
 
 ERROR: Final = Metric(
     name="matching_error",
@@ -38,6 +40,10 @@ STRAYED: Final = Metric(
     title="Distance from the start policy",
     note="Mean squared difference of velocities; 0 unless kl_weight is set.",
 )
+
+
+Sharing = Literal["none", "pair", "group"]
+"""Candidates that share their noise and its levels."""
 
 
 class ForwardSettings(ObjectiveSettings):
@@ -60,8 +66,14 @@ class ForwardSettings(ObjectiveSettings):
 
 
 class LaggingSettings(ForwardSettings):
-    """The keys of a behaviour policy that follows the policy slowly."""
+    """The keys of a behaviour policy that follows the policy slowly, and of shared noise."""
 
+    shared_noise: Sharing = Field(
+        "group",
+        description="candidates with the same noise at the same levels, in one optimizer step, so that what "
+        "noise adds to the gradient cancels between good and bad ones: all of a prompt, pairs of best and "
+        "worst, or none (published: none)",
+    )
     behaviour_decay: float = Field(
         0.0,
         ge=0,
@@ -130,6 +142,12 @@ class LaggingObjective(ForwardObjective):
     settings: LaggingSettings
     metrics: ClassVar[tuple[Metric, ...]] = (ERROR, MOVED, STRAYED)
 
+    def units(self, kept: Sequence[Kept]) -> Sequence[Sequence[int]]:
+        """Keep together the candidates that share their noise."""
+        if self.settings.shared_noise == "none":
+            return super().units(kept)
+        return pairs(kept) if self.settings.shared_noise == "pair" else groups(kept)
+
     @property
     def lags(self) -> bool:
         """True if the behaviour policy keeps a part of itself."""
@@ -158,6 +176,17 @@ class LaggingObjective(ForwardObjective):
             for share in shares[fresh:]:
                 rest.append(share.with_behaviour([models.policy.velocity(part) for part in share]))
         return [*shares[:fresh], *rest]
+
+
+def groups(kept: Sequence[Kept]) -> list[Sequence[int]]:
+    """List the places of every group's candidates, which are worst first."""
+    places = range(len(kept))
+    return [tuple(found) for _, found in groupby(places, key=lambda place: kept[place].group_id)]
+
+
+def pairs(kept: Sequence[Kept]) -> list[Sequence[int]]:
+    """Pair the candidates of every group, best with worst; of an odd number without the middle."""
+    return [(one[-1 - i], one[i]) for one in groups(kept) for i in range(len(one) // 2)]
 
 
 def old_velocity(part: Noised, velocity: Tensor) -> Tensor:

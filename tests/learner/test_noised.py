@@ -23,6 +23,7 @@ STEPS = 5
 SIGMAS = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.2, 0.0])
 SCHEDULE = Schedule(SIGMAS, SIGMAS[:-1] * 1000)
 SHAPE = (2, 3, 3)
+SEED = 0
 
 
 def trajectory(number: int) -> Trajectory:
@@ -32,7 +33,7 @@ def trajectory(number: int) -> Trajectory:
 
 def assignment(number: int, **changes: Any) -> Assignment:
     made = Assignment(
-        trajectory=number, group_id=number % 2, seed=100 + number, advantage=float(number), weight=0.1
+        trajectory=number, group_id=number % 2, seed=SEED or 100 + number, advantage=float(number), weight=0.1
     )
     return replace(made, **changes)
 
@@ -86,8 +87,9 @@ def test_advantages_are_clipped() -> None:
     assert part.advantages.tolist() == [1.0, 2.0]
 
 
-def test_given_seeds_replace_those_of_the_assignments() -> None:
-    (part,) = table([0, 1], seeds=[7, 7])
+def test_candidates_of_one_seed_share_noise_and_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.learner.test_noised.SEED", 7)
+    (part,) = table([0, 1])
     assert torch.equal(part.noise[:3], part.noise[3:])
     assert torch.equal(part.sigmas[:3], part.sigmas[3:])
     assert not torch.equal(part.clean[:3], part.clean[3:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,3 +113,22 @@ def test_what_belongs_together_stays_together(pairs: int, ranks: int, updates: i
     for parts in zip(*plan, strict=True):
         assert len({len(part) for part in parts}) == 1
         assert sum(item.weight for part in parts for item in part) == pytest.approx(1)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), RANKS, UPDATES, st.integers(0, 99))
+def test_units_may_differ_in_size(sizes: list[int], ranks: int, updates: int, seed: int) -> None:
+    """Every rank still has as many rows, and a unit its own seed."""
+    ends = np.cumsum(sizes).tolist()
+    units = [tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+    plan = split_over_ranks(kept_of(ends[-1]), ranks=ranks, updates=updates, seed=seed, step=0, units=units)
+    seeds: dict[int, set[int]] = {}
+    for parts in zip(*plan, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        assert sum(item.weight for part in parts for item in part) == pytest.approx(1)
+        for item in [item for part in parts for item in real(part)]:
+            unit = next(place for place, unit in enumerate(units) if item.trajectory in unit)
+            seeds.setdefault(unit, set()).add(item.seed)
+    assert [len(found) for found in seeds.values()] == [1] * len(units)
+    assert len({seed for found in seeds.values() for seed in found}) == len(units)
+    trained = [item.trajectory for mine in plan for share in mine for item in real(share)]
+    assert sorted(trained) == list(range(ends[-1]))

@@ -40,15 +40,34 @@ def test_every_arm_fits_the_budget_of_its_name(base: RunSettings, arm: str) -> N
 
 
 def test_an_arm_changes_nothing_but_selection_noise_and_prompts_per_step(base: RunSettings) -> None:
-    for arm in ARMS:
+    for arm in [arm for arm in ARMS if ARMS[arm].objective == "flow_grpo"]:
         found = arm_settings(arm, base)
         changed: dict[str, object] = {"selection": base.selection, "groups_per_step": base.groups_per_step}
         half: dict[str, object] = {"draft_steps": 3} if ARMS[arm].drafts else {}
         half |= {"window_stop": 3} if ARMS[arm].early else {}
-        changed["rollout"] = base.rollout
+        changed |= {"rollout": base.rollout, "learner": base.learner}
         assert found.rollout == base.rollout.model_copy(update=half)
+        assert found.learner == base.learner or arm == "flowgrpo_4u"
         assert found.model_copy(update=changed) == base
         assert found.selection.drafts == ARMS[arm].drafts * base.selection.keep
+
+
+def test_arms_of_another_objective_differ_in_nothing_but_what_is_said(base: RunSettings) -> None:
+    for arm in [arm for arm in ARMS if ARMS[arm].objective != "flow_grpo"]:
+        found = arm_settings(arm, base)
+        assert found.rollout.dynamics == "ode"
+        assert found.learner.objective.name == ARMS[arm].objective
+        assert found.learner.updates == 4
+        same = {"objective": base.learner.objective, "updates": base.learner.updates}
+        assert found.learner.model_copy(update=same) == base.learner
+
+
+@pytest.mark.parametrize("name", ["nft", "awm", "dpo"])
+def test_margin_and_its_control_differ_in_the_strategy_alone(base: RunSettings, name: str) -> None:
+    margin, control = (arm_settings(f"{name}_{kind}_2x", base) for kind in ("margin", "random"))
+    strategy = {"strategy": margin.selection.strategy}
+    assert control.selection.strategy == "random"
+    assert control.model_copy(update={"selection": control.selection.model_copy(update=strategy)}) == margin
 
 
 @pytest.mark.parametrize("arm", RETIRED)

@@ -236,18 +236,31 @@ def kept(counts: Sequence[int]) -> list[Kept]:
     ]
 
 
-def test_dpo_pairs_best_with_worst_within_a_group() -> None:
+PAIRS = [[(0, 3.0), (0, 0.0)], [(0, 2.0), (0, 1.0)], [(1, 2.0), (1, 0.0)], [(3, 1.0), (3, 0.0)]]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "expected"),
+    [
+        ("dpo", {}, PAIRS),
+        ("nft", {"shared_noise": "pair"}, PAIRS),
+        ("awm", {}, [[(g, float(place)) for place in range(n)] for g, n in enumerate([4, 3, 1, 2])]),
+        (
+            "nft",
+            {"shared_noise": "none"},
+            [[(g, float(p))] for g, n in enumerate([4, 3, 1, 2]) for p in range(n)],
+        ),
+    ],
+    ids=["dpo", "pairs", "groups", "alone"],
+)
+def test_what_shares_its_noise(name: str, keys: dict[str, str], expected: list[Any]) -> None:
+    """Pairs are best and worst within a group, and the middle one of an odd number is left out."""
     candidates = kept([4, 3, 1, 2])
     found = [
         [(candidates[i].group_id, candidates[i].advantage) for i in unit]
-        for unit in objective("dpo").units(candidates)
+        for unit in objective(name, **keys).units(candidates)
     ]
-    assert found == [
-        [(0, 3.0), (0, 0.0)],
-        [(0, 2.0), (0, 1.0)],
-        [(1, 2.0), (1, 0.0)],
-        [(3, 1.0), (3, 0.0)],
-    ]
+    assert found == expected
 
 
 @pytest.mark.parametrize("name", ["nft", "awm", "dpo"])
