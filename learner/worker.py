@@ -100,6 +100,10 @@ class LearnerWorker:
         self.engine = deepspeed_engine.build_engine(
             self.policy.transformer, self.parameters, self.settings, self.horizon
         )
+        self.start_averages(rank, world)
+
+    def start_averages(self, rank: int, world: int) -> None:
+        """Start the averages of the weights, of which each rank keeps its share."""
         self.masters = deepspeed_engine.Masters(rank, world)
         self.ema = Ema(self.parameters, self.masters, self.settings.ema_decay, self.settings.ema_every)
         self.behaviour = Behaviour(self.parameters, self.masters) if self.objective.lags else None

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from cluster.config.errors import UserError
 from cluster.loop.drawing import oversampled
-from learner.ema import Ema
-from learner.engine import Masters
+from learner.objectives.base import Objective
 from learner.optimizer import build_optimizer
 from learner.rank_shares import RankUpdate, rank_updates
 from learner.settings import LearnerSettings
@@ -130,15 +129,24 @@ def sampled_work(worker: RolloutWorker, asked: Sequence[SampleRequest], updates:
     return work_of(asked, worker.sample(asked), updates)
 
 
-def work_of(asked: Sequence[SampleRequest], chunks: Sequence[Chunk], updates: int) -> RankUpdate:
-    """Build the only rank's update, with made-up distinct advantages of alternating sign."""
+def work_of(
+    asked: Sequence[SampleRequest],
+    chunks: Sequence[Chunk],
+    updates: int,
+    objective: Objective | None = None,
+) -> RankUpdate:
+    """Build the only rank's update, with made-up distinct advantages of alternating sign.
+
+    An ``objective`` says what belongs together; by default no two candidates do.
+    """
     kept = [
         Kept(group_id=request.group_id, candidate=i, advantage=(-1) ** i * (0.5 + i / len(request.noises)))
         for request in asked
         for i in range(len(request.noises))
     ]
     groups = [group_of(one, [chunk]) for one, chunk in zip(asked, chunks, strict=True)]
-    (work,) = rank_updates(kept, groups, ranks=1, updates=updates, seed=0, step=0)
+    units = objective.units(kept) if objective else None
+    (work,) = rank_updates(kept, groups, ranks=1, updates=updates, seed=0, step=0, units=units)
     return work
 
 
@@ -160,7 +168,7 @@ class PlainLearner(LearnerWorker):
             where = f"tcp://{address}:{port}"
             torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
         self.engine = _Engine(self.policy.transformer, self)
-        self.ema = Ema(self.parameters, Masters(0, 1), self.settings.ema_decay, self.settings.ema_every)
+        self.start_averages(0, 1)
 
 
 class _Engine:

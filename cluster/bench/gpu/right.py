@@ -33,9 +33,16 @@ CLIP: Final = FlowGRPOSettings().clip
 GRADIENTS: Final = 5e-3
 """Largest distance of two devices' gradients, relative to their length."""
 VARIANTS: Final[dict[str, list[dict[str, Any]]]] = {
-    "flow_grpo": [{}, {"beta": 0.04}, {"ratio": "guard"}, {"old_log_probs": "learner"}]
+    "flow_grpo": [{}, {"beta": 0.04}, {"ratio": "guard"}, {"old_log_probs": "learner"}],
+    "nft": [{}, {"shared_noise": "none", "behaviour_decay": 0.5, "behaviour_ramp": 1.0, "kl_weight": 0.1}],
 }
 """Settings of objectives that take other paths than their defaults."""
+FIXED: Final[dict[str, dict[str, Any]]] = {
+    "flow_grpo": {"old_log_probs": "sampler"},
+    "nft": {"behaviour_decay": 0.5},
+    "awm": {"behaviour_decay": 0.5},
+}
+"""Settings with which an objective's loss is relative to the start, and not to the policy itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +54,14 @@ class Sampled:
     work: RankUpdate
 
     @classmethod
-    def by(cls, worker: RolloutWorker, asked: Sequence[SampleRequest]) -> Sampled:
+    def by(
+        cls, worker: RolloutWorker, asked: Sequence[SampleRequest], objective: Objective | None = None
+    ) -> Sampled:
         """Sample, and build an update of one optimizer step."""
         chunks = worker.sample(asked)
         images = np.concatenate([chunk.images for chunk in chunks]).astype(np.int64)
         log_probs = np.stack([one.log_probs for chunk in chunks for one in chunk.trajectories])
-        return cls(images, log_probs, work_of(asked, chunks, updates=1))
+        return cls(images, log_probs, work_of(asked, chunks, updates=1, objective=objective))
 
 
 def tiny_subject(setup: Setup, family: str, device: str, dtype: str = "float32", **rollout: Any) -> Subject:
@@ -142,10 +151,10 @@ def half_precision(setup: Setup) -> Iterator[Measurement]:
 
 def objectives(setup: Setup) -> Iterator[Measurement]:
     """Train on fixed candidates with every objective, whose loss must fall."""
-    for name in OBJECTIVES:
+    for name, kind in OBJECTIVES.items():
         for variant in VARIANTS.get(name, [{}]):
             shown = ", ".join([name, *(f"{key} = {value}" for key, value in variant.items())])
-            for dynamics in ("sde", "cps"):
+            for dynamics in sorted(kind.sampling):
                 if dynamics == "cps" and variant.get("ratio") == "guard":
                     continue  # whose ratios need Gaussian densities
                 one = tiny_subject(setup, "sd3", setup.device, dynamics=dynamics)
@@ -155,25 +164,31 @@ def objectives(setup: Setup) -> Iterator[Measurement]:
 
 def _loss_change(one: Subject, objective: dict[str, Any], **changes: Any) -> float:
     learner = plain_learner(one, objective=objective, learning_rate=1e-4, **changes)
-    # With old log-probs of its own, an update begins at a ratio of 1 each time: the sampler's are fixed.
-    fixed = {key: value for key, value in objective.items() if key != "old_log_probs"}
+    fixed = objective | FIXED.get(objective["name"], {})
     judge = load_objective(learner_settings(one, objective=fixed).objective)
     keeps: Collection[Keep] = {*learner.objective.keeps, *judge.keeps}
-    work = Sampled.by(sampler_of(one, keeps), requests(one, 2)).work
-    before = _loss(learner, judge, work)
+    work = Sampled.by(sampler_of(one, keeps), requests(one, 2), judge).work
+    parts = _prepared(learner, judge, work)
+    before = _loss(learner, judge, parts)
     for _ in range(2):
         learner.update(work)
-    return _loss(learner, judge, work) - before
+    return _loss(learner, judge, parts) - before
 
 
-@torch.no_grad()
-def _loss(learner: LearnerWorker, objective: Objective, work: RankUpdate) -> float:
-    """Compute an objective's loss of a learner's policy on some candidates."""
+def _prepared(learner: LearnerWorker, objective: Objective, work: RankUpdate) -> Any:
+    """Build an objective's mini-batches of some candidates, which know the policy of now as the old one."""
     schedule = learner.policy.schedule(learner.rollout.steps).to(learner.device)
     (share,) = work.shares
     parts = objective.minibatches(
         share, work.trajectories, work.conditionings, schedule=schedule, size=learner.micro_batch
     )
+    (prepared,) = objective.prepared(learner.models, [parts])
+    return prepared
+
+
+@torch.no_grad()
+def _loss(learner: LearnerWorker, objective: Objective, parts: Any) -> float:
+    """Compute an objective's loss of a learner's policy on mini-batches."""
     losses = [(part.weights * objective.loss(learner.models, part).losses).sum() for part in parts]
     return float(torch.stack(losses).sum())
 
