@@ -169,7 +169,16 @@ def _learner(settings: RunSettings, sizes: Sizes) -> dict[str, float]:
         "average": 4 * sizes.trained * sharded[3] * (1 + _objective(learner).lags),
         "reference": sizes.weights * sharded[3] if anchored and not model.lora_rank else 0.0,
         "activations": live / learner.sequence_parallel,
+        "velocities": _velocities(settings, sizes),
     }
+
+
+def _velocities(settings: RunSettings, sizes: Sizes) -> float:
+    """Return the bytes of the behaviour policy's velocities that a rank keeps while a batch is trained."""
+    learner = settings.learner
+    objective = _objective(learner)
+    rows = share(settings, learner) * learner.updates * objective.rows(settings.rollout)
+    return 4.0 * sizes.latent * rows * objective.prepared_velocities(learner.updates)
 
 
 def _count(settings: RunSettings) -> _Model:

@@ -95,12 +95,37 @@ ARMS: Final[dict[str, Arm]] = {
     **_objective("nft"),
     **_objective("awm"),
     **_objective("dpo"),
+    "nft_margin_2x_own_noise": _margin(
+        2,
+        "nft, 2x margin, every candidate with its own noise in the learner",
+        objective="nft",
+        changes={"learner": {"objective": {"name": "nft", "shared_noise": "none"}}},
+    ),
+    "nft_margin_2x_ranks": _margin(
+        2,
+        "nft, 2x margin, rewards as ranks within the prompt",
+        objective="nft",
+        changes={"selection": {"advantages": "ranks"}},
+    ),
+    "nft_margin_2x_fast": _margin(
+        2,
+        "nft, 2x margin, 4 steps of a second-order solver, two optimizer steps",
+        objective="nft",
+        changes={"rollout": {"solver": "dpm2", "steps": 4}, "learner": {"updates": 2}},
+    ),
+    "nft_adaptive_2x": _margin(
+        2,
+        "nft, 2x margin, half of the noise allotted to prompts of narrow margins",
+        objective="nft",
+        changes={"selection": {"adaptive": 8}},
+    ),
     "nft_margin_4x": _margin(4, "nft, widest margins of 4x candidates", objective="nft"),
     "nft_sol_rl": Arm(
         strategy="all",
         drafts=4,
         objective="nft",
-        what="Sol-RL: 4x drafted by a short ODE, best and worst regenerated, nft",
+        changes={"rollout": {"draft_steps": 4}},
+        what="Sol-RL: 4x drafted by an ODE of two thirds of the steps, best and worst regenerated, nft",
     ),
     "nft_drafts_4x_margin_2x": _margin(
         2, "nft, 4x drafted by a short ODE, 2x in full, widest margins of them", drafts=4, objective="nft"

@@ -133,6 +133,10 @@ class Objective(ABC):
         """Count the passes per row in `prepared`, for a batch of ``updates`` optimizer steps."""
         return 0.0
 
+    def prepared_velocities(self, updates: int) -> float:
+        """Count the velocities per row that `prepared` keeps on the device until the batch is trained."""
+        return 0.0
+
     def behaviour_decay(self, updates: int) -> float:
         """Return how much of the behaviour policy is kept after a batch, by optimizer steps so far.
 

@@ -50,7 +50,7 @@ class ForwardSettings(ObjectiveSettings):
     """The keys that objectives on the forward process share."""
 
     draws: int = Field(
-        2, ge=1, description="random noise levels per candidate (published: 9 for nft, 6 for awm, 1 for dpo)"
+        4, ge=1, description="random noise levels per candidate (published: 9 for nft, 6 for awm, 1 for dpo)"
     )
     reward_clip: float = Field(
         1.0,
@@ -162,6 +162,10 @@ class LaggingObjective(ForwardObjective):
     def prepared_passes(self, updates: int) -> float:
         """Count a pass for the behaviour policy, unless it is still the policy."""
         return 1.0 if self.lags else 1 - 1 / updates
+
+    def prepared_velocities(self, updates: int) -> float:
+        """Count one for each of these passes."""
+        return self.prepared_passes(updates)
 
     def prepared(self, models: Models, shares: Sequence[NoisedTable]) -> Sequence[NoisedTable]:
         """Compute the velocities of the behaviour policy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class Sizes:
 
     ``sampling`` is a denoising step of ``rollout.batch`` candidates, ``training`` the forward and backward
     pass of ``pairs`` pairs, ``reference`` their pass for the KL, ``decoding`` the autoencoder's of a batch.
+    ``latent`` counts the values of a candidate's latents.
     """
 
     parameters: int
@@ -45,6 +47,7 @@ class Sizes:
     weights: float
     autoencoder: float
     pairs: int
+    latent: int
     sampling: Cost
     training: Cost
     reference: Cost
@@ -143,6 +146,7 @@ def sizes_of(
         weights=_bytes(transformer, least=4 if model.autocasts else 0),
         autoencoder=_bytes(vae),
         pairs=together,
+        latent=math.prod(policy.latent_shape()),
         sampling=sampling,
         training=training,
         reference=reference,

@@ -12,6 +12,7 @@ from cluster.config.preflight import check
 from cluster.config.settings import RunSettings
 from cluster.config.sources import PRESETS, preset_names, read_toml, resolve
 from cluster.plan.__main__ import main as plan
+from learner.objectives.registry import load_objective
 from rewards.registry import REWARDS
 from rollout.prompts import load_prompts
 from tests.support.paths import ROOT
@@ -19,9 +20,10 @@ from tests.support.paths import ROOT
 BUNDLED = ("preference", "shapes", "words")
 SD35 = ("sd35-geneval", "sd35-ocr", "sd35-pickscore")
 FAST = ("sd35-geneval-fast", "sd35-pickscore-fast")
+NFT = ("sd35-geneval-nft", "sd35-ocr-nft", "sd35-pickscore-nft")
 ALONE = {"sd35-ocr-24gb": 24, "sd35-pickscore-80gb": 80, "klein-ocr-24gb": 24}
 """Presets for one GPU, with its memory in GB."""
-PUBLISHED = (*SD35, *FAST, "flux-pickscore", "wan-ocr")
+PUBLISHED = (*SD35, *FAST, *NFT, "flux-pickscore", "wan-ocr")
 SMALL = {"width": 48, "height": 16, "gpus": 0}
 
 
@@ -53,7 +55,11 @@ def test_a_preset_resolves_and_says_what_it_is_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*BUNDLED, *PUBLISHED, *ALONE])
 def test_only_values_differ_between_presets(name: str) -> None:
-    assert keys(dumped(name)) == keys(dumped("shapes"))
+    found, expected = dumped(name), dumped("shapes")
+    if found["learner"]["objective"]["name"] != "flow_grpo":  # each has its own keys
+        for values in (found, expected):
+            del values["learner"]["objective"]
+    assert keys(found) == keys(expected)
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -115,6 +121,30 @@ def test_a_published_preset_is_flow_grpo_with_twice_the_candidates(name: str, be
     assert (settings.eval_every, settings.checkpoint_every, settings.image_every) == (60, 60, 60)
 
 
+@pytest.mark.parametrize(
+    ("name", "updates", "strength", "behaviour"),
+    [
+        ("sd35-geneval-nft", 1, 1.0, (0.5, 1e-3, 0)),
+        ("sd35-pickscore-nft", 1, 1.0, (0.5, 1e-3, 0)),
+        ("sd35-ocr-nft", 2, 0.1, (0.999, 7.5e-3, 75)),
+    ],
+)
+def test_a_preset_of_nft_has_the_published_values(
+    name: str, updates: int, strength: float, behaviour: tuple[float, float, int]
+) -> None:
+    settings = resolve(name, {})
+    objective: Any = settings.learner.objective
+    assert (objective.name, objective.strength, objective.reward_clip) == ("nft", strength, 5)
+    assert (objective.draws, objective.kl_weight) == (9, 1e-4)
+    lag = (objective.behaviour_decay, objective.behaviour_ramp, objective.behaviour_hold)
+    assert lag == behaviour
+    assert (settings.learner.updates, settings.learner.learning_rate) == (updates, 3e-4)
+    rollout, selection = settings.rollout, settings.selection
+    assert (rollout.dynamics, rollout.solver, rollout.guidance) == ("ode", "dpm2", 1)
+    assert (rollout.steps, rollout.eval_steps) == (10, 40)
+    assert (settings.groups_per_step, selection.candidates, selection.keep) == (48, 48, 24)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_preset_fits_a_node_of_eight_gpus(name: str) -> None:
     settings = resolve(name, {})
@@ -129,10 +159,10 @@ def test_in_a_published_preset_every_gpu_samples_and_trains_and_rounds_alike(nam
     rollout, learner = settings.rollout, settings.learner
     assert (rollout.workers, learner.ranks, settings.max_staleness) == (8, 8, 0)
     assert learner.gpus > 0.5  # two ranks must not share a GPU
-    recomputes = cast(Any, learner.objective).old_log_probs == "learner"
+    recomputes = getattr(learner.objective, "old_log_probs", "learner") == "learner"
     assert recomputes or (learner.micro_batch == rollout.batch and not settings.model.compile)
     kept = settings.groups_per_step * settings.selection.keep
-    share = kept // (learner.updates * learner.ranks) * rollout.trained_steps
+    share = kept // (learner.updates * learner.ranks) * load_objective(learner.objective).rows(rollout)
     assert (
         share % (learner.micro_batch or 0) == 0
     )  # no smaller pass at the end, which would round differently

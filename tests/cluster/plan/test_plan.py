@@ -32,7 +32,7 @@ from rollout.tools.random_models import PUBLISHED
 
 HARDWARE = Hardware(gpus=8, memory=80e9, speed=Speed(sampling=0.5e15, learning=0.5e15, basis="a guess"))
 SIZES = Sizes(
-    parameters=2_000_000, trained=1_000_000, weights=4e6, autoencoder=1e6, pairs=8,
+    parameters=2_000_000, trained=1_000_000, weights=4e6, autoencoder=1e6, pairs=8, latent=16 * 64 * 64,
     sampling=Cost(flops=1e12, live=3e6), training=Cost(flops=2e12, live=9e6),
     reference=Cost(flops=5e11, live=2e6), decoding=Cost(flops=1e11, live=5e6),
 )  # fmt: skip
@@ -45,6 +45,25 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gpu(**overrides: Any) -> Estimate:
     return plan_gpu.estimate(resolve("sd35-geneval", overrides), HARDWARE)
+
+
+@pytest.mark.usefixtures("counted")
+def test_objectives_on_the_forward_process_count_their_own_passes() -> None:
+    nft = {"name": "nft", "draws": 4, "kl_weight": 0.1}
+    plain = gpu(learner={"objective": nft}, rollout={"dynamics": "ode"}, selection={"drafts": 96})
+    # 48 x 24 candidates of 4 draws, with the start policy's pass, and half with the behaviour policy's
+    assert plain.stages["learn"] == pytest.approx(48 * 24 * 4 / 8 * 2.75e12 / (0.5e15 * 8))
+    # 48 groups of 48 in full, after 96 drafts of 5 steps of 10
+    passes = 48 * 48 * 10 + 48 * 96 * 5
+    decodes = 48 * (48 + 96) / 12 * 1e11 / plan_gpu.FLOAT32
+    assert plain.parts["sample"] == pytest.approx((passes / 12 * 1e12 + decodes) / (0.5e15 * 8))
+    (learner,) = [need for need in plain.needs if need.role == "learner"]
+    # of 72 candidates per rank and update, the second update's velocities are kept
+    assert learner.parts["velocities"] == pytest.approx(72 * 4 * 16 * 64 * 64 * 4)
+    lagging = gpu(learner={"objective": nft | {"behaviour_decay": 0.5}}, rollout={"dynamics": "ode"})
+    assert lagging.stages["learn"] == pytest.approx(48 * 24 * 4 / 8 * 3e12 / (0.5e15 * 8))
+    (slow,) = [need for need in lagging.needs if need.role == "learner"]
+    assert slow.parts["average"] == 2 * learner.parts["average"]
 
 
 @pytest.mark.usefixtures("counted")
