@@ -12,7 +12,7 @@ from rollout.families.registry import Policy, Schedule, Tensors
 from rollout.noise import derive_seed, initial_latents, path_noise
 from rollout.records import Noise
 from rollout.sde import DYNAMICS, Transition, log_prob
-from rollout.settings import RolloutSettings
+from rollout.settings import RolloutSettings, SolverName
 from rollout.solvers import solver
 from rollout.tensors import upload
 
@@ -79,12 +79,14 @@ def denoise(
     begun: Rollout | None = None,
     stop: int | None = None,
     keep_means: bool = False,
+    name: SolverName | None = None,
 ) -> Rollout:
     """Sample a batch of candidates, or continue ``begun`` ones, up to step ``stop`` or to the end.
 
     Every conditioning tensor is (N, ...). States in the window pass through the storage precision as they
-    are made: the learner reads what the sampler continued from. Beside a window, and to continue candidates,
-    the ODE is Euler's, since multistep solvers would need the velocities before it.
+    are made: the learner reads what the sampler continued from. Without a window, the ODE's solver is that of
+    the ``name``, or the settings'; beside one, and to continue candidates, it is Euler's, since the others
+    would need the velocities before it.
     """
     device, shape = schedule.sigmas.device, policy.latent_shape()
     x = begun.x if begun else upload(initial_latents(noises, shape), device)
@@ -92,7 +94,7 @@ def denoise(
     states, log_probs, means = _so_far(begun)
     start, stop = begun.steps if begun else 0, stop or len(schedule.timesteps)
     clean = x
-    solve = solver("euler" if window or start else settings.solver, schedule)
+    solve = solver("euler" if window or start else name or settings.solver, schedule)
     for step in range(start, stop):
         if step in window:
             x = x.to(storage).float()

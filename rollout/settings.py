@@ -109,8 +109,11 @@ class RolloutSettings(Settings):
     )
     solver: SolverName = Field(
         "euler",
-        description="solver of the ODE, for evaluations and for candidates with dynamics = ode; dpm2 is "
-        "DPM-Solver++ of second order, and dpm2 and unipc need fewer steps",
+        description="solver of candidates with dynamics = ode, and of their drafts; dpm2 is DPM-Solver++ of "
+        "second order, and dpm2 and unipc need fewer steps",
+    )
+    eval_solver: SolverName | None = Field(
+        None, description="solver of evaluations; default: as rollout.solver"
     )
     density: Literal["gaussian", "unscaled"] | None = Field(
         None,

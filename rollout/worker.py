@@ -217,7 +217,9 @@ class RolloutWorker:
             encoded, mine = [self._encode(one.text) for one in prompts[i : i + size]], noises[i : i + size]
             x = upload(held_out_latents(mine, self.policy.latent_shape()), self.policy.device)
             owners = range(len(encoded))
-            parts.append(self._denoise(encoded, owners, mine, schedule, range(0), begun=started(x)))
+            name = self.settings.eval_solver
+            drawn = self._denoise(encoded, owners, mine, schedule, range(0), begun=started(x), name=name)
+            parts.append(drawn)
         images, finite = self._decode(parts)
         return finite, images
 

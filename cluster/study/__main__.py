@@ -113,7 +113,7 @@ def _variance(
 
     names = ("prompts", "initial", "paths", "gradients")
     variance(settings, {name: getattr(options, name) for name in names}, folder, command, console.print)
-    result = load_variance(folder)
+    result = load_variance(folder, settings.rollout.dynamics)
     if result is not None:
         console.print(variance_sheet(result).table())
     if result is not None and result.gradients is not None:

@@ -111,7 +111,10 @@ ARMS: Final[dict[str, Arm]] = {
         2,
         "nft, 2x margin, 4 steps of a second-order solver, two optimizer steps",
         objective="nft",
-        changes={"rollout": {"solver": "dpm2", "steps": 4}, "learner": {"updates": 2}},
+        changes={
+            "rollout": {"solver": "dpm2", "eval_solver": "euler", "steps": 4},
+            "learner": {"updates": 2},
+        },
     ),
     "nft_adaptive_2x": _margin(
         2,

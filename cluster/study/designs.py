@@ -34,6 +34,7 @@ class Variance:
     """
 
     task: str
+    dynamics: str
     about: Row
     design: tuple[int, int, int]
     dropped: int
@@ -47,15 +48,26 @@ DraftKey = tuple[str, int, float]
 """The kind of a draft (on the SDE's path, or an ODE of its own), its passes, and its noise level."""
 
 
-def load_variance(folder: Path) -> Variance | None:
+def variance_path(folder: Path, dynamics: str) -> Path:
+    """Return the path of the rewards of a design that an ODE samples, or that has SDE paths."""
+    return folder / ("variance-ode.parquet" if dynamics == "ode" else "variance.parquet")
+
+
+def gradients_path(folder: Path, dynamics: str) -> Path:
+    """Return the path of a design's policy gradients."""
+    return folder / ("gradients-ode.parquet" if dynamics == "ode" else "gradients.parquet")
+
+
+def load_variance(folder: Path, dynamics: str = "sde") -> Variance | None:
     """Load the variance design of a task's folder; None if it was not sampled.
 
     Raises:
         UserError: if a file is not the study's, or fewer than two prompts are complete.
     """
-    if not (folder / "variance.parquet").exists():
+    path = variance_path(folder, dynamics)
+    if not path.exists():
         return None
-    rows, about = read_rows(folder / "variance.parquet")
+    rows, about = read_rows(path)
     rewards = _cube(rows, "reward")
     whole = np.isfinite(rewards).all((1, 2))
     if whole.sum() < 2:
@@ -63,13 +75,14 @@ def load_variance(folder: Path) -> Variance | None:
     kept = rewards[whole]
     return Variance(
         task=about["task"],
+        dynamics=dynamics,
         about=about,
         design=(len(kept), *rewards.shape[1:]),
         dropped=int((~whole).sum()),
         mean=float(kept.mean()),
         raw=components(kept, seed=0),
         normalised=components(group_normalised(kept), seed=0),
-        gradients=_gradients(folder / "gradients.parquet", rewards, whole),
+        gradients=_gradients(gradients_path(folder, dynamics), rewards, whole),
     )
 
 

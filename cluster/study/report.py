@@ -82,12 +82,14 @@ def write_study(folder: Path, results: Path) -> list[Path]:
 
 def _task(folder: Path) -> Task | None:
     variance, runs = load_variance(folder), load_runs(folder)
+    without = load_variance(folder, "ode")
     drafts = {kind: found for kind in ("sde", "ode") if (found := load_drafts(folder, kind))}
-    if variance is None and not drafts and not runs:
+    if variance is None and without is None and not drafts and not runs:
         return None
     compared, tuned = compare_arms(runs), load_tuning(folder)
     key = folder.name
     sheets, charts = _variance_parts(key, variance) if variance else ([], [])
+    sheets += [variance_sheet(without)] if without else []
     sheets += [draft_sheet(found, kind) for kind, found in drafts.items()]
     if compared:
         sheets += [speed_sheet(compared), final_sheet(compared), ledger_sheet(runs)]

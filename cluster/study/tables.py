@@ -23,6 +23,11 @@ MEANING: Final[Mapping[str, str]] = {
 }
 """The meaning of each component of the variance for learning."""
 
+_WITHOUT_PATH: Final = {
+    "initial": "noise that is good or bad under every prompt",
+    "interaction": "noise that suits this prompt: here it is the candidate",
+    "path": "nothing: the same noise is the same image",
+}
 _DRAFTS: Final = {"path": "clean image predicted on the SDE's path", "ode": "short ODE of the same noise"}
 
 SPEED_AXES: Final = ("steps", "trained", "sampled", "compute", "cpu_seconds")
@@ -35,10 +40,12 @@ _PUBLISHED: Final = (
 def variance_sheet(result: Variance) -> Sheet:
     """Tabulate the components of the reward's variance with 95% intervals."""
     prompts, initial, paths = result.design
+    ode = result.dynamics == "ode"
+    what = "repetitions by the ODE" if ode else "SDE paths"
     dropped = f" {result.dropped} prompts with missing rewards were excluded." if result.dropped else ""
     return Sheet(
-        title="Variance of the reward",
-        note=f"{prompts} prompts x {initial} initial noises x {paths} SDE paths, 95% intervals.{dropped}",
+        title="Variance of the reward without a path" if ode else "Variance of the reward",
+        note=f"{prompts} prompts x {initial} initial noises x {paths} {what}, 95% intervals.{dropped}",
         header=("component", "variance", "share", "share after group normalisation", "what it means"),
         rows=tuple(
             (
@@ -46,7 +53,7 @@ def variance_sheet(result: Variance) -> Sheet:
                 bounded(result.raw[name].variance, result.raw[name].low, result.raw[name].high),
                 share_of(result.raw[name]),
                 share_of(result.normalised[name]),
-                MEANING[name],
+                ({**MEANING, **_WITHOUT_PATH} if ode else MEANING)[name],
             )
             for name in COMPONENTS
         ),

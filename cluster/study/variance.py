@@ -11,6 +11,7 @@ from cluster.config.preflight import check
 from cluster.config.settings import RunSettings
 from cluster.config.sources import to_toml
 from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
+from cluster.study.designs import gradients_path, variance_path
 from cluster.study.store import finished, write_rows
 from learner.score_gradients import ScoreGradients
 from rewards.combine import Scores
@@ -19,8 +20,6 @@ from rollout.prompts import prompt_at
 from rollout.records import Noise, Prompt, SampleRequest
 from rollout.worker import RolloutWorker
 
-REWARDS: Final = "variance.parquet"
-GRADIENTS: Final = "gradients.parquet"
 WIDTH: Final = 1024
 """Dimensions of a trajectory's projected gradient."""
 
@@ -33,18 +32,28 @@ def variance(
 ) -> None:
     """Sample and score the design, measure the gradients, and write both, unless they exist already.
 
+    By an ODE every initial noise is sampled twice, with other seeds of a path that it does not have, and
+    there are no steps with gradients.
+
     Raises:
         UserError: if the prompts are too few, or the folder has results of other settings.
     """
-    config = _config(settings, design)
+    dynamics = settings.rollout.dynamics
+    if dynamics == "ode":
+        design = {**design, "paths": 2, "gradients": 0}
+    rewards_file, config = variance_path(folder, dynamics), _config(settings, design)
     about = {"task": settings.preset, "seed": settings.seed, "design": dict(design), "config": config}
-    if finished(folder / REWARDS, about):
+    if finished(rewards_file, about):
         print_line("the design is sampled already")
         return
     prompts = _prompts(settings, design["prompts"])
     worker = load_sampler(settings)
     seed = derive_seed("sketch", settings.seed)
-    probe = ScoreGradients(worker.policy, settings.rollout, worker.parameters, WIDTH, seed)
+    probe = (
+        ScoreGradients(worker.policy, settings.rollout, worker.parameters, WIDTH, seed)
+        if design["gradients"]
+        else None
+    )
     rewards = LocalRewards(settings, load_scorers(settings))
     rows: list[dict[str, Any]] = []
     gradients: list[dict[str, Any]] = []
@@ -54,8 +63,8 @@ def variance(
         rows += scored
         gradients += projected
         print_line(f"prompt {number + 1}/{len(prompts)}")
-    write_rows(folder / GRADIENTS, gradients, {**about, "command": command})
-    write_rows(folder / REWARDS, rows, {**about, "command": command})  # last: it marks both as complete
+    write_rows(gradients_path(folder, dynamics), gradients, {**about, "command": command})
+    write_rows(rewards_file, rows, {**about, "command": command})  # last: it marks both as complete
 
 
 def design_noises(seed: int, prompt: Prompt, initial: int, paths: int) -> list[tuple[int, int, Noise]]:

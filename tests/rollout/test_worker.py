@@ -212,6 +212,19 @@ def test_clean_latents_are_kept_where_they_are_wanted(pipeline_folder: Path, dyn
         assert np.abs(drawn[0].numpy().astype(int) - image.astype(int)).max() <= 1
 
 
+def test_evaluations_have_the_solver_that_is_named(pipeline_folder: Path) -> None:
+    prompts = [request(NOISES).prompt] * len(NOISES)
+
+    def drawn(**solvers: str) -> Any:
+        worker = start(pipeline_folder, steps=4, eval_steps=5, dynamics="ode", **solvers)
+        return worker.evaluate(prompts, NOISES)[1]
+
+    euler, second = drawn(), drawn(solver="dpm2")
+    assert not np.array_equal(euler, second)
+    assert np.array_equal(drawn(solver="dpm2", eval_solver="euler"), euler)
+    assert np.array_equal(drawn(eval_solver="dpm2"), second)
+
+
 def test_an_ode_depends_on_the_initial_noise_alone(pipeline_folder: Path) -> None:
     worker = start(pipeline_folder, steps=4, dynamics="ode")
     others = tuple(replace(noise, path=noise.path + 1) for noise in NOISES)

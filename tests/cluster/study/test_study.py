@@ -195,13 +195,22 @@ def test_a_whole_study_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     }
     assert len(seeds) == 2  # the same two initial noises under all prompts
 
+    ode = ("--rollout.dynamics", "ode", "--learner.objective.name", "nft")
+    said = run("variance", "shapes", *design, *small, *ode)
+    assert "3 prompts x 2 initial noises x 2 repetitions by the ODE" in said
+    found = load_variance(folder, "ode")
+    assert found is not None
+    assert found.gradients is None
+    assert found.raw["path"].variance == 0
+    assert found.raw["interaction"].variance > 0
+    assert load_variance(folder) != found
+
     assert "Drafts of stochastic candidates" in run("preview", "shapes", "--prompts", "4", *small)
     drafts = load_drafts(folder, "sde")
     # The last of four steps is an ODE step: the image itself.
     kinds = [("path", 1), ("path", 2), ("path", 3), ("ode", 1), ("ode", 2), ("ode", 3)]
     assert [key[:2] for key in drafts] == kinds
     assert drafts[("path", 1, 1.0)] == drafts[("ode", 1, 1.0)]  # the same image
-    ode = ("--rollout.dynamics", "ode", "--learner.objective.name", "nft")
     assert "Drafts of an ODE's candidates" in run("preview", "shapes", "--prompts", "4", *small, *ode)
     assert [key[:2] for key in load_drafts(folder, "ode")] == kinds[3:]
     assert "scored already" in run("preview", "shapes", "--prompts", "4", *small)
