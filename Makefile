@@ -11,7 +11,7 @@ help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 train: $(READY)  ## train the bundled model on composition; ends with a table and a report
-	@$(BIN)/python -m cluster.train shapes
+	@$(BIN)/python -m cluster.train shapes-nft
 
 # The tests of a file share a process, its Ray node and its models. Files start in the order of their names, so that
 # the last ones are short. Each process needs some 3 GB, hence at most four.

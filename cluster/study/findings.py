@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cluster.study.arms import BASELINE
-from cluster.study.results import Compared, Runs, final_gains
-from cluster.study.sheet import difference, ratio
+from cluster.study.results import Compared, Runs, cost_gain, final_gains
+from cluster.study.sheet import difference, interval, ratio
 from selection.analysis.speedup import Speedup
 
 MARGIN: Final = "noise_margin_2x"
 SCREENED: Final = "screened_4x_margin_2x"
+NFT: Final = "nft_margin_2x"
+SOL_RL: Final = "nft_sol_rl"
 EARLY: Final = "_early"
 """The suffix of arms that add noise and train in the first half of the steps only."""
 PUBLISHED: Final = 2.2
@@ -40,8 +42,12 @@ def findings(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs
         _fixed_rollout(tasks),
         _screened(tasks, runs),
         _early(tasks, runs),
+        *(_forward(tasks, runs, name) for name in ("nft", "awm", "dpo")),
+        _own_noise(runs),
         _best(tasks, "steps"),
         _best(tasks, "compute"),
+        _best(tasks, "cpu_seconds"),
+        _against_sol_rl(tasks, runs),
         _hacking(tasks),
     ]
     return [answer for answer in answers if answer]
@@ -103,7 +109,7 @@ def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | 
     return Finding(
         "screened",
         {"higher": higher, "of": count},
-        "When 4x candidates are begun and previews choose the half that is finished, the widest margins of "
+        "When 4x candidates are begun and drafts choose the half that is finished, the widest margins of "
         f"these need fewer steps by a factor of {_each(steps)}, and less compute by "
         f"{_each(_ratios(tasks, SCREENED, 'compute'))}; paired by seed this ends {ends} from 2x noise "
         f"margin, higher beyond the interval on {higher} of {count} comparisons.",
@@ -119,11 +125,58 @@ def _early(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | Non
     return Finding(
         "early",
         {"higher": higher, "of": count},
-        "With noise and training in the first half of the steps only, where previews are taken when no more "
+        "With noise and training in the first half of the steps only, where drafts are taken when no more "
         f"noise comes, the same needs fewer steps by a factor of {_each(steps)}, and less compute by "
         f"{_each(_ratios(tasks, arm, 'compute'))}. FlowGRPO confined alike, the control, needs less compute "
         f"by {_each(_ratios(tasks, control, 'compute'))}; paired by seed, selection ends {ends} from it, "
         f"higher beyond the interval on {higher} of {count} comparisons.",
+    )
+
+
+def _forward(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], name: str) -> Finding | None:
+    margin, control = f"{name}_margin_2x", f"{name}_random_2x"
+    alone, chosen = _ratios(tasks, name, "compute"), _ratios(tasks, margin, "compute")
+    ends, higher, count = _paired(runs, margin, control)
+    if not (alone and chosen and count):
+        return None
+    return Finding(
+        name,
+        {"higher": higher, "of": count},
+        f"With the objective {name} on candidates of an ODE, FlowGRPO's final score takes less compute by "
+        f"{_each(alone)}, and with 2x noise margin by {_each(chosen)}. Paired by seed, margin ends {ends} "
+        "from a random half of the same candidates, with as many samples and as much training: higher beyond "
+        f"the interval on {higher} of {count} comparisons.",
+    )
+
+
+def _own_noise(runs: Mapping[str, Runs]) -> Finding | None:
+    ends, higher, count = _paired(runs, NFT, f"{NFT}_own_noise")
+    if not count:
+        return None
+    return Finding(
+        "shared noise",
+        {"higher": higher, "of": count},
+        f"When a prompt's candidates share the learner's noise, nft with 2x margin ends {ends} from "
+        f"candidates with noise of their own, higher beyond the interval on {higher} of {count} comparisons.",
+    )
+
+
+def _against_sol_rl(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | None:
+    gains = {
+        task: (arm.arm, gain)
+        for task, arms in tasks.items()
+        if (arm := _fastest(arms, "compute")) and (gain := cost_gain(runs[task], arm.arm, SOL_RL, "compute"))
+    }
+    if not gains:
+        return None
+    less = sum(gain.low > 1 for _, gain in gains.values())
+    each = ", ".join(f"{interval(gain)} on {task} ({arm})" for task, (arm, gain) in gains.items())
+    return Finding(
+        "against Sol-RL",
+        {"less": less, "of": len(gains)},
+        "Sol-RL's recipe (4x drafted by a short ODE, best and worst regenerated, nft) takes more compute to "
+        f"FlowGRPO's final score than the arm with the least, by {each}: beyond the interval on {less} of "
+        f"{len(gains)} comparisons.",
     )
 
 
@@ -132,7 +185,9 @@ def _best(tasks: Mapping[str, Arms], axis: str) -> Finding | None:
     if not best:
         return None
     named = [f"{arm.arm} on {task} ({ratio(arm.speedups[axis])})" for task, arm in best.items()]
-    opening = f"The best ratio of {axis}, without more training per step and reached on all seeds"
+    opening = (
+        f"The best ratio of {axis.replace('_', ' ')}, without more training per step and reached on all seeds"
+    )
     arms = {task: arm.arm for task, arm in best.items()}
     return Finding(f"best {axis}", arms, f"{opening}: {', '.join(named)}.")
 

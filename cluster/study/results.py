@@ -13,7 +13,14 @@ import numpy as np
 from cluster.record.run_data import evaluated
 from cluster.study.arms import BASELINE
 from cluster.study.store import Row, read_rows
-from selection.analysis.speedup import Interval, Speedup, final_score, paired_difference, speedup
+from selection.analysis.speedup import (
+    Interval,
+    Speedup,
+    advantage,
+    final_score,
+    paired_difference,
+    speedup,
+)
 from selection.strategies import Floats
 
 AXES: Final = ("steps", "trained", "sampled", "compute", "seconds", "cpu_seconds")
@@ -120,6 +127,16 @@ def final_gains(runs: Runs, arm: str, other: str) -> Interval | None:
     if not seeds:
         return None
     return paired_difference([runs[other][s].final for s in seeds], [runs[arm][s].final for s in seeds])
+
+
+def cost_gain(runs: Runs, arm: str, other: str, axis: str) -> Interval | None:
+    """Compare two arms' costs to the baseline's final score, other over arm, paired by shared seeds."""
+    base = runs.get(BASELINE, {})
+    seeds = sorted(set(base) & set(runs.get(arm, {})) & set(runs.get(other, {})))
+    if not seeds:
+        return None
+    ours, theirs = (_curves([runs[name][s] for s in seeds], axis) for name in (arm, other))
+    return advantage([base[s].final for s in seeds], ours, theirs)
 
 
 def eval_names(run: ArmRun) -> list[str]:

@@ -93,6 +93,28 @@ def speedup(
     )
 
 
+def advantage(
+    targets: Sequence[float],
+    arm: Sequence[tuple[Floats, Floats]],
+    other: Sequence[tuple[Floats, Floats]],
+    seed: int = 0,
+) -> Interval:
+    """Compare two arms' costs to the same targets: the geometric mean of other over arm, pair by pair.
+
+    A run that never reaches its target counts as a whole.
+
+    Raises:
+        ValueError: if there are no pairs.
+    """
+    logs = [
+        np.log(_spent(*theirs, target) / _spent(*ours, target))
+        for target, ours, theirs in zip(targets, arm, other, strict=True)
+    ]
+    found = interval(np.array(logs), seed)
+    value, low, high = (float(np.exp(x)) for x in (found.value, found.low, found.high))
+    return Interval(value=value, low=low, high=high)
+
+
 def interval(values: Floats, seed: int = 0, level: float = 0.95) -> Interval:
     """Compute the mean of a few seeds' values with its bootstrap interval.
 
@@ -131,9 +153,17 @@ def _ratio(costs: Floats, scores: Floats, base_costs: Floats, base_scores: Float
     theirs = cost_to_reach(base_costs, base_scores, target)
     if theirs <= 0:
         raise ValueError(f"the baseline is at its final score, {target:.4g}, before training")
-    ours = cost_to_reach(costs, scores, target)
-    # A cost of 0 would give an infinite ratio: the first evaluation is the earliest that can be measured.
-    return theirs / min(max(ours, costs[costs > 0][0]), costs[-1]), np.isfinite(ours)
+    reached = np.isfinite(cost_to_reach(costs, scores, target))
+    return theirs / _spent(costs, scores, target), bool(reached)
+
+
+def _spent(costs: Floats, scores: Floats, target: float) -> float:
+    """Return the cost to reach a target, or else that of the whole run.
+
+    A cost of 0 would give an infinite ratio: the first evaluation is the earliest that can be measured.
+    """
+    found = max(cost_to_reach(costs, scores, target), costs[costs > 0][0])
+    return float(min(found, costs[-1]))
 
 
 def _check(costs: Floats, scores: Floats) -> None:

@@ -18,6 +18,8 @@ from rollout.prompts import load_prompts
 from tests.support.paths import ROOT
 
 BUNDLED = ("preference", "shapes", "words")
+BEST = "shapes-nft"
+"""What `make train` runs."""
 SD35 = ("sd35-geneval", "sd35-ocr", "sd35-pickscore")
 FAST = ("sd35-geneval-fast", "sd35-pickscore-fast")
 NFT = ("sd35-geneval-nft", "sd35-ocr-nft", "sd35-pickscore-nft")
@@ -42,10 +44,10 @@ def dumped(name: str) -> dict[str, Any]:
 
 
 def test_the_promised_presets_ship() -> None:
-    assert preset_names() == sorted((*BUNDLED, *PUBLISHED, *ALONE))
+    assert preset_names() == sorted((*BUNDLED, BEST, *PUBLISHED, *ALONE))
 
 
-@pytest.mark.parametrize("name", [*BUNDLED, *PUBLISHED, *ALONE])
+@pytest.mark.parametrize("name", [*BUNDLED, BEST, *PUBLISHED, *ALONE])
 def test_a_preset_resolves_and_says_what_it_is_for(name: str) -> None:
     assert resolve(name, {}).preset == name
     lines = (PRESETS / f"{name}.toml").read_text().splitlines()
@@ -53,7 +55,7 @@ def test_a_preset_resolves_and_says_what_it_is_for(name: str) -> None:
     assert len(lines) <= 25
 
 
-@pytest.mark.parametrize("name", [*BUNDLED, *PUBLISHED, *ALONE])
+@pytest.mark.parametrize("name", [*BUNDLED, BEST, *PUBLISHED, *ALONE])
 def test_only_values_differ_between_presets(name: str) -> None:
     found, expected = dumped(name), dumped("shapes")
     if found["learner"]["objective"]["name"] != "flow_grpo":  # each has its own keys
@@ -62,7 +64,7 @@ def test_only_values_differ_between_presets(name: str) -> None:
     assert keys(found) == keys(expected)
 
 
-@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("name", [*BUNDLED, BEST])
 def test_a_bundled_preset_needs_nothing_but_the_checkout(name: str) -> None:
     settings = resolve(name, {})
     assert settings.rollout.gpus == settings.learner.gpus == 0
@@ -95,6 +97,17 @@ def test_a_bundled_preset_trains_on_the_widest_margins_of_twice_the_candidates(
     assert (learner.learning_rate, learner.updates, objective.clip) == (3e-4, 2, 1e-3)
     assert (learner.micro_batch, objective.beta) == (80, 0)
     assert (rollout.workers, learner.ranks, learner.threads) == (2, 1, 2)
+
+
+def test_what_make_train_runs_is_the_task_of_shapes_by_nft() -> None:
+    task, best = resolve("shapes", {}), resolve(BEST, {})
+    assert (best.prompts, best.rewards, best.selection) == (task.prompts, task.rewards, task.selection)
+    assert best.rollout == task.rollout.model_copy(update={"dynamics": "ode"})
+    assert best.model == task.model
+    assert best.learner.objective.name == "nft"
+    assert (best.learner.updates, best.learner.ema_every, best.steps) == (4, 1, 70)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"cluster.train {BEST}\n" in makefile
 
 
 @pytest.mark.parametrize(

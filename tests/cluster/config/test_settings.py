@@ -196,8 +196,9 @@ def test_every_wrong_key_is_named_at_once() -> None:
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
     assert refusal(source="shape") == (
         "no preset or TOML file 'shape'; presets are flux-pickscore, klein-ocr-24gb, preference, "
-        "sd35-geneval, sd35-geneval-fast, sd35-ocr, sd35-ocr-24gb, sd35-pickscore, sd35-pickscore-80gb, "
-        "sd35-pickscore-fast, shapes, wan-ocr, words"
+        "sd35-geneval, sd35-geneval-fast, sd35-geneval-nft, sd35-ocr, sd35-ocr-24gb, sd35-ocr-nft, "
+        "sd35-pickscore, sd35-pickscore-80gb, sd35-pickscore-fast, sd35-pickscore-nft, shapes, shapes-nft, "
+        "wan-ocr, words"
     )
 
 

@@ -257,7 +257,7 @@ def test_the_findings_are_those_of_the_planted_arms(tmp_path: Path) -> None:
     write_study_files(tmp_path)
     found = found_in(load_runs(tmp_path))
     assert list(found) == [
-        "margin", "against random_2x", "best steps", "best compute", "independent checks",
+        "margin", "against random_2x", "best steps", "best compute", "best cpu_seconds", "independent checks",
     ]  # fmt: skip
     assert (found["margin"].numbers["above one"], found["margin"].numbers["of"]) == (1, 1)
     assert found["against random_2x"].numbers == {"ahead": 1, "apart": 1, "higher": 1, "of": 1}
@@ -285,6 +285,22 @@ def test_the_findings_pair_screening_with_the_margin_it_extends(tmp_path: Path) 
     found = found_in({**runs, "screened_4x_margin_2x": runs["noise_margin_2x"]})
     assert found["screened"].numbers == {"higher": 0, "of": 1}
     assert "+0.000 [+0.000, +0.000] on shapes" in found["screened"].sentence
+
+
+def test_the_findings_pair_an_objectives_margin_with_its_control(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    base, fast, slow = runs["flowgrpo"], runs["noise_margin_2x"], runs["random_2x"]
+    given = {"flowgrpo": base, "nft": slow, "nft_margin_2x": fast, "nft_random_2x": slow}
+    found = found_in(given)
+    assert found["nft"].numbers == {"higher": 1, "of": 1}
+    assert "awm" not in found
+    assert "shared noise" not in found
+    assert "against Sol-RL" not in found
+    more = found_in({**given, "nft_margin_2x_own_noise": fast, "nft_sol_rl": slow})
+    assert more["shared noise"].numbers == {"higher": 0, "of": 1}
+    assert more["against Sol-RL"].numbers == {"less": 1, "of": 1}
+    assert found_in({**given, "nft_sol_rl": fast})["against Sol-RL"].numbers == {"less": 0, "of": 1}
 
 
 def test_the_findings_pair_early_noise_with_a_baseline_confined_alike(tmp_path: Path) -> None:

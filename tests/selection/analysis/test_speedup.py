@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selection.analysis.speedup import cost_to_reach, final_score, interval, paired_difference, speedup
+from selection.analysis.speedup import (
+    advantage,
+    cost_to_reach,
+    final_score,
+    interval,
+    paired_difference,
+    speedup,
+)
 from selection.strategies import Floats
 
 STEPS = np.arange(0, 101, 5, dtype=np.float64)
@@ -58,6 +65,19 @@ def test_an_arm_that_never_gets_there_is_said_so() -> None:
     low = speedup([curve(3.0)], [curve(1.0)])
     assert low.reached == 0
     assert low.ratio.value < 1.0
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.2])
+def test_two_arms_are_compared_at_a_third_ones_score(factor: float) -> None:
+    """Whatever the target below both ends, the planted factor is found; it is one against itself."""
+    found = advantage([0.6, 0.8], [curve(3.0 * factor)] * 2, [curve(3.0)] * 2)
+    assert found.value == pytest.approx(factor, rel=0.05)
+    assert advantage([0.5], [curve(2.0)], [curve(2.0)]).value == 1.0
+
+
+def test_an_arm_that_does_not_reach_the_score_counts_as_a_whole() -> None:
+    found = advantage([0.9], [curve(5.0)], [curve(1.0)])
+    assert found.value == pytest.approx(STEPS[-1] / cost_to_reach(*curve(5.0), 0.9))
 
 
 def test_an_arm_that_is_there_at_once_has_a_finite_ratio() -> None:
