@@ -181,6 +181,15 @@ class LaggingObjective(ForwardObjective):
                 rest.append(share.with_behaviour([models.policy.velocity(part) for part in share]))
         return [*shares[:fresh], *rest]
 
+    def doubts(self, metrics: Mapping[str, float], *, on_policy: bool) -> str:
+        """Report an update in which nothing held the policy back."""
+        if metrics["moved"] > 0 or self.settings.kl_weight > 0:
+            return ""
+        return (
+            f"{self.settings.name}: the policy is the behaviour policy in every row, so that nothing holds "
+            "it back; set learner.updates to 2 or more, or learner.objective.behaviour_decay above 0"
+        )
+
 
 def groups(kept: Sequence[Kept]) -> list[Sequence[int]]:
     """List the places of every group's candidates, which are worst first."""

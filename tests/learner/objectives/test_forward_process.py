@@ -298,6 +298,15 @@ def test_the_behaviour_policy_follows_by_the_published_ramps(
     assert made.prepared_passes(4) == (1.0 if keys else 0.75)
 
 
+@pytest.mark.parametrize("name", ["nft", "awm"])
+def test_an_update_that_nothing_holds_back_is_in_doubt(name: str) -> None:
+    made, held = objective(name), objective(name, kl_weight=1e-4)
+    doubt = made.doubts({"moved": 0.0}, on_policy=True)
+    assert "set learner.updates to 2 or more" in doubt
+    assert name in doubt
+    assert made.doubts({"moved": 1e-9}, on_policy=True) == held.doubts({"moved": 0.0}, on_policy=True) == ""
+
+
 def test_settings_of_an_objective_come_back_from_a_record() -> None:
     for name in ("nft", "awm", "dpo"):
         before = LearnerSettings.model_validate({"objective": {"name": name, "draws": 5}})
