@@ -51,6 +51,15 @@ def _margin(oversample: int, what: str, **others: Any) -> Arm:
     return Arm(strategy="noise_margin", oversample=oversample, what=what, **others)
 
 
+CHEAP: Final[Changes] = {"solver": "dpm2", "eval_solver": "euler", "steps": 4}
+"""Candidates in 4 passes of a second-order solver, and evaluations as in every arm."""
+FAST: Final[Mapping[str, Any]] = {
+    "objective": "nft",
+    "changes": {"rollout": CHEAP, "selection": {"keep": 4}, "learner": {"updates": 2}},
+}
+"""Cheap steps of nft: few passes per candidate, half of the candidates, two optimizer steps."""
+
+
 def _objective(name: str) -> dict[str, Arm]:
     """Build the arms of an objective on the forward process: alone, with random selection, with margin."""
     return {
@@ -107,14 +116,16 @@ ARMS: Final[dict[str, Arm]] = {
         objective="nft",
         changes={"selection": {"advantages": "ranks"}},
     ),
-    "nft_margin_2x_fast": _margin(
-        2,
-        "nft, 2x margin, 4 steps of a second-order solver, two optimizer steps",
+    "nft_fast": _margin(2, "nft, the widest quarter of 2x candidates, cheap steps", **FAST),
+    "nft_fast_random": Arm(
+        strategy="random", oversample=2, what="control: nft, a random quarter of 2x, cheap steps", **FAST
+    ),
+    "nft_fast_sol_rl": Arm(
+        strategy="all",
+        drafts=4,
         objective="nft",
-        changes={
-            "rollout": {"solver": "dpm2", "eval_solver": "euler", "steps": 4},
-            "learner": {"updates": 2},
-        },
+        changes={"rollout": {**CHEAP, "draft_steps": 2}, "learner": {"updates": 2}},
+        what="Sol-RL in cheap steps: 4x drafted by an ODE of half of them, best and worst regenerated",
     ),
     "nft_adaptive_2x": _margin(
         2,

@@ -35,7 +35,7 @@ def test_every_arm_fits_the_budget_of_its_name(base: RunSettings, arm: str) -> N
         assert trained(found) == 64 // times
     else:
         assert sampled(found) == 64 * times
-        assert trained(found) == (128 if arm == "all_2x" else 64)
+        assert trained(found) == {"all_2x": 128, "nft_fast": 32, "nft_fast_random": 32}.get(arm, 64)
     assert found.selection.rms_match == arm.endswith("_rms")
 
 
@@ -57,14 +57,20 @@ def test_arms_of_another_objective_differ_in_nothing_but_what_is_said(base: RunS
         found = arm_settings(arm, base)
         assert found.rollout.dynamics == "ode"
         assert found.learner.objective.name == ARMS[arm].objective
-        assert found.learner.updates == (2 if arm.endswith("_fast") else 4)
+        assert found.learner.updates == (2 if "_fast" in arm else 4)
         same = {"objective": base.learner.objective, "updates": base.learner.updates}
         assert found.learner.model_copy(update=same) == base.learner
 
 
-@pytest.mark.parametrize("name", ["nft", "awm", "dpo"])
-def test_margin_and_its_control_differ_in_the_strategy_alone(base: RunSettings, name: str) -> None:
-    margin, control = (arm_settings(f"{name}_{kind}_2x", base) for kind in ("margin", "random"))
+@pytest.mark.parametrize(
+    ("arm", "random"),
+    [(f"{name}_margin_2x", f"{name}_random_2x") for name in ("nft", "awm", "dpo")]
+    + [("nft_fast", "nft_fast_random"), ("noise_margin_2x", "random_2x")],
+)
+def test_margin_and_its_control_differ_in_the_strategy_alone(
+    base: RunSettings, arm: str, random: str
+) -> None:
+    margin, control = arm_settings(arm, base), arm_settings(random, base)
     strategy = {"strategy": margin.selection.strategy}
     assert control.selection.strategy == "random"
     assert control.model_copy(update={"selection": control.selection.model_copy(update=strategy)}) == margin
