@@ -21,7 +21,7 @@ Changes = Mapping[str, Any]
 """Values of sections of the configuration, as in a TOML file."""
 
 FORWARD: Final[Changes] = {"rollout": {"dynamics": "ode"}, "learner": {"updates": 4}}
-"""What every arm of an objective on the forward process changes.
+"""Changes of every arm of an objective on the forward process.
 
 With a single optimizer step per batch nothing holds the policy back: there it is still the behaviour policy.
 """
