@@ -21,14 +21,23 @@ test: lint  ## lint, type check, and run the tests with coverage
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -q $(PARALLEL) --cov --cov-report=term --cov-fail-under=90
 
-CLAIMS := flowgrpo,noise_margin_2x,random_2x,prompt_filter_2x,flowgrpo_early,screened_4x_margin_2x_early
+SDE := flowgrpo,flowgrpo_4u,noise_margin_2x,random_2x,prompt_filter_2x,flowgrpo_early,screened_4x_margin_2x_early
+NFT := nft,nft_random_2x,nft_margin_2x,nft_sol_rl,nft_fast,nft_fast_random,nft_fast_sol_rl
+OTHERS := nft_margin_4x,nft_margin_2x_own_noise,nft_margin_2x_ranks,nft_adaptive_2x,nft_drafts_4x_margin_2x
+TRIED := awm,awm_random_2x,awm_margin_2x,dpo,dpo_random_2x,dpo_margin_2x
 
+# Objectives on the forward process learn in fewer steps, so their runs are shorter and evaluated more often.
 study: $(READY)  ## run the whole study on the bundled tasks (hours; it resumes) and remake RESULTS.md
-	@for task in "shapes 60" "words 40" "preference 60"; do set -- $$task; \
-	    $(BIN)/python -m cluster.study variance $$1 --learner.threads 1 && \
-	    $(BIN)/python -m cluster.study preview $$1 --learner.threads 1 && \
-	    compare="$(BIN)/python -m cluster.study compare $$1 --learner.threads 1 --steps $$2 --eval_every 4 \
-	        --rates 3e-4,1e-3" && $$compare && $$compare --arms $(CLAIMS) --seeds 10 || exit 1; done
+	@for task in "shapes 60 24" "words 40 20" "preference 60 24"; do set -- $$task; \
+	    ode="--rollout.dynamics ode --learner.objective.name nft --learner.threads 1"; \
+	    for measure in variance preview; do \
+	        $(BIN)/python -m cluster.study $$measure $$1 --learner.threads 1 && \
+	        $(BIN)/python -m cluster.study $$measure $$1 $$ode || exit 1; done; \
+	    compare="$(BIN)/python -m cluster.study compare $$1 --learner.threads 1 --learner.ema_every 1 \
+	        --rates 1.5e-4,3e-4,6e-4,1e-3" && \
+	    $$compare --steps $$2 --eval_every 4 --arms $(SDE) --seeds 10 && \
+	    $$compare --steps $$3 --eval_every 2 --arms $(NFT) --seeds 10 && \
+	    $$compare --steps $$3 --eval_every 2 --arms $(OTHERS),$(TRIED) --seeds 5 || exit 1; done
 	@$(BIN)/python -m cluster.study report
 
 gpu: $(READY)  ## show what works on this GPU, how fast, and what limits it (8 minutes); writes gpu.json
