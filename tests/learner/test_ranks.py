@@ -104,7 +104,7 @@ def found(request: pytest.FixtureRequest) -> Lives:
 
 
 def close(found: list[float], expected: list[float], case: Case) -> bool:
-    return found == pytest.approx(expected, rel=TOLERANCE[case.dtype])
+    return found == pytest.approx(expected, rel=TOLERANCE[case.dtype], abs=1e-8)
 
 
 def test_two_ranks_train_as_one(found: Lives) -> None:
