@@ -19,6 +19,7 @@ from cluster.bench.gpu.isolated import Isolation
 from cluster.bench.gpu.kernels import busy, kind_of
 from cluster.bench.table import Measurement
 from learner import engine
+from learner.objectives.registry import OBJECTIVES
 from rollout import sampler as sampling
 from rollout import worker as sampler_worker
 from rollout.tools import export
@@ -113,7 +114,8 @@ def test_inputs_that_share_memory_are_found(setup: Setup, monkeypatch: pytest.Mo
 
 def test_an_optimizer_that_does_nothing_is_found(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: None)
-    assert len(bad(right.objectives, setup)) == len(right.VARIANTS["flow_grpo"]) * 2 - 1  # guard has no cps
+    cases = sum(len(right.VARIANTS.get(name, [{}])) * len(one.sampling) for name, one in OBJECTIVES.items())
+    assert len(bad(right.objectives, setup)) == cases - 1  # guard has no cps
 
 
 def test_an_export_without_training_is_found(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
