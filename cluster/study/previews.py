@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ def _rows(worker: RolloutWorker, rewards: LocalRewards, request: SampleRequest) 
     (chunk,) = worker.sample([request])
     prompts = [request.prompt] * len(request.noises)
     finals = rewards.raw(chunk.images, prompts, chunk.finite).total
-    drafts = [*predictions(worker, chunk), *_short_odes(worker, request)]
+    kinds: list[DraftKind] = ["path", "ode"] if worker.settings.dynamics == "ode" else ["ode"]
+    drafts = [*predictions(worker, chunk), *(one for kind in kinds for one in _drafts(worker, request, kind))]
     return [
         {"prompt": request.group_id, "candidate": i, "kind": kind, "passes": passes, "sigma": sigma,
          "preview": float(early[i]), "reward": float(finals[i])}
@@ -59,18 +60,30 @@ def _rows(worker: RolloutWorker, rewards: LocalRewards, request: SampleRequest) 
     ]  # fmt: skip
 
 
+DraftKind = Literal["path", "ode"]
 Draft = tuple[str, int, float, Sequence[bool], NDArray[np.uint8]]
 """The kind of a draft, its passes, its noise level, whether each image is finite, and the images."""
 
 
-def _short_odes(worker: RolloutWorker, request: SampleRequest) -> list[Draft]:
-    """Draft from the initial noise alone, by ODEs of every number of steps below a candidate's."""
+def _drafts(worker: RolloutWorker, request: SampleRequest, kind: DraftKind) -> list[Draft]:
+    """Draft in every number of steps below a candidate's: by short ODEs, or along the path of one.
+
+    A path is that of Euler's steps, which alone can be continued.
+    """
     settings = worker.settings
+    sigmas = worker.policy.schedule(settings.steps).sigmas.tolist()
     found: list[Draft] = []
     for steps in range(1, settings.steps):
-        worker.settings = settings.model_copy(update={"draft": "ode", "draft_steps": steps})
+        worker.settings = settings.model_copy(
+            update={
+                "draft": kind,
+                "draft_steps": steps,
+                "solver": "euler" if kind == "path" else settings.solver,
+            }
+        )
         (chunk,) = worker.begin([request])
-        found.append(("ode", steps, 1.0, chunk.finite, chunk.images))
+        sigma = sigmas[steps - 1] if kind == "path" else 1.0
+        found.append((kind, steps, sigma, chunk.finite, chunk.images))
     worker.settings = settings
     return found
 

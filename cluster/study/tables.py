@@ -28,7 +28,7 @@ _WITHOUT_PATH: Final = {
     "interaction": "noise that suits this prompt: here it is the candidate",
     "path": "nothing: the same noise is the same image",
 }
-_DRAFTS: Final = {"path": "clean image predicted on the SDE's path", "ode": "short ODE of the same noise"}
+_DRAFTS: Final = {"path": "clean image predicted on its path", "ode": "short ODE of the same noise"}
 
 SPEED_AXES: Final = ("steps", "trained", "sampled", "compute", "cpu_seconds")
 _PUBLISHED: Final = (
