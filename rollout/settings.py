@@ -135,9 +135,11 @@ class RolloutSettings(Settings):
         None,
         description="kind of a draft: the clean image predicted after a part of the candidate's own path, "
         "which is then continued, or an image by a short ODE of the same noise, which is then drawn in full; "
-        "default: ode with dynamics = ode, else path",
+        "default: path, but ode for candidates of a solver other than euler, which cannot continue",
     )
-    draft_steps: int = Field(5, ge=1, description="denoising steps before a draft is scored")
+    draft_steps: int | None = Field(
+        None, ge=1, description="denoising steps before a draft is scored; default: two thirds of the steps"
+    )
     storage: Literal["float16", "bfloat16"] = Field("float16", description="precision of stored latents")
     batch: int = Field(16, ge=1, description="images per forward pass, of several groups if one has fewer")
     decode: Literal["whole", "sliced", "tiled"] = Field(
@@ -182,7 +184,12 @@ class RolloutSettings(Settings):
     @property
     def draft_kind(self) -> Literal["path", "ode"]:
         """The kind of a draft."""
-        return self.draft or ("ode" if self.dynamics == "ode" else "path")
+        return self.draft or ("path" if self.dynamics != "ode" or self.solver == "euler" else "ode")
+
+    @property
+    def drafted_steps(self) -> int:
+        """The denoising steps before a draft is scored."""
+        return self.draft_steps or max(1, 2 * self.steps // 3)
 
     @property
     def same_window(self) -> bool:

@@ -119,7 +119,7 @@ class RolloutWorker:
             StaleWeights: if the worker has another policy version.
         """
         started, parts = time.perf_counter(), self._batches(requests)
-        steps = self.settings.draft_steps
+        steps = self.settings.drafted_steps
         if self.settings.draft_kind == "ode":
             rollouts = [self._run(part, steps=steps) for part in parts]
             begun: list[Begun | None] = [None] * sum(len(one.noises) for one in requests)
@@ -261,7 +261,7 @@ class RolloutWorker:
             torch.stack([unpack(getattr(one, name)) for one in begun]).to(self.device)
             for name in ("x", "states", "log_probs", "means")
         )
-        return Rollout(self.settings.draft_steps, x, x, states, log_probs, means)
+        return Rollout(self.settings.drafted_steps, x, x, states, log_probs, means)
 
     def _decode(self, parts: Sequence[Rollout]) -> tuple[NDArray[np.uint8], tuple[bool, ...]]:
         images, finite = zip(*(self.policy.decode(part.clean) for part in parts), strict=True)

@@ -156,10 +156,10 @@ class RunSettings(Settings):
         rollout = self.rollout
         if not self.selection.drafts:
             return
-        if rollout.draft_steps >= rollout.steps:
+        if rollout.drafted_steps >= rollout.steps:
             raise ValueError(
                 f"rollout.draft_steps must be less than rollout.steps ({rollout.steps}) "
-                f"with selection.drafts, got {rollout.draft_steps}"
+                f"with selection.drafts, got {rollout.drafted_steps}"
             )
         if rollout.draft_kind == "path" and rollout.dynamics == "ode" and rollout.solver != "euler":
             raise ValueError(

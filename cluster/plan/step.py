@@ -16,7 +16,7 @@ def sampling_passes(settings: RunSettings) -> int:
     drafts = settings.groups_per_step * settings.selection.drafts
     if rollout.draft_kind == "path":
         drafts = max(0, drafts - sampled)  # the others continue
-    return sampled * rollout.steps + drafts * rollout.draft_steps
+    return sampled * rollout.steps + drafts * rollout.drafted_steps
 
 
 def plan(settings: RunSettings, inputs: Inputs) -> Table:

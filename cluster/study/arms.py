@@ -138,11 +138,11 @@ ARMS: Final[dict[str, Arm]] = {
         strategy="all",
         drafts=4,
         objective="nft",
-        changes={"rollout": {"draft_steps": 4}},
+        changes={"rollout": {"draft": "ode", "draft_steps": 4}},
         what="Sol-RL: 4x drafted by an ODE of two thirds of the steps, best and worst regenerated, nft",
     ),
     "nft_drafts_4x_margin_2x": _margin(
-        2, "nft, 4x drafted by a short ODE, 2x in full, widest margins of them", drafts=4, objective="nft"
+        2, "nft, 4x drafted half-way, 2x finished, widest margins of them", drafts=4, objective="nft"
     ),
 }
 """Every arm by its name on the command line."""

@@ -38,12 +38,23 @@ def test_an_ode_has_no_stochastic_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "dynamics"), [({}, "sde"), ({"dynamics": "cps"}, "cps"), ({"dynamics": "ode"}, "ode")]
+    ("values", "kind"),
+    [
+        ({}, "path"),
+        ({"dynamics": "cps", "solver": "dpm2"}, "path"),
+        ({"dynamics": "ode"}, "path"),
+        ({"dynamics": "ode", "solver": "dpm2"}, "ode"),
+        ({"dynamics": "ode", "draft": "ode"}, "ode"),
+    ],
 )
-def test_a_draft_follows_the_dynamics(values: dict[str, str], dynamics: str) -> None:
-    settings = RolloutSettings(**values)  # type: ignore[arg-type]
-    assert settings.draft_kind == ("ode" if dynamics == "ode" else "path")
-    assert RolloutSettings(**values, draft="path").draft_kind == "path"  # type: ignore[arg-type]
+def test_a_draft_is_continued_where_it_can_be(values: dict[str, str], kind: str) -> None:
+    assert RolloutSettings(**values).draft_kind == kind  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("steps", "drafted"), [(2, 1), (3, 2), (4, 2), (6, 4), (10, 6), (40, 26)])
+def test_by_default_a_draft_takes_two_thirds_of_the_steps(steps: int, drafted: int) -> None:
+    assert RolloutSettings(steps=steps).drafted_steps == drafted
+    assert RolloutSettings(steps=steps, draft_steps=1).drafted_steps == 1
 
 
 @pytest.mark.parametrize(

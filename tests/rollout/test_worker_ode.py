@@ -17,7 +17,7 @@ from tests.rollout.test_worker import NOISES, parts, request, start
 
 @pytest.mark.parametrize("solver", ["euler", "dpm2", "unipc"])
 def test_a_draft_by_an_ode_is_the_same_noise_in_fewer_steps(pipeline_folder: Path, solver: str) -> None:
-    worker = start(pipeline_folder, steps=8, draft_steps=5, dynamics="ode", solver=solver)
+    worker = start(pipeline_folder, steps=8, draft_steps=5, dynamics="ode", solver=solver, draft="ode")
     told, drafts, conditioning, *begun = parts(worker.begin([request(NOISES)]))
     assert (conditioning, begun) == (None, [None] * 5)
     assert told.finite == (True,) * 5

@@ -50,7 +50,8 @@ def gpu(**overrides: Any) -> Estimate:
 @pytest.mark.usefixtures("counted")
 def test_objectives_on_the_forward_process_count_their_own_passes() -> None:
     nft = {"name": "nft", "draws": 4, "kl_weight": 0.1}
-    plain = gpu(learner={"objective": nft}, rollout={"dynamics": "ode"}, selection={"drafts": 96})
+    drafted = {"dynamics": "ode", "draft": "ode", "draft_steps": 5}
+    plain = gpu(learner={"objective": nft}, rollout=drafted, selection={"drafts": 96})
     # 48 x 24 candidates of 4 draws, with the start policy's pass, and half with the behaviour policy's
     assert plain.stages["learn"] == pytest.approx(48 * 24 * 4 / 8 * 2.75e12 / (0.5e15 * 8))
     # 48 groups of 48 in full, after 96 drafts of 5 steps of 10
@@ -283,7 +284,7 @@ def test_a_guess_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None
     assert "20% of the peak, a guess for not compiled models" in " ".join(capsys.readouterr().out.split())
 
 
-def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, previews: int = 0) -> Estimate:
+def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, drafts: int = 0) -> Estimate:
     """Estimate ``shapes`` on two cores: 8 chunks, 2 samplers of a thread, a learner of 2 threads."""
 
     def alone(work: Any, *_: Any) -> Measured:
@@ -292,7 +293,7 @@ def stand(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, previews: 
 
     monkeypatch.setattr(plan_cpu, "alone", alone)
     monkeypatch.setattr(plan_cpu.psutil, "cpu_count", lambda: 2)
-    return plan_cpu.estimate(resolve("shapes", {"selection": {"drafts": previews}}))
+    return plan_cpu.estimate(resolve("shapes", {"selection": {"drafts": drafts}}))
 
 
 def test_on_cpus_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,8 +303,8 @@ def test_on_cpus_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> N
     (need,) = found.needs
     assert need.parts["rollout"] == 2e9
     assert need.parts["rewards"] == need.parts["learner"] == 1e9
-    thorough = stand({"sampler": 0.1, "reward": 0.001, "learner": 0.5}, monkeypatch, previews=32)
-    assert thorough.stages["sample and score"] == pytest.approx(8 * 0.1 + 0.001)  # 8 (1 + 5 / 6) batches
+    thorough = stand({"sampler": 0.1, "reward": 0.001, "learner": 0.5}, monkeypatch, drafts=32)
+    assert thorough.stages["sample and score"] == pytest.approx(7 * 0.1 + 0.001)  # 8 (1 + 4 / 6) batches
     crowded = stand({"sampler": 0.1, "reward": 0.05, "learner": 0.5}, monkeypatch)
     assert crowded.stages["sample and score"] == pytest.approx(8 * 0.15 / 2)
 
