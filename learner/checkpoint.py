@@ -48,7 +48,7 @@ def save(
 ) -> None:
     """Write the float32 weights, their averages by file and the counts; all ranks call it, one ``writes``."""
     sources: dict[str, Callable[[str, nn.Parameter], Tensor]] = {
-        WEIGHTS: lambda _, p: masters.assemble(p, masters.share(p)),
+        WEIGHTS: masters.whole,
         **{name: average.whole for name, average in averages.items()},
     }
     for file, whole in sources.items():

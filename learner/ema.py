@@ -60,5 +60,5 @@ class Behaviour(Average):
     @contextmanager
     def active(self) -> Iterator[None]:
         """Let the model compute with the behaviour policy's parameters; a collective operation."""
-        with engine.replaced(self.parameters, self.whole):
+        with engine.replaced(self.parameters, self.masters, self.whole):
             yield

@@ -100,18 +100,19 @@ def whole(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(parameters: NamedParameters, whole_of: Callable[[str, nn.Parameter], Tensor]) -> Iterator[None]:
+def replaced(
+    parameters: NamedParameters, masters: Masters, whole_of: Callable[[str, nn.Parameter], Tensor]
+) -> Iterator[None]:
     """Replace the values of parameters while the context lasts, which optimizes nothing; collective.
 
     ``whole_of`` returns the other values of a whole parameter, float32.
     """
     if any(hasattr(p, "ds_id") for _, p in parameters):
-        masters = Masters(torch.distributed.get_rank(), torch.distributed.get_world_size())
         _overwrite(parameters, whole_of)
         try:
             yield
         finally:
-            _overwrite(parameters, lambda _, p: masters.assemble(p, masters.share(p)))
+            _overwrite(parameters, masters.whole)
         return
     own = [p.data for _, p in parameters]
     for name, p in parameters:
@@ -159,6 +160,10 @@ class Masters:
         parts = [torch.empty_like(share) for _ in range(self.world)]
         torch.distributed.all_gather(parts, share)
         return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def whole(self, name: str, parameter: Any) -> Tensor:
+        """Assemble the current values of one parameter, on every rank; a collective operation."""
+        return self.assemble(parameter, self.share(parameter))
 
     def cut(self, parameter: Any, values: Tensor) -> Tensor:
         """Return this rank's share of whole values; the inverse of `assemble`."""

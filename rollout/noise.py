@@ -56,9 +56,13 @@ def path_noise(noises: Sequence[Noise], step: int, shape: tuple[int, ...]) -> Te
 def forward_noise(seeds: Sequence[int], draws: int, shape: tuple[int, ...]) -> Tensor:
     """Draw the standard normal noise of the forward process, (N * draws, *shape) float32 on the CPU.
 
-    Each of N seeds has ``draws`` consecutive rows.
+    Each of N seeds has ``draws`` consecutive rows; what equal seeds share is drawn once.
     """
-    return _normal([(seed, draw) for seed in seeds for draw in range(draws)], shape)
+    distinct = list(dict.fromkeys(seeds))
+    drawn = _normal([(seed, draw) for seed in distinct for draw in range(draws)], shape)
+    owners = [distinct.index(seed) for seed in seeds]
+    rows: Tensor = drawn.view(len(distinct), draws, *shape)[owners].flatten(0, 1)
+    return rows
 
 
 def forward_times(seeds: Sequence[int], draws: int) -> list[float]:

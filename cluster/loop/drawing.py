@@ -96,7 +96,8 @@ class Rounds:
         scoring = self.stages.score(request.prompt, chunks)
         if not self.settings.selection.adaptive:
             return Drawing(request, chunks, scoring)
-        scores = await self._known(group_id, await scoring)
+        scores = await scoring
+        await self._allot(group_id, scores)
         more = self._more.get(group_id)
         if more is None:
             return Drawing(request, chunks, _now(scores))
@@ -109,7 +110,7 @@ class Rounds:
         self._first.lose(group_id)
         self._second.lose(group_id)
 
-    async def _known(self, group_id: int, scores: Scores) -> Scores:
+    async def _allot(self, group_id: int, scores: Scores) -> None:
         """Wait until the first round of every group is scored; allot the second at the last one."""
         self._scores[group_id] = scores
         if len(self._scores) == len(self.requests) and not self._allotted.is_set():
@@ -121,7 +122,6 @@ class Rounds:
             self._second = Batches(batches([*self._more.values()], self.settings.rollout), self.stages.sample)
             self._allotted.set()
         await self._allotted.wait()
-        return scores
 
     def _another(self, group_id: int, count: int) -> SampleRequest:
         """Request ``count`` candidates more of a group: those whose numbers follow."""

@@ -19,6 +19,8 @@ from learner.objectives.forward_process import (
     LaggingSettings,
     mean_square,
     old_velocity,
+    start_velocity,
+    strayed,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class AWM(LaggingObjective):
 
     def loss(self, models: Models, part: Noised) -> Terms:
         """Compute the loss of every row."""
-        settings, start = self.settings, self.strayed(models, part)
+        settings, start = self.settings, start_velocity(models, part)
         velocity = models.policy.velocity(part)
         old, target = old_velocity(part, velocity), part.target
         error = mean_square(velocity - target)
@@ -70,15 +72,14 @@ class AWM(LaggingObjective):
         surrogate, ratio = clipped_surrogate(
             log_ratio, part.advantages / settings.reward_clip, settings.ratio_clip
         )
-        moved = mean_square(velocity - old)
-        strayed = moved.new_zeros(moved.shape) if start is None else mean_square(velocity - start)
+        moved, distance = mean_square(velocity - old), strayed(velocity, start)
         return Terms(
-            losses=surrogate + settings.proximal_weight * moved + settings.kl_weight * strayed,
+            losses=surrogate + settings.proximal_weight * moved + settings.kl_weight * distance,
             prediction=velocity,
             metrics={
                 "matching_error": error,
                 "moved": moved,
-                "kl": strayed,
+                "kl": distance,
                 "ratio_mean": ratio,
                 "clip_fraction": (ratio - 1).abs() > settings.ratio_clip,
             },

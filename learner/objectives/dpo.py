@@ -6,19 +6,22 @@ loss of a pair is -log sigmoid(-(b / 2) ((e - e_ref) of the better one - (e - e_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from learner.objectives.base import CHOICES, Metric, Models, Terms
-from learner.objectives.forward_process import ForwardObjective, ForwardSettings, mean_square, pairs
+from learner.objectives.forward_process import (
+    ForwardObjective,
+    ForwardSettings,
+    mean_square,
+    pairs,
+    strayed,
+)
 
 if TYPE_CHECKING:
-    from learner.noised import Noised, NoisedTable
-    from learner.rank_shares import Assignment
-    from rollout.families.registry import Schedule
-    from rollout.records import Conditioning, Trajectory
+    from learner.noised import Noised
     from selection.records import Kept
 
 
@@ -58,23 +61,10 @@ class DPO(ForwardObjective):
         """Pair the candidates of every group, best with worst."""
         return pairs(kept)
 
-    def minibatches(
-        self,
-        share: Sequence[Assignment],
-        trajectories: Mapping[int, Trajectory],
-        conditionings: Mapping[int, Conditioning],
-        *,
-        schedule: Schedule,
-        size: int,
-    ) -> NoisedTable:
-        """Build the noised rows of a share, of whole pairs with common noise each."""
-        from learner.noised import noised
-
-        draws = self.settings.draws
-        return noised(
-            share, trajectories, conditionings, schedule,
-            draws=draws, size=max(1, size // (2 * draws)) * 2 * draws,
-        )  # fmt: skip
+    @property
+    def block(self) -> int:
+        """The rows of a pair."""
+        return 2 * self.settings.draws
 
     def loss(self, models: Models, part: Noised) -> Terms:
         """Compute the loss of every pair, which both of its candidates' rows have."""
@@ -87,13 +77,13 @@ class DPO(ForwardObjective):
         gain = (mean_square(start - part.target) - error).view(-1, 2, self.settings.draws)
         odds = self.settings.preference_scale / 2 * (gain[:, :1] - gain[:, 1:])
         odds = odds.expand_as(gain).flatten()
-        strayed = mean_square(velocity - start)
+        distance = strayed(velocity, start)
         return Terms(
-            losses=-logsigmoid(odds) + self.settings.kl_weight * strayed,
+            losses=-logsigmoid(odds) + self.settings.kl_weight * distance,
             prediction=velocity,
             metrics={
                 "matching_error": error,
-                "kl": strayed,
+                "kl": distance,
                 "preferred": odds > 0,
                 "preference": odds,
             },

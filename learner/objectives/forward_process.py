@@ -7,6 +7,7 @@ solver will do, and one clean latent per candidate is all that is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
@@ -52,11 +53,6 @@ class ForwardSettings(ObjectiveSettings):
     draws: int = Field(
         4, ge=1, description="random noise levels per candidate (published: 9 for nft, 6 for awm, 1 for dpo)"
     )
-    reward_clip: float = Field(
-        1.0,
-        gt=0,
-        description="advantages are cut at plus and minus this, and divided by it (published: 5)",
-    )
     kl_weight: float = Field(
         0.0,
         ge=0,
@@ -66,8 +62,13 @@ class ForwardSettings(ObjectiveSettings):
 
 
 class LaggingSettings(ForwardSettings):
-    """The keys of a behaviour policy that follows the policy slowly, and of shared noise."""
+    """The keys of a behaviour policy that follows the policy slowly, of shared noise, and of rewards."""
 
+    reward_clip: float = Field(
+        1.0,
+        gt=0,
+        description="advantages are cut at plus and minus this, and divided by it (published: 5)",
+    )
     shared_noise: Sharing = Field(
         "group",
         description="candidates with the same noise at the same levels, in one optimizer step, so that what "
@@ -109,6 +110,16 @@ class ForwardObjective(Objective):
         """True if the distance from the start policy has a weight."""
         return self.settings.kl_weight > 0
 
+    @property
+    def advantage_clip(self) -> float:
+        """Advantages are cut at plus and minus this."""
+        return math.inf
+
+    @property
+    def block(self) -> int:
+        """Consecutive rows that stay in one mini-batch."""
+        return 1
+
     def rows(self, rollout: RolloutSettings) -> int:
         """Count a row per draw."""
         return self.settings.draws
@@ -122,17 +133,14 @@ class ForwardObjective(Objective):
         schedule: Schedule,
         size: int,
     ) -> NoisedTable:
-        """Build the noised rows of a share, with clipped advantages."""
+        """Build the noised rows of a share, in whole blocks."""
         from learner.noised import noised
 
         return noised(
             share, trajectories, conditionings, schedule,
-            draws=self.settings.draws, size=size, advantage_clip=self.settings.reward_clip,
+            draws=self.settings.draws, size=max(1, size // self.block) * self.block,
+            advantage_clip=self.advantage_clip,
         )  # fmt: skip
-
-    def strayed(self, models: Models, part: Noised) -> Tensor | None:
-        """Compute the start policy's velocity (N, ...); None if its distance has no weight."""
-        return models.reference.velocity(part) if models.reference else None
 
 
 class LaggingObjective(ForwardObjective):
@@ -141,6 +149,11 @@ class LaggingObjective(ForwardObjective):
     Settings = LaggingSettings
     settings: LaggingSettings
     metrics: ClassVar[tuple[Metric, ...]] = (ERROR, MOVED, STRAYED)
+
+    @property
+    def advantage_clip(self) -> float:
+        """The clip of rewards."""
+        return self.settings.reward_clip
 
     def units(self, kept: Sequence[Kept]) -> Sequence[Sequence[int]]:
         """Keep together the candidates that share their noise."""
@@ -205,6 +218,16 @@ def pairs(kept: Sequence[Kept]) -> list[Sequence[int]]:
 def old_velocity(part: Noised, velocity: Tensor) -> Tensor:
     """Return the velocity of the behaviour policy (N, ...), which is the policy's own if none is known."""
     return part.behaviour if len(part.behaviour) else velocity.detach()
+
+
+def start_velocity(models: Models, part: Noised) -> Tensor | None:
+    """Compute the start policy's velocity (N, ...); None if the loss does not need it."""
+    return models.reference.velocity(part) if models.reference else None
+
+
+def strayed(velocity: Tensor, start: Tensor | None) -> Tensor:
+    """Compute the distance from the start policy's velocity per row (N,), 0 where that is not known."""
+    return velocity.new_zeros(len(velocity)) if start is None else mean_square(velocity - start)
 
 
 def mean_square(values: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from learner.objectives.forward_process import (
     LaggingSettings,
     mean_square,
     old_velocity,
+    start_velocity,
+    strayed,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class NFT(LaggingObjective):
 
     def loss(self, models: Models, part: Noised) -> Terms:
         """Compute the loss of every row."""
-        settings, start = self.settings, self.strayed(models, part)
+        settings, start = self.settings, start_velocity(models, part)
         velocity = models.policy.velocity(part)
         old = old_velocity(part, velocity)
         reward = (part.advantages / settings.reward_clip + 1) / 2
@@ -64,14 +66,14 @@ class NFT(LaggingObjective):
         losses = (
             reward * normalised_error(part, old + step) + (1 - reward) * normalised_error(part, old - step)
         ) / settings.strength
-        strayed = losses.new_zeros(losses.shape) if start is None else mean_square(velocity - start)
+        distance = strayed(velocity, start)
         return Terms(
-            losses=losses + settings.kl_weight * strayed,
+            losses=losses + settings.kl_weight * distance,
             prediction=velocity,
             metrics={
                 "matching_error": mean_square(velocity - part.target),
                 "moved": mean_square(velocity - old),
-                "kl": strayed,
+                "kl": distance,
                 "reward_weight": reward,
             },
         )

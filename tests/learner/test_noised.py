@@ -133,6 +133,11 @@ def test_forward_noise_is_normal_and_its_own_stream() -> None:
     assert np.abs(np.corrcoef(found.numpy()) - np.eye(4)).max() < 0.1
 
 
+def test_equal_seeds_have_the_rows_that_each_alone_has() -> None:
+    found = forward_noise([5, 6, 5], 2, (3, 4))
+    assert torch.equal(found, torch.cat([forward_noise([seed], 2, (3, 4)) for seed in (5, 6, 5)]))
+
+
 def test_seeds_belong_to_the_candidate_and_the_step() -> None:
     kept = [Kept(group_id=g, candidate=c, advantage=1.0) for g in (3, 4) for c in (0, 2, 5, 7)]
 
