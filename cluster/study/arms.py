@@ -33,7 +33,8 @@ class Arm:
 
     ``drafts`` counts drafted candidates in multiples of the baseline's candidates, of half as many steps;
     ``early`` adds noise and trains in the first half of the steps only, so that no noise is added after a
-    draft. ``objective`` names another one than the baseline's, and ``changes`` are other values beside.
+    draft. ``fewer`` divides the prompts per step. ``objective`` names another one than the baseline's, and
+    ``changes`` are other values beside.
     """
 
     strategy: StrategyName
@@ -42,6 +43,7 @@ class Arm:
     rms_match: bool = False
     drafts: int = 0
     early: bool = False
+    fewer: int = 1
     objective: str = BASE_OBJECTIVE
     changes: Changes = field(default_factory=dict)
     what: str
@@ -94,6 +96,7 @@ ARMS: Final[dict[str, Arm]] = {
         changes={"learner": {"updates": 4}},
         what="control: as many optimizer steps per batch as nft",
     ),
+    "flowgrpo_half": Arm(strategy="all", fewer=2, what="control: half the prompts per step"),
     "flowgrpo_early": Arm(
         strategy="all", early=True, what="control: noise and training in the first half of steps"
     ),
@@ -119,6 +122,16 @@ ARMS: Final[dict[str, Arm]] = {
     "nft_fast": _margin(2, "nft, the widest quarter of 2x candidates, cheap steps", **FAST),
     "nft_fast_random": Arm(
         strategy="random", oversample=2, what="control: nft, a random quarter of 2x, cheap steps", **FAST
+    ),
+    "nft_half": _margin(
+        2, "nft, the widest quarter of 2x candidates of half the prompts, cheap steps", fewer=2, **FAST
+    ),
+    "nft_half_random": Arm(
+        strategy="random",
+        oversample=2,
+        fewer=2,
+        what="control: nft, a random quarter of 2x of half the prompts, cheap steps",
+        **FAST,
     ),
     "nft_fast_sol_rl": Arm(
         strategy="all",
@@ -169,7 +182,9 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
         raise UserError(f"arms: no arm {name!r}; arms are {', '.join(ARMS)}")
     arm = ARMS[name]
     try:
-        budget = _budget(arm, base.groups_per_step, base.selection.keep)
+        if base.groups_per_step % arm.fewer:
+            raise ValueError(f"groups_per_step {base.groups_per_step} does not divide by {arm.fewer}")
+        budget = _budget(arm, base.groups_per_step // arm.fewer, base.selection.keep)
         chosen = {
             "candidates": budget.candidates,
             "keep": budget.keep,

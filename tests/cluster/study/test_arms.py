@@ -29,13 +29,14 @@ def trained(settings: RunSettings) -> int:
 def test_every_arm_fits_the_budget_of_its_name(base: RunSettings, arm: str) -> None:
     baseline, found = arm_settings(BASELINE, base), arm_settings(arm, base)
     assert sampled(baseline) == trained(baseline) == 64
-    times = ARMS[arm].oversample
+    times, prompts = ARMS[arm].oversample, 64 // ARMS[arm].fewer
     if ARMS[arm].mode == "fixed_rollout":
         assert sampled(found) == 64
         assert trained(found) == 64 // times
     else:
-        assert sampled(found) == 64 * times
-        assert trained(found) == {"all_2x": 128, "nft_fast": 32, "nft_fast_random": 32}.get(arm, 64)
+        assert sampled(found) == prompts * times
+        quarter = arm.removesuffix("_random") in ("nft_fast", "nft_half")
+        assert trained(found) == (128 if arm == "all_2x" else prompts // 2 if quarter else prompts)
     assert found.selection.rms_match == arm.endswith("_rms")
 
 
@@ -57,7 +58,7 @@ def test_arms_of_another_objective_differ_in_nothing_but_what_is_said(base: RunS
         found = arm_settings(arm, base)
         assert found.rollout.dynamics == "ode"
         assert found.learner.objective.name == ARMS[arm].objective
-        assert found.learner.updates == (2 if "_fast" in arm else 4)
+        assert found.learner.updates == (2 if "_fast" in arm or "_half" in arm else 4)
         same = {"objective": base.learner.objective, "updates": base.learner.updates}
         assert found.learner.model_copy(update=same) == base.learner
 
@@ -65,7 +66,7 @@ def test_arms_of_another_objective_differ_in_nothing_but_what_is_said(base: RunS
 @pytest.mark.parametrize(
     ("arm", "random"),
     [(f"{name}_margin_2x", f"{name}_random_2x") for name in ("nft", "awm", "dpo")]
-    + [("nft_fast", "nft_fast_random"), ("noise_margin_2x", "random_2x")],
+    + [("nft_fast", "nft_fast_random"), ("nft_half", "nft_half_random"), ("noise_margin_2x", "random_2x")],
 )
 def test_margin_and_its_control_differ_in_the_strategy_alone(
     base: RunSettings, arm: str, random: str
@@ -102,6 +103,7 @@ def test_arms_share_the_groups_of_a_step() -> None:
     ("arm", "changes", "message"),
     [
         ("noise_margin_3x", {}, "no arm 'noise_margin_3x'; arms are flowgrpo, random_2x"),
+        ("flowgrpo_half", {"groups_per_step": 5}, "groups_per_step 5 does not divide by 2"),
         ("noise_margin_4x_fixed_rollout", {"groups_per_step": 6}, "6 / 4 is not whole"),
         ("noise_margin_2x", {"selection": {"keep": 7, "strategy": "all"}}, "must be even"),
         ("prompt_filter_2x", {"selection": {"keep": 7, "strategy": "all"}}, "needs selection.keep to divide"),
