@@ -14,7 +14,10 @@ from selection.analysis.speedup import Speedup
 MARGIN: Final = "noise_margin_2x"
 SCREENED: Final = "screened_4x_margin_2x"
 NFT: Final = "nft_margin_2x"
-SOL_RL: Final = "nft_sol_rl"
+SOL_RL: Final = {"nft_sol_rl": "as published", "nft_fast_sol_rl": "in cheap steps"}
+"""The arms of Sol-RL's recipe, and how each makes candidates."""
+CHEAP: Final = {"nft_fast": "all", "nft_half": "half"}
+"""The arms of cheap steps, and how many of the baseline's prompts each has per step."""
 EARLY: Final = "_early"
 """The suffix of arms that add noise and train in the first half of the steps only."""
 PUBLISHED: Final = 2.2
@@ -43,11 +46,13 @@ def findings(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs
         _screened(tasks, runs),
         _early(tasks, runs),
         *(_forward(tasks, runs, name) for name in ("nft", "awm", "dpo")),
+        *(_cheap(tasks, runs, arm) for arm in CHEAP),
+        _half(runs),
         _own_noise(runs),
         _best(tasks, "steps"),
         _best(tasks, "compute"),
         _best(tasks, "cpu_seconds"),
-        _against_sol_rl(tasks, runs),
+        *(_against_sol_rl(tasks, runs, rival) for rival in SOL_RL),
         _hacking(tasks),
     ]
     return [answer for answer in answers if answer]
@@ -161,22 +166,57 @@ def _own_noise(runs: Mapping[str, Runs]) -> Finding | None:
     )
 
 
-def _against_sol_rl(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | None:
+def _cheap(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], arm: str) -> Finding | None:
+    ends, higher, count = _paired(runs, arm, f"{arm}_random")
+    costs = _ratios(tasks, arm, "compute")
+    if not (costs and count):
+        return None
+    return Finding(
+        arm,
+        {"higher": higher, "of": count},
+        f"With the widest quarter of 2x candidates of {CHEAP[arm]} the prompts, nft in cheap steps takes "
+        f"less compute to FlowGRPO's final score by {_each(costs)}. Paired by seed it ends {ends} from a "
+        f"random quarter of the same candidates: higher beyond the interval on {higher} of {count} "
+        "comparisons.",
+    )
+
+
+def _half(runs: Mapping[str, Runs]) -> Finding | None:
+    pairs = {"nft in cheap steps": ("nft_half", "nft_fast"), "FlowGRPO": ("flowgrpo_half", BASELINE)}
+    gains = {
+        name: {task: gain for task, known in runs.items() if (gain := cost_gain(known, *arms, "compute"))}
+        for name, arms in pairs.items()
+    }
+    if not all(gains.values()):
+        return None
+    said = "; ".join(
+        f"{name} by a factor of {', '.join(f'{interval(gain)} on {task}' for task, gain in found.items())}"
+        for name, found in gains.items()
+    )
+    return Finding(
+        "half the prompts",
+        {name: sum(gain.low > 1 for gain in found.values()) for name, found in gains.items()},
+        f"With half the prompts per step, compute to FlowGRPO's final score falls for {said}.",
+    )
+
+
+def _against_sol_rl(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], rival: str) -> Finding | None:
+    others = {task: {n: arm for n, arm in arms.items() if n not in SOL_RL} for task, arms in tasks.items()}
     gains = {
         task: (arm.arm, gain)
-        for task, arms in tasks.items()
-        if (arm := _fastest(arms, "compute")) and (gain := cost_gain(runs[task], arm.arm, SOL_RL, "compute"))
+        for task, arms in others.items()
+        if (arm := _fastest(arms, "compute")) and (gain := cost_gain(runs[task], arm.arm, rival, "compute"))
     }
     if not gains:
         return None
     less = sum(gain.low > 1 for _, gain in gains.values())
     each = ", ".join(f"{interval(gain)} on {task} ({arm})" for task, (arm, gain) in gains.items())
     return Finding(
-        "against Sol-RL",
+        f"against Sol-RL {SOL_RL[rival]}",
         {"less": less, "of": len(gains)},
-        "Sol-RL's recipe (4x drafted by a short ODE, best and worst regenerated, nft) takes more compute to "
-        f"FlowGRPO's final score than the arm with the least, by {each}: beyond the interval on {less} of "
-        f"{len(gains)} comparisons.",
+        f"Sol-RL's recipe {SOL_RL[rival]} (4x drafted by a short ODE, best and worst regenerated, nft) takes "
+        f"more compute to FlowGRPO's final score than the arm with the least, by {each}: beyond the interval "
+        f"on {less} of {len(gains)} comparisons.",
     )
 
 
@@ -195,7 +235,7 @@ def _best(tasks: Mapping[str, Arms], axis: str) -> Finding | None:
 def _hacking(tasks: Mapping[str, Arms]) -> Finding | None:
     checks = []
     for task, arms in tasks.items():
-        if fastest := _fastest(arms, "steps"):
+        if fastest := _fastest(arms, "compute"):
             checks += [
                 f"{name.removeprefix('eval_')} {difference(gain)} on {task}"
                 for name, gain in fastest.differences.items()
@@ -203,7 +243,7 @@ def _hacking(tasks: Mapping[str, Arms]) -> Finding | None:
             ]
     if not checks:
         return None
-    sentence = f"Independent checks of the arm with the fewest steps, against FlowGRPO: {', '.join(checks)}."
+    sentence = f"Independent checks of the arm with the least compute, against FlowGRPO: {', '.join(checks)}."
     return Finding("independent checks", {"of": len(checks)}, sentence)
 
 

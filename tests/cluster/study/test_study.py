@@ -296,11 +296,26 @@ def test_the_findings_pair_an_objectives_margin_with_its_control(tmp_path: Path)
     assert found["nft"].numbers == {"higher": 1, "of": 1}
     assert "awm" not in found
     assert "shared noise" not in found
-    assert "against Sol-RL" not in found
+    assert not any(name.startswith("against Sol-RL") for name in found)
     more = found_in({**given, "nft_margin_2x_own_noise": fast, "nft_sol_rl": slow})
     assert more["shared noise"].numbers == {"higher": 0, "of": 1}
-    assert more["against Sol-RL"].numbers == {"less": 1, "of": 1}
-    assert found_in({**given, "nft_sol_rl": fast})["against Sol-RL"].numbers == {"less": 0, "of": 1}
+    assert more["against Sol-RL as published"].numbers == {"less": 1, "of": 1}
+    cheap = found_in({**given, "nft_fast_sol_rl": fast})
+    assert cheap["against Sol-RL in cheap steps"].numbers == {"less": 0, "of": 1}
+
+
+def test_the_findings_set_cheap_steps_and_half_the_prompts_beside_their_controls(tmp_path: Path) -> None:
+    write_study_files(tmp_path)
+    runs = load_runs(tmp_path)
+    base, fast, slow = runs["flowgrpo"], runs["noise_margin_2x"], runs["random_2x"]
+    given = {"flowgrpo": base, "nft_fast": slow, "nft_fast_random": slow, "nft_half": fast}
+    found = found_in({**given, "nft_half_random": slow})
+    assert found["nft_fast"].numbers == {"higher": 0, "of": 1}
+    assert found["nft_half"].numbers == {"higher": 1, "of": 1}
+    assert "half the prompts" not in found  # without FlowGRPO with half the prompts, the control
+    halved = found_in({**given, "flowgrpo_half": base})["half the prompts"]
+    assert halved.numbers == {"nft in cheap steps": 1, "FlowGRPO": 0}
+    assert "FlowGRPO by a factor of 1.000 [1.000, 1.000] on shapes" in halved.sentence
 
 
 def test_the_findings_pair_early_noise_with_a_baseline_confined_alike(tmp_path: Path) -> None:
