@@ -15,11 +15,11 @@ from cluster.record.names import REPORT
 from cluster.report.charts import DARK, LIGHT, Chart
 from cluster.report.html import assets, environment, script_json
 from cluster.study.charts import learning_charts, rank_chart, ratio_chart, variance_chart
-from cluster.study.designs import Variance, load_drafts, load_variance
+from cluster.study.designs import Variance, drafts_path, load_drafts, load_variance, variance_path
 from cluster.study.findings import findings
 from cluster.study.results import Compared, Runs, compare_arms, load_runs, load_tuning
 from cluster.study.sheet import Sheet
-from cluster.study.store import Row
+from cluster.study.store import Row, read_about
 from cluster.study.tables import (
     draft_sheet,
     final_sheet,
@@ -43,6 +43,8 @@ _INTRO: Final = (
 
 _FOLDER: Final = re.compile(r" --folder[ =]\S+")
 """The folder in a command, which is specific to a machine and changes no number."""
+_SEEDS: Final = re.compile(r" --seeds[ =](\d+)")
+_DYNAMICS: Final = ("sde", "ode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,7 @@ def write_study(folder: Path, results: Path) -> list[Path]:
 def _task(folder: Path) -> Task | None:
     variance, runs = load_variance(folder), load_runs(folder)
     without = load_variance(folder, "ode")
-    drafts = {kind: found for kind in ("sde", "ode") if (found := load_drafts(folder, kind))}
+    drafts = {kind: found for kind in _DYNAMICS if (found := load_drafts(folder, kind))}
     if variance is None and without is None and not drafts and not runs:
         return None
     compared, tuned = compare_arms(runs), load_tuning(folder)
@@ -96,7 +98,7 @@ def _task(folder: Path) -> Task | None:
         sheets += [tuning_sheet(tuned, runs)] if tuned else []
         charts += [chart for chart in (ratio_chart(key, compared), *learning_charts(key, runs)) if chart]
     return Task(
-        name=key, sheets=sheets, charts=charts, runs=runs, compared=compared, origins=_origins(variance, runs)
+        name=key, sheets=sheets, charts=charts, runs=runs, compared=compared, origins=_origins(folder, runs)
     )
 
 
@@ -108,21 +110,27 @@ def _variance_parts(key: str, variance: Variance) -> tuple[list[Sheet], list[Cha
     return sheets, charts
 
 
-def _origins(variance: Variance | None, runs: Runs) -> list[str]:
-    """List the commands, seeds and machines of the runs, each once."""
-    abouts: list[Row] = [variance.about] if variance else []
+def _origins(folder: Path, runs: Runs) -> list[str]:
+    """List the commands, seeds and machines of the results, each once, a comparison by its last extension."""
+    paths = [path(folder, dynamics) for path in (variance_path, drafts_path) for dynamics in _DYNAMICS]
+    abouts: list[Row] = [read_about(path) for path in paths if path.exists()]
     abouts += [run.about for seeds in runs.values() for run in seeds.values()]
-    commands = [
-        f"`{_FOLDER.sub('', about['command'])}` on {about['cores']} cores of {about['processor']}, "
-        f"Python {about['python']}"
-        for about in abouts
-    ]
+    if not abouts:
+        return []
+    commands: dict[str, str] = {}
+    for about in sorted(abouts, key=_seeds):
+        command = _FOLDER.sub("", about["command"])
+        machine = f"on {about['cores']} cores of {about['processor']}, Python {about['python']}"
+        commands[_SEEDS.sub("", command) + machine] = f"`{command}` {machine}"
     seeds = sorted({seed for found in runs.values() for seed in found})
     loads = [float(about["load"]) for about in abouts]
-    if not loads:
-        return []
     counted = f"seeds {', '.join(map(str, seeds))}; " if seeds else ""
-    return [*dict.fromkeys(commands), f"{counted}load of the machine from {min(loads)} to {max(loads)}"]
+    return [*commands.values(), f"{counted}load of the machine from {min(loads)} to {max(loads)}"]
+
+
+def _seeds(about: Row) -> int:
+    found = _SEEDS.search(about["command"])
+    return int(found.group(1)) if found else 0
 
 
 def _markdown(tasks: Sequence[Task], sentences: Sequence[str], published: Sheet | None) -> str:

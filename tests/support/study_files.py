@@ -26,10 +26,12 @@ def write_study_files(folder: Path, *, seeds: int = 5, steps: int = 100) -> None
                 "config": f"seed = {seed}",
                 "backward_cost": 2.0,
             }
-            rows = arm_rows(rate, steps, oversample=1 if arm == "flowgrpo" else 2, seed=seed)
-            write_rows(
-                arm_path(folder, arm, seed), rows, {**about, "command": "python -m cluster.study compare"}
+            # The last two seeds were added later, by the same command.
+            command = (
+                f"python -m cluster.study compare shapes --seeds {3 if seed < 3 else seeds} --folder runs/x"
             )
+            rows = arm_rows(rate, steps, oversample=1 if arm == "flowgrpo" else 2, seed=seed)
+            write_rows(arm_path(folder, arm, seed), rows, {**about, "command": command})
 
 
 def arm_rows(rate: float, steps: int, *, oversample: int, seed: int) -> list[dict[str, Any]]:

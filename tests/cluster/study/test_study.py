@@ -115,6 +115,8 @@ def test_the_report_is_remade_from_the_files(tmp_path: Path) -> None:
         "2.2 times",
     ):
         assert said in text
+    assert "- `python -m cluster.study compare shapes --seeds 5` on" in text
+    assert "--seeds 3" not in text
     figures = json.loads(html.split('id="figures">')[1].split("</script>")[0])
     assert {"shapes-variance", "shapes-ranks", "shapes-ratios", "shapes-steps", "shapes-compute"} <= set(
         figures
