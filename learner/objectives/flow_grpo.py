@@ -117,6 +117,11 @@ class FlowGRPO(Objective):
 
     def check(self, rollout: RolloutSettings) -> None:
         """Refuse also GRPO-Guard on densities that are no Gaussians'."""
+        if rollout.dynamics == "ode":
+            raise ValueError(
+                "rollout.dynamics: got 'ode', whose candidates have no log-probabilities, but flow_grpo "
+                "learns from cps, sde; nft, awm and dpo (learner.objective.name) learn from any"
+            )
         super().check(rollout)
         if self.settings.ratio == "guard" and rollout.log_density != "gaussian":
             raise ValueError(

@@ -273,7 +273,7 @@ def test_any_dynamics_will_do_and_rows_are_draws(name: str) -> None:
 
 
 def test_steps_of_an_ode_have_no_ratio() -> None:
-    with pytest.raises(ValueError, match=r"rollout.dynamics: got 'ode', but flow_grpo learns from cps, sde"):
+    with pytest.raises(ValueError, match=r"got 'ode', whose .* but flow_grpo learns from cps, sde; nft, awm"):
         load_objective(objective_settings({"name": "flow_grpo"})).check(RolloutSettings(dynamics="ode"))
 
 
