@@ -62,6 +62,20 @@ FAST: Final[Mapping[str, Any]] = {
 """Cheap steps of nft: few passes per candidate, half of the candidates, two optimizer steps."""
 
 
+def _keys(**keys: Any) -> Changes:
+    return {"learner": {"objective": {"name": "nft", **keys}}}
+
+
+NFT_VARIANTS: Final[Mapping[str, tuple[str, Changes]]] = {
+    "own_noise": ("every candidate with its own noise in the learner", _keys(shared_noise="none")),
+    "pairs": ("best and worst share the learner's noise in pairs", _keys(shared_noise="pair")),
+    "ranks": ("rewards as ranks within the prompt", {"selection": {"advantages": "ranks"}}),
+    "group": ("rewards normalised within the prompt", {"selection": {"advantages": "candidates"}}),
+    "clip5": ("rewards cut at five standard deviations, not one", _keys(reward_clip=5.0)),
+}
+"""Other rewards and noises of nft's margin selection: the suffix of the arm, what it is, and its changes."""
+
+
 def _objective(name: str) -> dict[str, Arm]:
     """Build the arms of an objective on the forward process: alone, with random selection, with margin."""
     return {
@@ -107,18 +121,16 @@ ARMS: Final[dict[str, Arm]] = {
     **_objective("nft"),
     **_objective("awm"),
     **_objective("dpo"),
-    "nft_margin_2x_own_noise": _margin(
-        2,
-        "nft, 2x margin, every candidate with its own noise in the learner",
+    "nft_all_2x": Arm(
+        strategy="all",
+        oversample=2,
         objective="nft",
-        changes={"learner": {"objective": {"name": "nft", "shared_noise": "none"}}},
+        what="control: nft, 2x candidates, all trained on, each weighted by its advantage",
     ),
-    "nft_margin_2x_ranks": _margin(
-        2,
-        "nft, 2x margin, rewards as ranks within the prompt",
-        objective="nft",
-        changes={"selection": {"advantages": "ranks"}},
-    ),
+    **{
+        f"nft_margin_2x_{suffix}": _margin(2, f"nft, 2x margin, {what}", objective="nft", changes=changes)
+        for suffix, (what, changes) in NFT_VARIANTS.items()
+    },
     "nft_fast": _margin(2, "nft, the widest quarter of 2x candidates, cheap steps", **FAST),
     "nft_fast_random": Arm(
         strategy="random", oversample=2, what="control: nft, a random quarter of 2x, cheap steps", **FAST

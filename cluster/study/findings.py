@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cluster.study.arms import BASELINE
+from cluster.study.arms import BASELINE, NFT_VARIANTS
 from cluster.study.results import Compared, Runs, cost_gain, final_gains
 from cluster.study.sheet import difference, interval, ratio
 from selection.analysis.speedup import Speedup
@@ -48,7 +48,8 @@ def findings(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs
         *(_forward(tasks, runs, name) for name in ("nft", "awm", "dpo")),
         *(_cheap(tasks, runs, arm) for arm in CHEAP),
         _half(runs),
-        _own_noise(runs),
+        *(_variant(runs, f"{NFT}_{suffix}", what) for suffix, (what, _) in NFT_VARIANTS.items()),
+        _variant(runs, "nft_all_2x", "twice the training, on all of them, each weighted by its advantage"),
         _best(tasks, "steps"),
         _best(tasks, "compute"),
         _best(tasks, "cpu_seconds"),
@@ -154,15 +155,15 @@ def _forward(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], name: str) -> 
     )
 
 
-def _own_noise(runs: Mapping[str, Runs]) -> Finding | None:
-    ends, higher, count = _paired(runs, NFT, f"{NFT}_own_noise")
+def _variant(runs: Mapping[str, Runs], arm: str, what: str) -> Finding | None:
+    ends, higher, count = _paired(runs, NFT, arm)
     if not count:
         return None
     return Finding(
-        "shared noise",
+        f"against {arm}",
         {"higher": higher, "of": count},
-        f"When a prompt's candidates share the learner's noise, nft with 2x margin ends {ends} from "
-        f"candidates with noise of their own, higher beyond the interval on {higher} of {count} comparisons.",
+        f"Against {what}, nft on the widest margins of 2x candidates ends {ends}: higher beyond the "
+        f"interval on {higher} of {count} comparisons.",
     )
 
 

@@ -36,7 +36,7 @@ def test_every_arm_fits_the_budget_of_its_name(base: RunSettings, arm: str) -> N
     else:
         assert sampled(found) == prompts * times
         quarter = arm.removesuffix("_random") in ("nft_fast", "nft_half")
-        assert trained(found) == (128 if arm == "all_2x" else prompts // 2 if quarter else prompts)
+        assert trained(found) == (128 if arm.endswith("all_2x") else prompts // 2 if quarter else prompts)
     assert found.selection.rms_match == arm.endswith("_rms")
 
 

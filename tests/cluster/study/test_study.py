@@ -297,10 +297,10 @@ def test_the_findings_pair_an_objectives_margin_with_its_control(tmp_path: Path)
     found = found_in(given)
     assert found["nft"].numbers == {"higher": 1, "of": 1}
     assert "awm" not in found
-    assert "shared noise" not in found
+    assert "against nft_margin_2x_own_noise" not in found
     assert not any(name.startswith("against Sol-RL") for name in found)
     more = found_in({**given, "nft_margin_2x_own_noise": fast, "nft_sol_rl": slow})
-    assert more["shared noise"].numbers == {"higher": 0, "of": 1}
+    assert more["against nft_margin_2x_own_noise"].numbers == {"higher": 0, "of": 1}
     assert more["against Sol-RL as published"].numbers == {"less": 1, "of": 1}
     cheap = found_in({**given, "nft_fast_sol_rl": fast})
     assert cheap["against Sol-RL in cheap steps"].numbers == {"less": 0, "of": 1}
