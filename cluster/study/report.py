@@ -33,11 +33,13 @@ from cluster.study.tables import (
 )
 
 _INTRO: Final = (
-    "The variance of reward and gradient on the bundled tasks, and the learning speed and cost of selection "
-    "rules. Written by `python -m cluster.study report` from the Parquet files of the runs; `make study` "
-    "makes those. Arms share seeds, prompts and evaluation noise. Initial noise is state, and only the SDE "
-    "path is the policy's own action: of the noise's effect, the gradient can credit only the path's part. A "
-    "ratio marked ≤ is an upper bound: seeds that never reached the score count as the whole run."
+    "The variance of reward and gradient on the bundled tasks, and the learning speed and cost of objectives "
+    "and selection rules. Written by `python -m cluster.study report` from the Parquet files of the runs; "
+    "`make study` makes those. Arms share seeds, prompts and evaluation noise. To Flow-GRPO the initial "
+    "noise is state, and only the SDE path is the policy's own action: of the noise's effect, its gradient "
+    "can credit the path's part alone. To an objective on the forward process, a candidate of an ODE is its "
+    "initial noise, and is credited as a whole. A ratio marked ≤ is an upper bound: seeds that never reached "
+    "the score count as the whole run."
 )
 
 
