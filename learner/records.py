@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +12,17 @@ AVERAGE: Final = "average.safetensors"
 """Their average in a checkpoint."""
 BEHAVIOUR: Final = "behaviour.safetensors"
 """The weights of the policy that samples in a checkpoint, if it follows the trained one slowly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Kept candidates, by their places, of one optimizer step, in ``sets`` that share a seed.
+
+    The sets of a ``whole`` unit stay on one rank each, in consecutive places.
+    """
+
+    sets: Sequence[Sequence[int]]
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

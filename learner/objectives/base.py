@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from learner.records import Unit
 from rollout.settings import Settings
 
 if TYPE_CHECKING:
@@ -161,12 +162,9 @@ class Objective(ABC):
                 f"{', '.join(sorted(self.sampling))}"
             )
 
-    def units(self, kept: Sequence[Kept]) -> Sequence[Sequence[int]]:
-        """Group places in ``kept`` that stay together in an update and on a rank, and share a seed.
-
-        What is in no unit is left out.
-        """
-        return [(place,) for place in range(len(kept))]
+    def units(self, kept: Sequence[Kept]) -> Sequence[Unit]:
+        """Group the places in ``kept`` by what is trained in one optimizer step; others are left out."""
+        return [Unit([(place,)]) for place in range(len(kept))]
 
     def minibatches(
         self,

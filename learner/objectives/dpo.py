@@ -15,10 +15,12 @@ from learner.objectives.base import CHOICES, Metric, Models, Terms
 from learner.objectives.forward_process import (
     ForwardObjective,
     ForwardSettings,
+    groups,
     mean_square,
     pairs,
     strayed,
 )
+from learner.records import Unit
 
 if TYPE_CHECKING:
     from learner.noised import Noised
@@ -57,9 +59,20 @@ class DPO(ForwardObjective):
         """Always true: preferences are relative to the start policy."""
         return True
 
-    def units(self, kept: Sequence[Kept]) -> Sequence[Sequence[int]]:
-        """Pair the candidates of every group, best with worst."""
-        return pairs(kept)
+    def units(self, kept: Sequence[Kept]) -> Sequence[Unit]:
+        """Pair the candidates of every group, best with worst, and leave out pairs that tie.
+
+        Raises:
+            ValueError: if no pair is left.
+        """
+        every = [pair for group in groups(kept) for pair in pairs(group)]
+        units = [Unit([(a, b)], whole=True) for a, b in every if kept[a].advantage > kept[b].advantage]
+        if not units:
+            raise ValueError(
+                f"dpo: none of the {len(kept)} kept candidates has a partner of another reward; keep two or "
+                "more per prompt, and let selection.ties be drop"
+            )
+        return units
 
     @property
     def block(self) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from pydantic import Field
 
 from learner.objectives.base import Metric, Models, Objective, ObjectiveSettings
+from learner.records import Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,9 +72,9 @@ class LaggingSettings(ForwardSettings):
     )
     shared_noise: Sharing = Field(
         "group",
-        description="candidates with the same noise at the same levels, in one optimizer step, so that what "
-        "noise adds to the gradient cancels between good and bad ones: all of a prompt, pairs of best and "
-        "worst, or none (published: none)",
+        description="candidates with the same noise at the same levels, so that what noise adds to the "
+        "gradient cancels between good and bad ones: all of a prompt, pairs of best and worst, or none "
+        "(published: none); a prompt is always trained in one optimizer step",
     )
     behaviour_decay: float = Field(
         0.0,
@@ -155,11 +156,17 @@ class LaggingObjective(ForwardObjective):
         """The clip of rewards."""
         return self.settings.reward_clip
 
-    def units(self, kept: Sequence[Kept]) -> Sequence[Sequence[int]]:
-        """Keep together the candidates that share their noise."""
+    def units(self, kept: Sequence[Kept]) -> Sequence[Unit]:
+        """Train the candidates of a prompt in one optimizer step, in sets that share their noise."""
+        return [Unit(self._sets(group)) for group in groups(kept)]
+
+    def _sets(self, group: Sequence[int]) -> Sequence[Sequence[int]]:
+        if self.settings.shared_noise == "group":
+            return [group]
         if self.settings.shared_noise == "none":
-            return super().units(kept)
-        return pairs(kept) if self.settings.shared_noise == "pair" else groups(kept)
+            return [(place,) for place in group]
+        middle = [(group[len(group) // 2],)] if len(group) % 2 else []
+        return [*pairs(group), *middle]
 
     @property
     def lags(self) -> bool:
@@ -205,14 +212,15 @@ class LaggingObjective(ForwardObjective):
 
 
 def groups(kept: Sequence[Kept]) -> list[Sequence[int]]:
-    """List the places of every group's candidates, which are worst first."""
+    """List the places of every group's candidates, worst first."""
     places = range(len(kept))
-    return [tuple(found) for _, found in groupby(places, key=lambda place: kept[place].group_id)]
+    found = groupby(places, key=lambda place: kept[place].group_id)
+    return [sorted(group, key=lambda place: kept[place].advantage) for _, group in found]
 
 
-def pairs(kept: Sequence[Kept]) -> list[Sequence[int]]:
-    """Pair the candidates of every group, best with worst; of an odd number without the middle."""
-    return [(one[-1 - i], one[i]) for one in groups(kept) for i in range(len(one) // 2)]
+def pairs(group: Sequence[int]) -> list[Sequence[int]]:
+    """Pair a group's places, worst first, as best with worst; the middle one of an odd number is left out."""
+    return [(group[-1 - i], group[i]) for i in range(len(group) // 2)]
 
 
 def old_velocity(part: Noised, velocity: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.rank_shares import Assignment, split_over_ranks
+from learner.records import Unit
 from selection.records import Kept
 
 COUNTS = st.integers(1, 40)
@@ -101,7 +102,14 @@ def test_what_belongs_together_stays_together(pairs: int, ranks: int, updates: i
     """Pairs land whole in one share, padded with whole pairs, and every trajectory weighs the same."""
     kept = kept_of(2 * pairs)
     units = [(place, place + pairs) for place in range(pairs)]
-    plan = split_over_ranks(kept, ranks=ranks, updates=updates, seed=seed, step=0, units=units)
+    plan = split_over_ranks(
+        kept,
+        ranks=ranks,
+        updates=updates,
+        seed=seed,
+        step=0,
+        units=[Unit([one], whole=True) for one in units],
+    )
     together = [
         [(one.trajectory, two.trajectory) for one, two in zip(share[::2], share[1::2], strict=True)]
         for mine in plan
@@ -115,20 +123,36 @@ def test_what_belongs_together_stays_together(pairs: int, ranks: int, updates: i
         assert sum(item.weight for part in parts for item in part) == pytest.approx(1)
 
 
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), RANKS, UPDATES, st.integers(0, 99))
-def test_units_may_differ_in_size(sizes: list[int], ranks: int, updates: int, seed: int) -> None:
-    """Every rank still has as many rows, and a unit its own seed."""
-    ends = np.cumsum(sizes).tolist()
-    units = [tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
-    plan = split_over_ranks(kept_of(ends[-1]), ranks=ranks, updates=updates, seed=seed, step=0, units=units)
-    seeds: dict[int, set[int]] = {}
-    for parts in zip(*plan, strict=True):
+@given(
+    st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=6),
+    RANKS, UPDATES, st.integers(0, 99),
+)  # fmt: skip
+def test_a_unit_is_one_optimizer_step_over_all_ranks(
+    sizes: list[list[int]], ranks: int, updates: int, seed: int
+) -> None:
+    """Its sets have a seed each, and no rank has more than one trajectory more than another."""
+    sets = np.split(np.arange(sum(map(sum, sizes))), np.cumsum([n for one in sizes for n in one])[:-1])
+    rest = iter([tuple(one.tolist()) for one in sets])
+    units = [Unit([next(rest) for _ in one]) for one in sizes]
+    plan = split_over_ranks(
+        kept_of(sum(map(sum, sizes))), ranks=ranks, updates=updates, seed=seed, step=0, units=units
+    )
+    steps: dict[int, set[int]] = {}
+    seeds: dict[tuple[int, ...], set[int]] = {}
+    for number, parts in enumerate(zip(*plan, strict=True)):
         assert len({len(part) for part in parts}) == 1
+        assert max(len(real(part)) for part in parts) - min(len(real(part)) for part in parts) <= 1
         assert sum(item.weight for part in parts for item in part) == pytest.approx(1)
         for item in [item for part in parts for item in real(part)]:
-            unit = next(place for place, unit in enumerate(units) if item.trajectory in unit)
-            seeds.setdefault(unit, set()).add(item.seed)
-    assert [len(found) for found in seeds.values()] == [1] * len(units)
-    assert len({seed for found in seeds.values() for seed in found}) == len(units)
+            place, unit = next(
+                (place, unit) for place, unit in enumerate(units)
+                if item.trajectory in [n for one in unit.sets for n in one]
+            )  # fmt: skip
+            steps.setdefault(place, set()).add(number)
+            one = next(tuple(one) for one in unit.sets if item.trajectory in one)
+            seeds.setdefault(one, set()).add(item.seed)
+    assert all(len(found) == 1 for found in steps.values())
+    assert all(len(found) == 1 for found in seeds.values())
+    assert len({seed for found in seeds.values() for seed in found}) == len(sets)
     trained = [item.trajectory for mine in plan for share in mine for item in real(share)]
-    assert sorted(trained) == list(range(ends[-1]))
+    assert sorted(trained) == list(range(sum(map(sum, sizes))))

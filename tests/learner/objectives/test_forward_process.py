@@ -236,31 +236,48 @@ def kept(counts: Sequence[int]) -> list[Kept]:
     ]
 
 
-PAIRS = [[(0, 3.0), (0, 0.0)], [(0, 2.0), (0, 1.0)], [(1, 2.0), (1, 0.0)], [(3, 1.0), (3, 0.0)]]
+PAIRS = {0: [[3.0, 0.0], [2.0, 1.0]], 1: [[2.0, 0.0]], 3: [[1.0, 0.0]]}
 
 
 @pytest.mark.parametrize(
     ("name", "keys", "expected"),
     [
-        ("dpo", {}, PAIRS),
-        ("nft", {"shared_noise": "pair"}, PAIRS),
-        ("awm", {}, [[(g, float(place)) for place in range(n)] for g, n in enumerate([4, 3, 1, 2])]),
+        ("dpo", {}, [(group, [pair]) for group, pairs in PAIRS.items() for pair in pairs]),
+        (
+            "nft",
+            {"shared_noise": "pair"},
+            [(0, PAIRS[0]), (1, [*PAIRS[1], [1.0]]), (2, [[0.0]]), (3, PAIRS[3])],
+        ),
+        ("awm", {}, [(g, [[float(place) for place in range(n)]]) for g, n in enumerate([4, 3, 1, 2])]),
         (
             "nft",
             {"shared_noise": "none"},
-            [[(g, float(p))] for g, n in enumerate([4, 3, 1, 2]) for p in range(n)],
+            [(g, [[float(place)] for place in range(n)]) for g, n in enumerate([4, 3, 1, 2])],
         ),
     ],
     ids=["dpo", "pairs", "groups", "alone"],
 )
-def test_what_shares_its_noise(name: str, keys: dict[str, str], expected: list[Any]) -> None:
-    """Pairs are best and worst within a group, and the middle one of an odd number is left out."""
+def test_what_is_one_optimizer_step_and_what_shares_its_noise(
+    name: str, keys: dict[str, str], expected: list[Any]
+) -> None:
+    """A prompt is one step, a pair of dpo too; pairs are best and worst, however the strategy orders them."""
     candidates = kept([4, 3, 1, 2])
-    found = [
-        [(candidates[i].group_id, candidates[i].advantage) for i in unit]
-        for unit in objective(name, **keys).units(candidates)
-    ]
-    assert found == expected
+    for order in (candidates, sorted(candidates, key=lambda one: (one.group_id, -one.advantage))):
+        units = objective(name, **keys).units(order)
+        found = [
+            (order[unit.sets[0][0]].group_id, [[order[i].advantage for i in places] for places in unit.sets])
+            for unit in units
+        ]
+        assert found == expected
+        assert {unit.whole for unit in units} == {name == "dpo"}
+
+
+def test_pairs_that_tie_are_no_preference() -> None:
+    tied = [Kept(group_id=0, candidate=i, advantage=float(i == 3)) for i in range(4)]
+    (unit,) = objective("dpo").units(tied)
+    assert [tied[place].advantage for place in unit.sets[0]] == [1.0, 0.0]
+    with pytest.raises(ValueError, match="dpo: none of the 3 kept candidates has a partner"):
+        objective("dpo").units(tied[:3])
 
 
 @pytest.mark.parametrize("name", ["nft", "awm", "dpo"])
