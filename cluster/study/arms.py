@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from cluster.config.errors import UserError
@@ -19,6 +19,15 @@ BASE_OBJECTIVE: Final = "flow_grpo"
 
 Changes = Mapping[str, Any]
 """Values of sections of the configuration, as in a TOML file."""
+Changing = Callable[[RunSettings], Changes]
+"""Changes of a preset, which may depend on its own values."""
+
+
+def _always(changes: Changes) -> Changing:
+    return lambda _: changes
+
+
+_UNCHANGED: Final = _always({})
 
 FORWARD: Final[Changes] = {"rollout": {"dynamics": "ode"}, "learner": {"updates": 4}}
 """Changes of every arm of an objective on the forward process.
@@ -45,7 +54,7 @@ class Arm:
     early: bool = False
     fewer: int = 1
     objective: str = BASE_OBJECTIVE
-    changes: Changes = field(default_factory=dict)
+    changes: Changing = _UNCHANGED
     what: str
 
 
@@ -53,13 +62,28 @@ def _margin(oversample: int, what: str, **others: Any) -> Arm:
     return Arm(strategy="noise_margin", oversample=oversample, what=what, **others)
 
 
-CHEAP: Final[Changes] = {"solver": "dpm2", "eval_solver": "euler", "steps": 4}
-"""Candidates in 4 passes of a second-order solver, and evaluations as in every arm."""
-FAST: Final[Mapping[str, Any]] = {
-    "objective": "nft",
-    "changes": {"rollout": CHEAP, "selection": {"keep": 4}, "learner": {"updates": 2}},
-}
-"""Cheap steps of nft: few passes per candidate, half of the candidates, two optimizer steps."""
+def _cheap(base: RunSettings) -> dict[str, Any]:
+    """Make candidates in two thirds of the passes by a second-order solver, and evaluate as in every arm."""
+    return {"solver": "dpm2", "eval_solver": "euler", "steps": 2 * base.rollout.steps // 3}
+
+
+def _fast(base: RunSettings) -> Changes:
+    """Take cheap steps: few passes per candidate, half of the candidates, two optimizer steps."""
+    keep = base.selection.keep // 2
+    return {"rollout": _cheap(base), "selection": {"keep": keep}, "learner": {"updates": 2}}
+
+
+def _sol_rl(base: RunSettings) -> Changes:
+    return {"rollout": {"draft": "ode", "draft_steps": 2 * base.rollout.steps // 3}}
+
+
+def _fast_sol_rl(base: RunSettings) -> Changes:
+    cheap = _cheap(base)
+    return {"rollout": {**cheap, "draft_steps": cheap["steps"] // 2}, "learner": {"updates": 2}}
+
+
+FAST: Final[Mapping[str, Any]] = {"objective": "nft", "changes": _fast}
+"""What arms of cheap steps share."""
 
 
 def _keys(**keys: Any) -> Changes:
@@ -107,7 +131,7 @@ ARMS: Final[dict[str, Arm]] = {
     ),
     "flowgrpo_4u": Arm(
         strategy="all",
-        changes={"learner": {"updates": 4}},
+        changes=_always({"learner": {"updates": 4}}),
         what="control: as many optimizer steps per batch as nft",
     ),
     "flowgrpo_half": Arm(strategy="all", fewer=2, what="control: half the prompts per step"),
@@ -128,7 +152,9 @@ ARMS: Final[dict[str, Arm]] = {
         what="control: nft, 2x candidates, all trained on, each weighted by its advantage",
     ),
     **{
-        f"nft_margin_2x_{suffix}": _margin(2, f"nft, 2x margin, {what}", objective="nft", changes=changes)
+        f"nft_margin_2x_{suffix}": _margin(
+            2, f"nft, 2x margin, {what}", objective="nft", changes=_always(changes)
+        )
         for suffix, (what, changes) in NFT_VARIANTS.items()
     },
     "nft_fast": _margin(2, "nft, the widest quarter of 2x candidates, cheap steps", **FAST),
@@ -149,21 +175,21 @@ ARMS: Final[dict[str, Arm]] = {
         strategy="all",
         drafts=4,
         objective="nft",
-        changes={"rollout": {**CHEAP, "draft_steps": 2}, "learner": {"updates": 2}},
+        changes=_fast_sol_rl,
         what="Sol-RL in cheap steps: 4x drafted by an ODE of half of them, best and worst regenerated",
     ),
     "nft_adaptive_2x": _margin(
         2,
         "nft, 2x margin, half of the noise allotted to prompts of narrow margins",
         objective="nft",
-        changes={"selection": {"adaptive": 8}},
+        changes=lambda base: {"selection": {"adaptive": base.selection.keep}},
     ),
     "nft_margin_4x": _margin(4, "nft, widest margins of 4x candidates", objective="nft"),
     "nft_sol_rl": Arm(
         strategy="all",
         drafts=4,
         objective="nft",
-        changes={"rollout": {"draft": "ode", "draft_steps": 4}},
+        changes=_sol_rl,
         what="Sol-RL: 4x drafted by an ODE of two thirds of the steps, best and worst regenerated, nft",
     ),
     "nft_drafts_4x_margin_2x": _margin(
@@ -193,6 +219,11 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
     if name not in ARMS:
         raise UserError(f"arms: no arm {name!r}; arms are {', '.join(ARMS)}")
     arm = ARMS[name]
+    if base.learner.objective.name != BASE_OBJECTIVE:
+        raise UserError(
+            f"learner.objective.name: got {base.learner.objective.name!r}, but arms change a preset of "
+            f"{BASE_OBJECTIVE}, their baseline, such as shapes, words or preference"
+        )
     try:
         if base.groups_per_step % arm.fewer:
             raise ValueError(f"groups_per_step {base.groups_per_step} does not divide by {arm.fewer}")
@@ -211,7 +242,7 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
             values["rollout"]["window_stop"] = base.rollout.steps // 2
         if arm.objective != BASE_OBJECTIVE:
             values["learner"]["objective"] = {"name": arm.objective}
-        for changes in (FORWARD if arm.objective != BASE_OBJECTIVE else {}, arm.changes):
+        for changes in (FORWARD if arm.objective != BASE_OBJECTIVE else {}, arm.changes(base)):
             for section, changed in changes.items():
                 values[section] |= changed
         return RunSettings.model_validate(values | {"groups_per_step": budget.groups})

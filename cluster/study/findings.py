@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cluster.study.arms import BASELINE, NFT_VARIANTS
 from cluster.study.results import Compared, Runs, cost_gain, final_gains
-from cluster.study.sheet import difference, interval, ratio
+from cluster.study.sheet import difference, gained, ratio
 from selection.analysis.speedup import Speedup
 
 MARGIN: Final = "noise_margin_2x"
@@ -191,12 +191,12 @@ def _half(runs: Mapping[str, Runs]) -> Finding | None:
     if not all(gains.values()):
         return None
     said = "; ".join(
-        f"{name} by a factor of {', '.join(f'{interval(gain)} on {task}' for task, gain in found.items())}"
+        f"{name} by a factor of {', '.join(f'{gained(gain)} on {task}' for task, gain in found.items())}"
         for name, found in gains.items()
     )
     return Finding(
         "half the prompts",
-        {name: sum(gain.low > 1 for gain in found.values()) for name, found in gains.items()},
+        {name: sum(gain.sure for gain in found.values()) for name, found in gains.items()},
         f"With half the prompts per step, compute to FlowGRPO's final score falls for {said}.",
     )
 
@@ -210,8 +210,8 @@ def _against_sol_rl(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], rival: 
     }
     if not gains:
         return None
-    less = sum(gain.low > 1 for _, gain in gains.values())
-    each = ", ".join(f"{interval(gain)} on {task} ({arm})" for task, (arm, gain) in gains.items())
+    less = sum(gain.sure for _, gain in gains.values())
+    each = ", ".join(f"{gained(gain)} on {task} ({arm})" for task, (arm, gain) in gains.items())
     return Finding(
         f"against Sol-RL {SOL_RL[rival]}",
         {"less": less, "of": len(gains)},

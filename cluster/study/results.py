@@ -14,6 +14,7 @@ from cluster.record.run_data import evaluated
 from cluster.study.arms import BASELINE
 from cluster.study.store import Row, read_rows
 from selection.analysis.speedup import (
+    Advantage,
     Interval,
     Speedup,
     advantage,
@@ -129,14 +130,17 @@ def final_gains(runs: Runs, arm: str, other: str) -> Interval | None:
     return paired_difference([runs[other][s].final for s in seeds], [runs[arm][s].final for s in seeds])
 
 
-def cost_gain(runs: Runs, arm: str, other: str, axis: str) -> Interval | None:
-    """Compare two arms' costs to the baseline's final score, other over arm, paired by shared seeds."""
+def cost_gain(runs: Runs, arm: str, other: str, axis: str) -> Advantage | None:
+    """Compare two arms' costs to the baseline's final score, paired by shared seeds; None without any."""
     base = runs.get(BASELINE, {})
     seeds = sorted(set(base) & set(runs.get(arm, {})) & set(runs.get(other, {})))
     if not seeds:
         return None
     ours, theirs = (_curves([runs[name][s] for s in seeds], axis) for name in (arm, other))
-    return advantage([base[s].final for s in seeds], ours, theirs)
+    try:
+        return advantage([base[s].final for s in seeds], ours, theirs)
+    except ValueError:  # a score that is not a number
+        return None
 
 
 def eval_names(run: ArmRun) -> list[str]:

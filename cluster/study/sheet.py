@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cluster.report.numbers import MISSING, change, show
 from selection.analysis.gradients import Estimate
-from selection.analysis.speedup import Interval, Speedup
+from selection.analysis.speedup import Advantage, Interval, Speedup
 from selection.analysis.variance import Component
 
 
@@ -48,7 +48,12 @@ def ratio(speedup: Speedup | None) -> str:
     if speedup is None:
         return MISSING
     mark = "" if speedup.reached == speedup.seeds else "≤ "
-    return mark + bounded(speedup.ratio.value, speedup.ratio.low, speedup.ratio.high)
+    return mark + interval(speedup.ratio)
+
+
+def gained(found: Advantage) -> str:
+    """Format a ratio of costs with its interval, marked as a bound if some seeds never reached the score."""
+    return f"{found.bound} {interval(found.ratio)}".strip()
 
 
 def difference(gain: Interval) -> str:

@@ -47,6 +47,30 @@ class Speedup:
     seeds: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advantage:
+    """The geometric mean of two arms' cost ratios, ``other`` over ``arm``, of ``seeds`` pairs of runs.
+
+    ``arm_reached`` and ``other_reached`` seeds got to the target; the others count with the whole run.
+    """
+
+    ratio: Interval
+    arm_reached: int
+    other_reached: int
+    seeds: int
+
+    @property
+    def bound(self) -> str:
+        """An upper bound (≤) if the arm's cost is unknown, a lower one (≥) if the other's is; for both ≶."""
+        signs = {(True, True): "", (False, True): "≤", (True, False): "≥", (False, False): "≶"}
+        return signs[self.arm_reached == self.seeds, self.other_reached == self.seeds]
+
+    @property
+    def sure(self) -> bool:
+        """True if the arm costs less beyond the interval."""
+        return self.ratio.low > 1 and self.bound in ("", "≥")
+
+
 def final_score(scores: Floats) -> float:
     """Average the last three of a run's scores (all of them, if there are fewer)."""
     return float(np.mean(scores[-LAST:]))
@@ -98,21 +122,26 @@ def advantage(
     arm: Sequence[tuple[Floats, Floats]],
     other: Sequence[tuple[Floats, Floats]],
     seed: int = 0,
-) -> Interval:
+) -> Advantage:
     """Compare two arms' costs to the same targets: the geometric mean of other over arm, pair by pair.
 
     A run that never reaches its target counts as a whole.
 
     Raises:
-        ValueError: if there are no pairs.
+        ValueError: if there are no pairs, or a value is not finite.
     """
-    logs = [
-        np.log(_spent(*theirs, target) / _spent(*ours, target))
-        for target, ours, theirs in zip(targets, arm, other, strict=True)
-    ]
+    ours, theirs = (
+        [_spent(*run, target) for target, run in zip(targets, runs, strict=True)] for runs in (arm, other)
+    )
+    logs = [np.log(their / our) for (our, _), (their, _) in zip(ours, theirs, strict=True)]
     found = interval(np.array(logs), seed)
     value, low, high = (float(np.exp(x)) for x in (found.value, found.low, found.high))
-    return Interval(value=value, low=low, high=high)
+    return Advantage(
+        ratio=Interval(value=value, low=low, high=high),
+        arm_reached=sum(reached for _, reached in ours),
+        other_reached=sum(reached for _, reached in theirs),
+        seeds=len(logs),
+    )
 
 
 def interval(values: Floats, seed: int = 0, level: float = 0.95) -> Interval:
@@ -153,17 +182,17 @@ def _ratio(costs: Floats, scores: Floats, base_costs: Floats, base_scores: Float
     theirs = cost_to_reach(base_costs, base_scores, target)
     if theirs <= 0:
         raise ValueError(f"the baseline is at its final score, {target:.4g}, before training")
-    reached = np.isfinite(cost_to_reach(costs, scores, target))
-    return theirs / _spent(costs, scores, target), bool(reached)
+    ours, reached = _spent(costs, scores, target)
+    return theirs / ours, reached
 
 
-def _spent(costs: Floats, scores: Floats, target: float) -> float:
-    """Return the cost to reach a target, or else that of the whole run.
+def _spent(costs: Floats, scores: Floats, target: float) -> tuple[float, bool]:
+    """Return the cost to reach a target, or else that of the whole run, and whether it was reached.
 
     A cost of 0 would give an infinite ratio: the first evaluation is the earliest that can be measured.
     """
     found = max(cost_to_reach(costs, scores, target), costs[costs > 0][0])
-    return float(min(found, costs[-1]))
+    return float(min(found, costs[-1])), bool(np.isfinite(found))
 
 
 def _check(costs: Floats, scores: Floats) -> None:

@@ -103,6 +103,11 @@ def test_arms_share_the_groups_of_a_step() -> None:
     ("arm", "changes", "message"),
     [
         ("noise_margin_3x", {}, "no arm 'noise_margin_3x'; arms are flowgrpo, random_2x"),
+        (
+            BASELINE,
+            {"learner": {"objective": {"name": "nft"}}},
+            "got 'nft', but arms change a preset of flow",
+        ),
         ("flowgrpo_half", {"groups_per_step": 5}, "groups_per_step 5 does not divide by 2"),
         ("noise_margin_4x_fixed_rollout", {"groups_per_step": 6}, "6 / 4 is not whole"),
         ("noise_margin_2x", {"selection": {"keep": 7, "strategy": "all"}}, "must be even"),

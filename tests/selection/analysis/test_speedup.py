@@ -70,14 +70,21 @@ def test_an_arm_that_never_gets_there_is_said_so() -> None:
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.2])
 def test_two_arms_are_compared_at_a_third_ones_score(factor: float) -> None:
     """Whatever the target below both ends, the planted factor is found; it is one against itself."""
-    found = advantage([0.6, 0.8], [curve(3.0 * factor)] * 2, [curve(3.0)] * 2)
-    assert found.value == pytest.approx(factor, rel=0.05)
-    assert advantage([0.5], [curve(2.0)], [curve(2.0)]).value == 1.0
+    found = advantage([0.6, 0.75], [curve(3.0 * factor)] * 2, [curve(3.0)] * 2)
+    assert found.ratio.value == pytest.approx(factor, rel=0.05)
+    assert (found.bound, found.sure) == ("", factor > 1)
+    assert advantage([0.5], [curve(2.0)], [curve(2.0)]).ratio.value == 1.0
 
 
 def test_an_arm_that_does_not_reach_the_score_counts_as_a_whole() -> None:
     found = advantage([0.9], [curve(5.0)], [curve(1.0)])
-    assert found.value == pytest.approx(STEPS[-1] / cost_to_reach(*curve(5.0), 0.9))
+    assert found.ratio.value == pytest.approx(STEPS[-1] / cost_to_reach(*curve(5.0), 0.9))
+    assert (found.arm_reached, found.other_reached, found.bound) == (1, 0, "≥")
+    cheap = (STEPS / 10, curve(1.0)[1])
+    cut = advantage([0.9, 0.9], [cheap, cheap], [curve(5.0), curve(5.0)])
+    assert cut.ratio.low > 1
+    assert (cut.bound, cut.sure) == ("≤", False)
+    assert advantage([0.9], [curve(1.0)], [curve(1.0)]).bound == "≶"
 
 
 def test_an_arm_that_is_there_at_once_has_a_finite_ratio() -> None:
