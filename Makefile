@@ -28,9 +28,9 @@ VARIED := nft_margin_2x_own_noise,nft_margin_2x_pairs,nft_margin_2x_ranks,nft_ma
 HALF := nft_half,nft_half_random
 TRIED := awm,awm_random_2x,awm_margin_2x,dpo,dpo_random_2x,dpo_margin_2x
 
-# Objectives on the forward process learn in fewer steps, so their runs are shorter and evaluated more often.
+# Objectives on the forward process run for about half of FlowGRPO's compute, and are evaluated more often.
 study: $(READY)  ## run the whole study on the bundled tasks (hours; it resumes) and remake RESULTS.md
-	@for task in "shapes 60 24" "words 40 20" "preference 60 24"; do set -- $$task; \
+	@for task in "shapes 60 40" "words 40 28" "preference 60 40"; do set -- $$task; \
 	    ode="--rollout.dynamics ode --learner.objective.name nft --learner.threads 1"; \
 	    for measure in variance preview; do \
 	        $(BIN)/python -m cluster.study $$measure $$1 --learner.threads 1 && \

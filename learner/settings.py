@@ -41,7 +41,11 @@ class LearnerSettings(Settings):
     )
     updates: int = Field(2, ge=1, description="optimizer steps per batch of groups")
     micro_batch: int | None = Field(
-        None, ge=1, description="(trajectory, step) pairs per forward pass; default: 8192 image tokens' worth"
+        None,
+        ge=1,
+        description="rows per forward pass, which are (trajectory, step) pairs, or for nft, awm and dpo "
+        "(candidate, noise level) ones; dpo keeps the two of a pair together; default: 8192 image tokens' "
+        "worth",
     )
     objective: AnyObjective = Field(
         default_factory=FlowGRPOSettings, description="objective that an update minimises, with its own keys"

@@ -206,8 +206,10 @@ def _count(settings: RunSettings) -> _Model:
 def _sizes(settings: RunSettings, path: str) -> Sizes:
     learner, rollout = settings.learner, settings.rollout
 
+    objective = _objective(learner)
+
     def pairs(tokens: int) -> int:
-        return min(learner.pairs(tokens), share(settings, learner) * _objective(learner).rows(rollout))
+        return min(objective.whole(learner.pairs(tokens)), share(settings, learner) * objective.rows(rollout))
 
     return sizes_of(
         settings.model.model_copy(update={"path": path, "lora_path": None}), rollout,

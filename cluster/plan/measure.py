@@ -74,11 +74,11 @@ def learner(settings: RunSettings, prompt: Prompt, chunks: Sequence[Chunk]) -> M
     request = oversampled(prompt, 0, count, seed=settings.seed)
     sampled = [trajectory for chunk in chunks for trajectory in chunk.trajectories]
     like = replace(chunks[0], trajectories=tuple(islice(cycle(sampled), count)))
-    kept = [Kept(group_id=0, candidate=i, advantage=(-1.0) ** i) for i in range(count)]
+    group, keep = group_of(request, [like]), settings.selection.keep
+    kept = [Kept(group_id=i // keep, candidate=i, advantage=(-1.0) ** i) for i in range(count)]
+    groups = [replace(group, group_id=number) for number in range(-(-count // keep))]
     updates, units = settings.learner.updates, worker.objective.units(kept)
-    (work,) = rank_updates(
-        kept, [group_of(request, [like])], ranks=1, updates=updates, seed=0, step=0, units=units
-    )
+    (work,) = rank_updates(kept, groups, ranks=1, updates=updates, seed=0, step=0, units=units)
 
     def update() -> None:
         worker.update(work)

@@ -68,9 +68,8 @@ def _cheap(base: RunSettings) -> dict[str, Any]:
 
 
 def _fast(base: RunSettings) -> Changes:
-    """Take cheap steps: few passes per candidate, half of the candidates, two optimizer steps."""
-    keep = base.selection.keep // 2
-    return {"rollout": _cheap(base), "selection": {"keep": keep}, "learner": {"updates": 2}}
+    """Take cheap steps: few passes per candidate, and half as many candidates trained."""
+    return {"rollout": _cheap(base), "selection": {"keep": base.selection.keep // 2}}
 
 
 def _sol_rl(base: RunSettings) -> Changes:
@@ -79,7 +78,7 @@ def _sol_rl(base: RunSettings) -> Changes:
 
 def _fast_sol_rl(base: RunSettings) -> Changes:
     cheap = _cheap(base)
-    return {"rollout": {**cheap, "draft_steps": cheap["steps"] // 2}, "learner": {"updates": 2}}
+    return {"rollout": {**cheap, "draft_steps": cheap["steps"] // 2}}
 
 
 FAST: Final[Mapping[str, Any]] = {"objective": "nft", "changes": _fast}

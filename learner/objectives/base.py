@@ -130,6 +130,10 @@ class Objective(ABC):
         """Count the rows of a candidate in `minibatches`."""
         return rollout.trained_steps
 
+    def whole(self, size: int) -> int:
+        """Round the rows of a mini-batch to what stays together in one, at least once that."""
+        return size
+
     def prepared_passes(self, updates: int) -> float:
         """Count the passes per row in `prepared`, for a batch of ``updates`` optimizer steps."""
         return 0.0

@@ -74,10 +74,10 @@ class DPO(ForwardObjective):
             )
         return units
 
-    @property
-    def block(self) -> int:
-        """The rows of a pair."""
-        return 2 * self.settings.draws
+    def whole(self, size: int) -> int:
+        """Round to whole pairs, whose two candidates have a row per draw."""
+        pair = 2 * self.settings.draws
+        return max(1, size // pair) * pair
 
     def loss(self, models: Models, part: Noised) -> Terms:
         """Compute the loss of every pair, which both of its candidates' rows have."""

@@ -116,11 +116,6 @@ class ForwardObjective(Objective):
         """Advantages are cut at plus and minus this."""
         return math.inf
 
-    @property
-    def block(self) -> int:
-        """Consecutive rows that stay in one mini-batch."""
-        return 1
-
     def rows(self, rollout: RolloutSettings) -> int:
         """Count a row per draw."""
         return self.settings.draws
@@ -134,13 +129,12 @@ class ForwardObjective(Objective):
         schedule: Schedule,
         size: int,
     ) -> NoisedTable:
-        """Build the noised rows of a share, in whole blocks."""
+        """Build the noised rows of a share."""
         from learner.noised import noised
 
         return noised(
             share, trajectories, conditionings, schedule,
-            draws=self.settings.draws, size=max(1, size // self.block) * self.block,
-            advantage_clip=self.advantage_clip,
+            draws=self.settings.draws, size=self.whole(size), advantage_clip=self.advantage_clip,
         )  # fmt: skip
 
 

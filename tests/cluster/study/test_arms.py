@@ -58,7 +58,7 @@ def test_arms_of_another_objective_differ_in_nothing_but_what_is_said(base: RunS
         found = arm_settings(arm, base)
         assert found.rollout.dynamics == "ode"
         assert found.learner.objective.name == ARMS[arm].objective
-        assert found.learner.updates == (2 if "_fast" in arm or "_half" in arm else 4)
+        assert found.learner.updates == 4
         same = {"objective": base.learner.objective, "updates": base.learner.updates}
         assert found.learner.model_copy(update=same) == base.learner
 

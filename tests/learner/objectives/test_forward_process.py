@@ -329,3 +329,9 @@ def test_settings_of_an_objective_come_back_from_a_record() -> None:
         before = LearnerSettings.model_validate({"objective": {"name": name, "draws": 5}})
         assert LearnerSettings.model_validate(before.model_dump(mode="json")) == before
         assert before.objective.name == name
+
+
+def test_a_mini_batch_of_dpo_holds_whole_pairs_and_the_plan_counts_them() -> None:
+    dpo, nft = objective("dpo", draws=3), objective("nft", draws=3)
+    assert [dpo.whole(size) for size in (1, 6, 11, 12)] == [6, 6, 6, 12]
+    assert [nft.whole(size) for size in (1, 7)] == [1, 7]
