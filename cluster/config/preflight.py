@@ -75,6 +75,7 @@ def check(settings: RunSettings, *, reach: Callable[[ClusterSettings], None] | N
     prompts = {prompt.origin: prompt for prompt in (*inputs.train, *inputs.held_out)}
     for name in sorted(rewards):
         _check_reward(name, prompts.values())
+    _check_rounds(settings)
     if not joined(settings.cluster):
         inputs = replace(inputs, remarks=_check_machine(settings))
     elif reach:
@@ -112,6 +113,15 @@ def _check_reward(name: str, prompts: Collection[Prompt]) -> None:
         raise UserError(f"rewards: {error}") from None
     if refused := refusal(name, scorer, prompts):
         raise UserError(refused)
+
+
+def _check_rounds(settings: RunSettings) -> None:
+    whole = [reward.name for reward in settings.rewards if resolve(reward.target).traits.groupwise]
+    if settings.selection.adaptive and whole:
+        raise UserError(
+            f"selection.adaptive: got {settings.selection.adaptive}, but reward {whole[0]} compares all "
+            "candidates of a prompt, which are then drawn in two rounds; set it to 0"
+        )
 
 
 def processes(settings: RunSettings) -> dict[str, int]:

@@ -144,6 +144,11 @@ class RunSettings(Settings):
                 "rewards in evaluations; list these as well"
             )
         self._check_drafts()
+        if self.combine == "standardised" and self.selection.adaptive:
+            raise ValueError(
+                "combine: 'standardised' needs all rewards of a prompt at once, but selection.adaptive draws "
+                "its candidates in two rounds; use one of them"
+            )
         named = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
         roles = ["rollout", "learner", "selector", "observer", *named]
         if unknown := self.cluster.nodes.keys() - set(roles):

@@ -7,7 +7,7 @@ function calls.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from rewards.settings import RewardSettings
 from rewards.spans import Seen, Span, arguments, calls, score_all, seen_of
 from rewards.worker import RewardWorker
 from rollout.batches import Batch
-from rollout.records import CandidateGroup, Chunk, Handle, Noise, Prompt, Weights, WeightsId
+from rollout.records import CandidateGroup, Chunk, Handle, Keep, Noise, Prompt, Weights, WeightsId
 from rollout.worker import RolloutWorker
 from selection.records import Selection
 from selection.selector import Selector
@@ -38,10 +38,10 @@ def load_scorers(settings: RunSettings) -> Scorers:
     return {name: RewardWorker(reward.target, reward.options) for name, reward in listed.items()}
 
 
-def load_sampler(settings: RunSettings) -> RolloutWorker:
-    """Load a sampler as the service does."""
-    keeps = load_objective(settings.learner.objective).keeps
-    return RolloutWorker(settings.model, settings.rollout, settings.seed, keeps=keeps)
+def load_sampler(settings: RunSettings, keeps: Collection[Keep] = ()) -> RolloutWorker:
+    """Load a sampler as the service does, or one that keeps other fields than the objective needs."""
+    wanted = keeps or load_objective(settings.learner.objective).keeps
+    return RolloutWorker(settings.model, settings.rollout, settings.seed, keeps=wanted)
 
 
 def load_learner(settings: RunSettings) -> LearnerWorker:
@@ -115,7 +115,8 @@ def _done(seen: Seen) -> asyncio.Future[Seen]:
 class LocalStages:
     """Sampler, rewards, selector and learner that alternate, as an implementation of `Stages`.
 
-    Always on-policy: the sampler has the learner's weights or, during an evaluation, their average.
+    The sampler has the learner's current weights or, where the objective lags, its behaviour policy's; during
+    an evaluation it has their average.
     """
 
     def __init__(self, settings: RunSettings, scorers: Scorers) -> None:

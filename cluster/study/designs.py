@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from cluster.config.errors import UserError
+from cluster.config.settings import RunSettings
 from cluster.study.store import Row, read_rows
+from rollout.records import Keep
 from selection.analysis.gradients import Ranks, Split, by_margin_rank, split
 from selection.analysis.screening import Agreement, agreement
 from selection.analysis.variance import Component, components, estimate, group_normalised
@@ -56,6 +58,11 @@ def variance_path(folder: Path, dynamics: str) -> Path:
 def gradients_path(folder: Path, dynamics: str) -> Path:
     """Return the path of a design's policy gradients."""
     return folder / ("gradients-ode.parquet" if dynamics == "ode" else "gradients.parquet")
+
+
+def kept_fields(settings: RunSettings) -> frozenset[Keep]:
+    """Name what samplers keep of a path, which the study reads whatever the objective; of an ODE nothing."""
+    return frozenset() if settings.rollout.dynamics == "ode" else frozenset({"states", "log_probs"})
 
 
 def load_variance(folder: Path, dynamics: str = "sde") -> Variance | None:

@@ -15,7 +15,7 @@ from cluster.config.settings import RunSettings
 from cluster.config.sources import to_toml
 from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
 from cluster.loop.production import request_for
-from cluster.study.designs import drafts_path
+from cluster.study.designs import drafts_path, kept_fields
 from cluster.study.store import finished, write_rows
 from rollout.records import Chunk, SampleRequest
 from rollout.tensors import unpack
@@ -37,7 +37,10 @@ def preview(
         print_line("the drafts are scored already")
         return
     known = check(settings).train
-    worker, rewards = load_sampler(settings), LocalRewards(settings, load_scorers(settings))
+    worker, rewards = (
+        load_sampler(settings, kept_fields(settings)),
+        LocalRewards(settings, load_scorers(settings)),
+    )
     rows: list[dict[str, Any]] = []
     for group in range(prompts):
         rows += _rows(worker, rewards, request_for(settings, known, group, version=0))

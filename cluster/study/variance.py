@@ -11,7 +11,7 @@ from cluster.config.preflight import check
 from cluster.config.settings import RunSettings
 from cluster.config.sources import to_toml
 from cluster.local.in_process import LocalRewards, load_sampler, load_scorers
-from cluster.study.designs import gradients_path, variance_path
+from cluster.study.designs import gradients_path, kept_fields, variance_path
 from cluster.study.store import finished, write_rows
 from learner.score_gradients import ScoreGradients
 from rewards.combine import Scores
@@ -47,7 +47,7 @@ def variance(
         print_line("the design is sampled already")
         return
     prompts = _prompts(settings, design["prompts"])
-    worker = load_sampler(settings)
+    worker = load_sampler(settings, kept_fields(settings))
     seed = derive_seed("sketch", settings.seed)
     probe = (
         ScoreGradients(worker.policy, settings.rollout, worker.parameters, WIDTH, seed)

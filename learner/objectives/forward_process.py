@@ -199,9 +199,12 @@ class LaggingObjective(ForwardObjective):
         """Report an update in which nothing held the policy back."""
         if metrics["moved"] > 0 or self.settings.kl_weight > 0:
             return ""
+        held = self.settings.behaviour_hold
+        lag = f"follows it for {held} optimizer steps (behaviour_hold)" if self.lags else "does not lag"
         return (
-            f"{self.settings.name}: the policy is the behaviour policy in every row, so that nothing holds "
-            "it back; set learner.updates to 2 or more, or learner.objective.behaviour_decay above 0"
+            f"{self.settings.name}: nothing holds the policy back, since the behaviour policy {lag} and the "
+            "batch was one optimizer step; raise learner.updates to 2 or more, with as many prompts of a "
+            "margin per step, or set learner.objective.behaviour_decay"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.config.errors import UserError
 from cluster.config.preflight import check, memory_gb, processes
 
 
@@ -31,3 +32,16 @@ def test_memory_of_another_machine_is_not_ours_to_judge(configure: Any, set_free
     assert check(configure(cluster={"address": "ray://somewhere:10001"})).train
     set_free_memory(64)
     assert check(configure()).held_out
+
+
+def test_a_reward_that_compares_a_whole_group_is_not_given_it_in_two_rounds(
+    configure: Any, set_free_memory: Any
+) -> None:
+    set_free_memory(64)
+    rewards = [{"name": "whole", "scorer": "tests.support.scorers:WholeGroupScorer"}]
+    rounds = {"selection": {"adaptive": 12}}
+    with pytest.raises(UserError, match=r"selection.adaptive: got 12, but reward whole compares all"):
+        check(configure(rewards=rewards, **rounds))
+    assert check(configure(rewards=rewards)).train
+    assert check(configure(**rounds)).train
+    assert check(configure(rewards=[{"name": "shapes"}], eval_rewards=rewards, **rounds)).train

@@ -148,7 +148,10 @@ def test_a_preset_of_nft_has_the_published_values(
     settings = resolve(name, {})
     objective: Any = settings.learner.objective
     assert (objective.name, objective.strength, objective.reward_clip) == ("nft", strength, 5)
-    assert (objective.draws, objective.kl_weight) == (9, 1e-4)
+    # The published loss has the factor 5, by which it clips advantages.
+    assert (objective.draws, 5 * objective.kl_weight) == (9, pytest.approx(1e-4))
+    assert 5 * settings.learner.max_grad_norm == pytest.approx(1.0)
+    assert (settings.learner.ema_decay, settings.learner.ema_every) == (0.9, 1)
     lag = (objective.behaviour_decay, objective.behaviour_ramp, objective.behaviour_hold)
     assert lag == behaviour
     assert (settings.learner.updates, settings.learner.learning_rate) == (updates, 3e-4)

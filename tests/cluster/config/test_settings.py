@@ -142,6 +142,10 @@ def test_evaluation_rewards_default_to_the_training_rewards() -> None:
         (["--selection.keep", "32"], ["selection.keep", "selection.candidates (16)", "32"]),
         (["--selection.margin", "each", "--selection.strategy", "all"], ["'each'", "noise_margin", "all"]),
         (["--combine", "sum"], ["combine", "'raw' or 'standardised'", "'sum'"]),
+        (
+            ["--combine", "standardised", "--selection.adaptive", "12"],
+            ["combine", "'standardised'", "selection.adaptive"],
+        ),
         (["--guard.action", "stop"], ["guard.action", "'pause'", "'stop'"]),
         (["--rewards", '[{"name": "jpeg", "batch": 0}]'], ["rewards.0.batch", "greater than or equal to 1"]),
         (

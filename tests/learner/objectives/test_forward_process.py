@@ -319,7 +319,10 @@ def test_the_behaviour_policy_follows_by_the_published_ramps(
 def test_an_update_that_nothing_holds_back_is_in_doubt(name: str) -> None:
     made, held = objective(name), objective(name, kl_weight=1e-4)
     doubt = made.doubts({"moved": 0.0}, on_policy=True)
-    assert "set learner.updates to 2 or more" in doubt
+    assert "does not lag" in doubt
+    assert "raise learner.updates to 2 or more" in doubt
+    late = objective(name, behaviour_decay=0.5, behaviour_hold=75).doubts({"moved": 0.0}, on_policy=True)
+    assert "follows it for 75 optimizer steps (behaviour_hold)" in late
     assert name in doubt
     assert made.doubts({"moved": 1e-9}, on_policy=True) == held.doubts({"moved": 0.0}, on_policy=True) == ""
 
