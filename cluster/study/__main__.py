@@ -61,7 +61,11 @@ def _parser() -> Parser:
         "--gradients", type=int, default=64, help="prompts with policy gradients; default: 64"
     )
     compare = commands.add_parser("compare", keys=True, help="compare the learning speed and cost of arms")
-    compare.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas; default: all")
+    compare.add_argument(
+        "--arms",
+        default=",".join(ARMS),
+        help="names, separated by commas, of which an unknown one lists all; default: all",
+    )
     compare.add_argument("--seeds", type=int, default=5, help="seeds of every arm; default: 5")
     compare.add_argument(
         "--rates", type=_rates, help="learning rates to try on the first seed, separated by commas; each "
