@@ -51,9 +51,14 @@ def test_a_draft_is_continued_where_it_can_be(values: dict[str, str], kind: str)
     assert RolloutSettings(**values).draft_kind == kind  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("steps", "drafted"), [(2, 1), (3, 2), (4, 2), (6, 4), (10, 6), (40, 26)])
-def test_by_default_a_draft_takes_two_thirds_of_the_steps(steps: int, drafted: int) -> None:
-    assert RolloutSettings(steps=steps).drafted_steps == drafted
+@pytest.mark.parametrize(
+    ("steps", "path", "others"), [(2, 1, 1), (3, 2, 2), (4, 2, 3), (6, 4, 5), (10, 6, 8), (40, 26, 33)]
+)
+def test_by_default_a_draft_keeps_most_of_the_contrast(steps: int, path: int, others: int) -> None:
+    """Two thirds of the steps along an ODE's own path, and five sixths else."""
+    assert RolloutSettings(steps=steps, dynamics="ode").drafted_steps == path
+    assert RolloutSettings(steps=steps).drafted_steps == others
+    assert RolloutSettings(steps=steps, dynamics="ode", solver="dpm2").drafted_steps == others
     assert RolloutSettings(steps=steps, draft_steps=1).drafted_steps == 1
 
 

@@ -304,7 +304,7 @@ def test_on_cpus_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> N
     assert need.parts["rollout"] == 2e9
     assert need.parts["rewards"] == need.parts["learner"] == 1e9
     thorough = stand({"sampler": 0.1, "reward": 0.001, "learner": 0.5}, monkeypatch, drafts=32)
-    assert thorough.stages["sample and score"] == pytest.approx(7 * 0.1 + 0.001)  # 8 (1 + 4 / 6) batches
+    assert thorough.stages["sample and score"] == pytest.approx(8 * 0.1 + 0.001)  # 8 (1 + 5 / 6) batches
     crowded = stand({"sampler": 0.1, "reward": 0.05, "learner": 0.5}, monkeypatch)
     assert crowded.stages["sample and score"] == pytest.approx(8 * 0.15 / 2)
 
