@@ -1,8 +1,9 @@
-"""Measure the memory of processes, and exit one that has used Ray."""
+"""Measure the memory of processes, quieten libraries, and exit a process that has used Ray."""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -44,3 +45,9 @@ def private_peak() -> float:
 def _status(pid: int | str, name: str) -> float:
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024.0
+
+
+def quieten() -> None:
+    """Silence the progress bars and warnings of libraries, which each model that is loaded would repeat."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

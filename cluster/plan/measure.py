@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cluster.config.settings import RunSettings
 from cluster.loop.drawing import oversampled
-from cluster.process import private_peak
+from cluster.process import private_peak, quieten
 from learner.rank_shares import rank_updates
 from rewards.settings import RewardSettings
 from rollout.batches import Batch, batches
@@ -38,7 +38,8 @@ class Measured:
 
 def alone(work: Callable[..., Measured], *arguments: Any) -> Measured:
     """Run one of the functions below in a fresh process."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn, initializer=quieten) as pool:
         return pool.submit(work, *arguments).result()
 
 

@@ -14,8 +14,6 @@ Every key of the configuration can be overridden, for instance ``--steps 40 --le
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from cluster.config.command import Parser, Status, guarded, program
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from cluster.config.sources import parse_overrides, resolve
+from cluster.process import quieten
 from cluster.study.arms import ARMS
 
 PROG: Final = "python -m cluster.study"
@@ -91,7 +90,7 @@ def _run(options: argparse.Namespace, rest: list[str], command: str) -> None:
     settings = resolve(options.preset, overrides)
     folder = options.folder or FOLDER / settings.preset
     console = Console(highlight=False, soft_wrap=True)
-    _quieten()
+    quieten()
     if options.command != "compare":
         measure = _variance if options.command == "variance" else _preview
         measure(options, settings, folder, command, console)
@@ -144,12 +143,6 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
         raise UserError(f"report takes a folder and --results, not {' '.join(rest)}")
     for path in write_study(options.folder, options.results):
         print(path)
-
-
-def _quieten() -> None:
-    """Silence the progress bars and warnings of libraries, which would be printed once per run."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _rates(text: str) -> list[float]:
