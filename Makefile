@@ -25,7 +25,6 @@ SDE := flowgrpo,flowgrpo_4u,noise_margin_2x,random_2x,prompt_filter_2x,flowgrpo_
 NFT := nft,nft_random_2x,nft_margin_2x,nft_sol_rl,nft_fast,nft_fast_random,nft_fast_sol_rl
 OTHERS := nft_margin_4x,nft_adaptive_2x,nft_drafts_4x_margin_2x,nft_all_2x
 VARIED := nft_margin_2x_own_noise,nft_margin_2x_pairs,nft_margin_2x_ranks,nft_margin_2x_group,nft_margin_2x_clip5
-HALF := nft_half,nft_half_random
 TRIED := awm,awm_random_2x,awm_margin_2x,dpo,dpo_random_2x,dpo_margin_2x
 
 # Objectives on the forward process run for about half of FlowGRPO's compute, and are evaluated more often.
@@ -38,8 +37,6 @@ study: $(READY)  ## run the whole study on the bundled tasks (hours; it resumes)
 	    compare="$(BIN)/python -m cluster.study compare $$1 --learner.threads 1 --rates 1.5e-4,3e-4,6e-4,1e-3" && \
 	    $$compare --steps $$2 --eval_every 4 --arms $(SDE) --seeds 10 && \
 	    $$compare --steps $$3 --eval_every 2 --arms $(NFT) --seeds 10 && \
-	    $$compare --steps $$((2 * $$3)) --eval_every 4 --arms $(HALF) --seeds 10 && \
-	    $$compare --steps $$((2 * $$2)) --eval_every 8 --arms flowgrpo_half --seeds 5 && \
 	    $$compare --steps $$3 --eval_every 2 --arms $(OTHERS),$(VARIED),$(TRIED) --seeds 5 || exit 1; done
 	@$(BIN)/python -m cluster.study report
 

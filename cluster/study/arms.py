@@ -42,8 +42,7 @@ class Arm:
 
     ``drafts`` counts drafted candidates in multiples of the baseline's candidates, of half as many steps;
     ``early`` adds noise and trains in the first half of the steps only, so that no noise is added after a
-    draft. ``fewer`` divides the prompts per step. ``objective`` names another one than the baseline's, and
-    ``changes`` are other values beside.
+    draft. ``objective`` names another one than the baseline's, and ``changes`` are other values beside.
     """
 
     strategy: StrategyName
@@ -52,7 +51,6 @@ class Arm:
     rms_match: bool = False
     drafts: int = 0
     early: bool = False
-    fewer: int = 1
     objective: str = BASE_OBJECTIVE
     changes: Changing = _UNCHANGED
     what: str
@@ -82,7 +80,7 @@ def _fast_sol_rl(base: RunSettings) -> Changes:
 
 
 FAST: Final[Mapping[str, Any]] = {"objective": "nft", "changes": _fast}
-"""What arms of cheap steps share."""
+"""The objective and the changes of all arms of cheap steps."""
 
 
 def _keys(**keys: Any) -> Changes:
@@ -133,7 +131,6 @@ ARMS: Final[dict[str, Arm]] = {
         changes=_always({"learner": {"updates": 4}}),
         what="control: as many optimizer steps per batch as nft",
     ),
-    "flowgrpo_half": Arm(strategy="all", fewer=2, what="control: half the prompts per step"),
     "flowgrpo_early": Arm(
         strategy="all", early=True, what="control: noise and training in the first half of steps"
     ),
@@ -159,16 +156,6 @@ ARMS: Final[dict[str, Arm]] = {
     "nft_fast": _margin(2, "nft, the widest quarter of 2x candidates, cheap steps", **FAST),
     "nft_fast_random": Arm(
         strategy="random", oversample=2, what="control: nft, a random quarter of 2x, cheap steps", **FAST
-    ),
-    "nft_half": _margin(
-        2, "nft, the widest quarter of 2x candidates of half the prompts, cheap steps", fewer=2, **FAST
-    ),
-    "nft_half_random": Arm(
-        strategy="random",
-        oversample=2,
-        fewer=2,
-        what="control: nft, a random quarter of 2x of half the prompts, cheap steps",
-        **FAST,
     ),
     "nft_fast_sol_rl": Arm(
         strategy="all",
@@ -203,9 +190,6 @@ RETIRED: Final[Mapping[str, str]] = {
 }
 """Descriptions of arms that were measured and then removed, since they did not improve learning."""
 
-_EXTRA: Final = 1_000_000_000
-"""The first number of groups beyond the baseline's, which no run reaches otherwise."""
-
 
 def arm_settings(name: str, base: RunSettings) -> RunSettings:
     """Apply an arm to a preset; the baseline samples and keeps the preset's ``selection.keep``.
@@ -224,9 +208,7 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
             f"{BASE_OBJECTIVE}, their baseline, such as shapes, words or preference"
         )
     try:
-        if base.groups_per_step % arm.fewer:
-            raise ValueError(f"groups_per_step {base.groups_per_step} does not divide by {arm.fewer}")
-        budget = _budget(arm, base.groups_per_step // arm.fewer, base.selection.keep)
+        budget = _budget(arm, base.groups_per_step, base.selection.keep)
         chosen = {
             "candidates": budget.candidates,
             "keep": budget.keep,
@@ -252,17 +234,6 @@ def arm_settings(name: str, base: RunSettings) -> RunSettings:
 def describe_arm(name: str) -> str:
     """Describe an arm, also a retired one, in a few words; empty if it is unknown."""
     return ARMS[name].what if name in ARMS else RETIRED.get(name, "")
-
-
-def group_ids(step: int, base: int, count: int) -> list[int]:
-    """Number the ``count`` groups of an arm's step, as many as possible equal to the baseline's ``base``.
-
-    Groups determine prompts and noise, so arms share both: an arm with fewer groups has a part of the
-    baseline's, an arm with more has additional ones, and no group occurs twice.
-    """
-    shared = range(step * base, step * base + min(base, count))
-    extra = max(0, count - base)
-    return [*shared, *range(_EXTRA + step * extra, _EXTRA + (step + 1) * extra)]
 
 
 def _budget(arm: Arm, groups: int, candidates: int) -> Budget:

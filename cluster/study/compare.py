@@ -19,13 +19,16 @@ from cluster.local.in_process import LocalStages, Scorers, load_scorers
 from cluster.loop.loop import train
 from cluster.loop.run import Run
 from cluster.record.held_out import held_out
-from cluster.study.arms import arm_settings, group_ids
+from cluster.study.arms import arm_settings
 from cluster.study.results import load_runs
 from cluster.study.rows import RowRecorder
 from cluster.study.store import finished, write_rows
 
 BACKWARD_COST: Final = {"parameters": 2.0, "adapter": 1.1}
 """Forward passes that a backward pass costs: gradients of weights and activations, or only of activations."""
+
+_EXTRA: Final = 1_000_000_000
+"""The first number of groups beyond the baseline's, which no run reaches otherwise."""
 
 PrintLine = Callable[[str], None]
 
@@ -125,6 +128,17 @@ def run_arm(
     del stages
     gc.collect()  # an engine and its hooks refer to each other
     return recorder.rows
+
+
+def group_ids(step: int, base: int, count: int) -> list[int]:
+    """Number the ``count`` groups of an arm's step, as many as possible equal to the baseline's ``base``.
+
+    Groups determine prompts and noise, so arms share both: an arm with fewer groups has a part of the
+    baseline's, an arm with more has additional ones, and no group occurs twice.
+    """
+    shared = range(step * base, step * base + min(base, count))
+    extra = max(0, count - base)
+    return [*shared, *range(_EXTRA + step * extra, _EXTRA + (step + 1) * extra)]
 
 
 def _varied(base: RunSettings, seed: int, rate: float | None) -> RunSettings:

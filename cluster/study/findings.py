@@ -12,14 +12,10 @@ from cluster.study.sheet import difference, gained, ratio
 from selection.analysis.speedup import Speedup
 
 MARGIN: Final = "noise_margin_2x"
-SCREENED: Final = "screened_4x_margin_2x"
 NFT: Final = "nft_margin_2x"
 SOL_RL: Final = {"nft_sol_rl": "as published", "nft_fast_sol_rl": "in cheap steps"}
 """The arms of Sol-RL's recipe, and how each makes candidates."""
-CHEAP: Final = {"nft_fast": "all", "nft_half": "half"}
-"""The arms of cheap steps, and how many of the baseline's prompts each has per step."""
-EARLY: Final = "_early"
-"""The suffix of arms that add noise and train in the first half of the steps only."""
+CHEAP: Final = "nft_fast"
 PUBLISHED: Final = 2.2
 """The published ratio of steps of 2x noise margin."""
 
@@ -43,11 +39,9 @@ def findings(compared: Mapping[str, Sequence[Compared]], runs: Mapping[str, Runs
         _against(tasks, runs, "random_2x", "a random half of the same candidates, the control"),
         _against(tasks, runs, "prompt_filter_2x", "the prompt filter at equal samples"),
         _fixed_rollout(tasks),
-        _screened(tasks, runs),
         _early(tasks, runs),
         *(_forward(tasks, runs, name) for name in ("nft", "awm", "dpo")),
-        *(_cheap(tasks, runs, arm) for arm in CHEAP),
-        _half(runs),
+        _cheap(tasks, runs),
         *(_variant(runs, f"{NFT}_{suffix}", what) for suffix, (what, _) in NFT_VARIANTS.items()),
         _variant(runs, "nft_all_2x", "twice the training, on all of them, each weighted by its advantage"),
         _best(tasks, "steps"),
@@ -107,23 +101,8 @@ def _fixed_rollout(tasks: Mapping[str, Arms]) -> Finding | None:
     )
 
 
-def _screened(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | None:
-    steps = _ratios(tasks, SCREENED, "steps")
-    ends, higher, count = _paired({task: runs[task] for task in steps}, SCREENED, MARGIN)
-    if not count:
-        return None
-    return Finding(
-        "screened",
-        {"higher": higher, "of": count},
-        "When 4x candidates are begun and drafts choose the half that is finished, the widest margins of "
-        f"these need fewer steps by a factor of {_each(steps)}, and less compute by "
-        f"{_each(_ratios(tasks, SCREENED, 'compute'))}; paired by seed this ends {ends} from 2x noise "
-        f"margin, higher beyond the interval on {higher} of {count} comparisons.",
-    )
-
-
 def _early(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | None:
-    arm, control = f"{SCREENED}{EARLY}", f"{BASELINE}{EARLY}"
+    arm, control = "screened_4x_margin_2x_early", f"{BASELINE}_early"
     steps = _ratios(tasks, arm, "steps")
     ends, higher, count = _paired({task: runs[task] for task in steps}, arm, control)
     if not count:
@@ -131,10 +110,10 @@ def _early(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | Non
     return Finding(
         "early",
         {"higher": higher, "of": count},
-        "With noise and training in the first half of the steps only, where drafts are taken when no more "
-        f"noise comes, the same needs fewer steps by a factor of {_each(steps)}, and less compute by "
-        f"{_each(_ratios(tasks, arm, 'compute'))}. FlowGRPO confined alike, the control, needs less compute "
-        f"by {_each(_ratios(tasks, control, 'compute'))}; paired by seed, selection ends {ends} from it, "
+        "With noise and training in the first half of the steps only, and the widest margins of 4x drafted "
+        f"and 2x finished candidates, fewer steps are needed by a factor of {_each(steps)}, and less compute "
+        f"by {_each(_ratios(tasks, arm, 'compute'))}. FlowGRPO confined alike, the control, needs less by "
+        f"{_each(_ratios(tasks, control, 'compute'))}; paired by seed, selection ends {ends} from it, "
         f"higher beyond the interval on {higher} of {count} comparisons.",
     )
 
@@ -167,37 +146,17 @@ def _variant(runs: Mapping[str, Runs], arm: str, what: str) -> Finding | None:
     )
 
 
-def _cheap(tasks: Mapping[str, Arms], runs: Mapping[str, Runs], arm: str) -> Finding | None:
-    ends, higher, count = _paired(runs, arm, f"{arm}_random")
-    costs = _ratios(tasks, arm, "compute")
+def _cheap(tasks: Mapping[str, Arms], runs: Mapping[str, Runs]) -> Finding | None:
+    ends, higher, count = _paired(runs, CHEAP, f"{CHEAP}_random")
+    costs = _ratios(tasks, CHEAP, "compute")
     if not (costs and count):
         return None
     return Finding(
-        arm,
+        CHEAP,
         {"higher": higher, "of": count},
-        f"With the widest quarter of 2x candidates of {CHEAP[arm]} the prompts, nft in cheap steps takes "
-        f"less compute to FlowGRPO's final score by {_each(costs)}. Paired by seed it ends {ends} from a "
-        f"random quarter of the same candidates: higher beyond the interval on {higher} of {count} "
-        "comparisons.",
-    )
-
-
-def _half(runs: Mapping[str, Runs]) -> Finding | None:
-    pairs = {"nft in cheap steps": ("nft_half", "nft_fast"), "FlowGRPO": ("flowgrpo_half", BASELINE)}
-    gains = {
-        name: {task: gain for task, known in runs.items() if (gain := cost_gain(known, *arms, "compute"))}
-        for name, arms in pairs.items()
-    }
-    if not all(gains.values()):
-        return None
-    said = "; ".join(
-        f"{name} by a factor of {', '.join(f'{gained(gain)} on {task}' for task, gain in found.items())}"
-        for name, found in gains.items()
-    )
-    return Finding(
-        "half the prompts",
-        {name: sum(gain.sure for gain in found.values()) for name, found in gains.items()},
-        f"With half the prompts per step, compute to FlowGRPO's final score falls for {said}.",
+        "With the widest quarter of 2x candidates, nft in cheap steps takes less compute to FlowGRPO's final "
+        f"score by {_each(costs)}. Paired by seed it ends {ends} from a random quarter of the same "
+        f"candidates: higher beyond the interval on {higher} of {count} comparisons.",
     )
 
 

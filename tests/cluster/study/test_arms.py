@@ -7,7 +7,8 @@ import pytest
 from cluster.config.errors import UserError
 from cluster.config.settings import RunSettings
 from cluster.config.sources import resolve
-from cluster.study.arms import ARMS, BASELINE, RETIRED, arm_settings, describe_arm, group_ids
+from cluster.study.arms import ARMS, BASELINE, RETIRED, arm_settings, describe_arm
+from cluster.study.compare import group_ids
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,14 @@ def trained(settings: RunSettings) -> int:
 def test_every_arm_fits_the_budget_of_its_name(base: RunSettings, arm: str) -> None:
     baseline, found = arm_settings(BASELINE, base), arm_settings(arm, base)
     assert sampled(baseline) == trained(baseline) == 64
-    times, prompts = ARMS[arm].oversample, 64 // ARMS[arm].fewer
+    times = ARMS[arm].oversample
     if ARMS[arm].mode == "fixed_rollout":
         assert sampled(found) == 64
         assert trained(found) == 64 // times
     else:
-        assert sampled(found) == prompts * times
-        quarter = arm.removesuffix("_random") in ("nft_fast", "nft_half")
-        assert trained(found) == (128 if arm.endswith("all_2x") else prompts // 2 if quarter else prompts)
+        assert sampled(found) == 64 * times
+        quarter = arm in ("nft_fast", "nft_fast_random")
+        assert trained(found) == (128 if arm.endswith("all_2x") else 32 if quarter else 64)
     assert found.selection.rms_match == arm.endswith("_rms")
 
 
@@ -66,7 +67,7 @@ def test_arms_of_another_objective_differ_in_nothing_but_what_is_said(base: RunS
 @pytest.mark.parametrize(
     ("arm", "random"),
     [(f"{name}_margin_2x", f"{name}_random_2x") for name in ("nft", "awm", "dpo")]
-    + [("nft_fast", "nft_fast_random"), ("nft_half", "nft_half_random"), ("noise_margin_2x", "random_2x")],
+    + [("nft_fast", "nft_fast_random"), ("noise_margin_2x", "random_2x")],
 )
 def test_margin_and_its_control_differ_in_the_strategy_alone(
     base: RunSettings, arm: str, random: str
@@ -108,7 +109,6 @@ def test_arms_share_the_groups_of_a_step() -> None:
             {"learner": {"objective": {"name": "nft"}}},
             "got 'nft', but arms change a preset of flow",
         ),
-        ("flowgrpo_half", {"groups_per_step": 5}, "groups_per_step 5 does not divide by 2"),
         ("noise_margin_4x_fixed_rollout", {"groups_per_step": 6}, "6 / 4 is not whole"),
         ("noise_margin_2x", {"selection": {"keep": 7, "strategy": "all"}}, "must be even"),
         ("prompt_filter_2x", {"selection": {"keep": 7, "strategy": "all"}}, "needs selection.keep to divide"),
