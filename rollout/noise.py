@@ -58,10 +58,10 @@ def forward_noise(seeds: Sequence[int], draws: int, shape: tuple[int, ...]) -> T
 
     Each of N seeds has ``draws`` consecutive rows; what equal seeds share is drawn once.
     """
-    distinct = list(dict.fromkeys(seeds))
-    drawn = _normal([(seed, draw) for seed in distinct for draw in range(draws)], shape)
-    owners = [distinct.index(seed) for seed in seeds]
-    rows: Tensor = drawn.view(len(distinct), draws, *shape)[owners].flatten(0, 1)
+    places = {seed: place for place, seed in enumerate(dict.fromkeys(seeds))}
+    drawn = _normal([(seed, draw) for seed in places for draw in range(draws)], shape)
+    owners = [places[seed] for seed in seeds]
+    rows: Tensor = drawn.view(len(places), draws, *shape)[owners].flatten(0, 1)
     return rows
 
 

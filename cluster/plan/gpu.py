@@ -205,7 +205,6 @@ def _count(settings: RunSettings) -> _Model:
 
 def _sizes(settings: RunSettings, path: str) -> Sizes:
     learner, rollout = settings.learner, settings.rollout
-
     objective = _objective(learner)
 
     def pairs(tokens: int) -> int:

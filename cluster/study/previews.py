@@ -37,10 +37,8 @@ def preview(
         print_line("the drafts are scored already")
         return
     known = check(settings).train
-    worker, rewards = (
-        load_sampler(settings, kept_fields(settings)),
-        LocalRewards(settings, load_scorers(settings)),
-    )
+    worker = load_sampler(settings, kept_fields(settings))
+    rewards = LocalRewards(settings, load_scorers(settings))
     rows: list[dict[str, Any]] = []
     for group in range(prompts):
         rows += _rows(worker, rewards, request_for(settings, known, group, version=0))

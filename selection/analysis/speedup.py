@@ -107,11 +107,8 @@ def speedup(
         ValueError: if there are no pairs, or a baseline has its final score before training.
     """
     pairs = [_ratio(*ours, *theirs) for theirs, ours in zip(baseline, arm, strict=True)]
-    logs = np.log([ratio for ratio, _ in pairs])
-    found = interval(logs, seed)
-    value, low, high = (float(np.exp(x)) for x in (found.value, found.low, found.high))
     return Speedup(
-        ratio=Interval(value=value, low=low, high=high),
+        ratio=_geometric([ratio for ratio, _ in pairs], seed),
         reached=sum(reached for _, reached in pairs),
         seeds=len(pairs),
     )
@@ -133,15 +130,20 @@ def advantage(
     ours, theirs = (
         [_spent(*run, target) for target, run in zip(targets, runs, strict=True)] for runs in (arm, other)
     )
-    logs = [np.log(their / our) for (our, _), (their, _) in zip(ours, theirs, strict=True)]
-    found = interval(np.array(logs), seed)
-    value, low, high = (float(np.exp(x)) for x in (found.value, found.low, found.high))
+    ratios = [their / our for (our, _), (their, _) in zip(ours, theirs, strict=True)]
     return Advantage(
-        ratio=Interval(value=value, low=low, high=high),
+        ratio=_geometric(ratios, seed),
         arm_reached=sum(reached for _, reached in ours),
         other_reached=sum(reached for _, reached in theirs),
-        seeds=len(logs),
+        seeds=len(ratios),
     )
+
+
+def _geometric(ratios: Sequence[float], seed: int) -> Interval:
+    """Compute the geometric mean of a few seeds' ratios with its interval."""
+    found = interval(np.log(ratios), seed)
+    value, low, high = (float(np.exp(x)) for x in (found.value, found.low, found.high))
+    return Interval(value=value, low=low, high=high)
 
 
 def interval(values: Floats, seed: int = 0, level: float = 0.95) -> Interval:
